@@ -1,0 +1,51 @@
+# Two commands do everything: `make evaluate` and `make test`. `make help` lists the rest.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export DAGSTER_HOME ?= $(CURDIR)/.dagster_home
+export DAGSTER_DISABLE_TELEMETRY = 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup home evaluate test check dev bench protos format
+
+help: ## say what each command does
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.ready ## create .venv with everything, pinned by constraints.txt
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; this is %s. Say which with: make PYTHON=python3.11" % sys.version.split()[0])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,dspy]'
+	@touch $@
+
+home: setup
+	@mkdir -p $(DAGSTER_HOME)
+	@cp dagster.yaml $(DAGSTER_HOME)/dagster.yaml
+
+evaluate: home ## run the main job: every partition of stdlib_search, then the leaderboard
+	@$(BIN)/dspex evaluate stdlib_search
+
+test: home ## run the tests
+	@$(BIN)/python -m pytest
+
+check: home ## the gate: format, lint, types, layers, generated code, definitions
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	$(BIN)/python scripts/generate_protos.py --check
+	$(BIN)/dagster definitions validate --workspace workspace.yaml
+
+dev: home ## open the Dagster UI on http://127.0.0.1:3000
+	@$(BIN)/dagster dev --workspace workspace.yaml --host 127.0.0.1
+
+bench: home ## run a benchmark: make bench BENCH=throughput
+	@$(BIN)/python -m benchmarks $(BENCH)
+
+protos: setup ## regenerate dspex/v1 from protos/
+	@$(BIN)/python scripts/generate_protos.py
+
+format: setup ## format and mend what the linter can
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .

@@ -1,0 +1,61 @@
+"""Evaluate and optimise language-model programs at scale, inside Dagster.
+
+What a declaration needs is exported here and loaded when first asked for, so importing the package is cheap.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dspex_pipelines.model.evaluation import Dataset, Evaluation
+    from dspex_pipelines.model.space import AtMost, Configuration, ConfigurationSpace, Implies, Ordered
+    from dspex_pipelines.model.trial import Example
+    from dspex_pipelines.model.variables import Boolean, Choice, Float, Integer, Module, Text
+    from dspex_pipelines.orchestration.build import build_evaluation
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "AtMost": "model.space",
+    "Boolean": "model.variables",
+    "Choice": "model.variables",
+    "Configuration": "model.space",
+    "ConfigurationSpace": "model.space",
+    "Dataset": "model.evaluation",
+    "Evaluation": "model.evaluation",
+    "Example": "model.trial",
+    "Float": "model.variables",
+    "Implies": "model.space",
+    "Integer": "model.variables",
+    "Module": "model.variables",
+    "Ordered": "model.space",
+    "Text": "model.variables",
+    "build_evaluation": "orchestration.build",
+}
+
+__all__ = [
+    "AtMost",
+    "Boolean",
+    "Choice",
+    "Configuration",
+    "ConfigurationSpace",
+    "Dataset",
+    "Evaluation",
+    "Example",
+    "Float",
+    "Implies",
+    "Integer",
+    "Module",
+    "Ordered",
+    "Text",
+    "build_evaluation",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOMES:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    msg = f"module {__name__!r} has no attribute {name!r}"
+    raise AttributeError(msg)

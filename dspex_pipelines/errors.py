@@ -1,0 +1,107 @@
+"""The one root of every exception this package raises on purpose, and its branches.
+
+What happens to a *trial* is a value (`model.outcome.TrialError`), never one of these: an exception here
+means that the caller did something wrong, or that a system it needs is gone.
+"""
+
+from __future__ import annotations
+
+
+class DspexError(Exception):
+    """Root of all errors raised by this package; the message says what to do next."""
+
+
+class InvalidValue(DspexError, ValueError):
+    """A value was refused at the edge.
+
+    `field` is the dotted name of what was wrong, `value` what was given, `fix` what would be accepted.
+    """
+
+    def __init__(self, *, field: str, value: object, fix: str) -> None:
+        self.field = field
+        self.value = value
+        self.fix = fix
+        super().__init__(f"{field}: {_short(value)} is not accepted; {fix}")
+
+
+class ProgramUnavailable(DspexError):
+    """An entry point cannot be used as a program or a metric: not importable, not allowed, or stale."""
+
+    def __init__(self, *, entry_point: str, reason: str) -> None:
+        self.entry_point = entry_point
+        self.reason = reason
+        super().__init__(f"{entry_point}: {reason}")
+
+
+class SerializationError(DspexError):
+    """A value cannot cross a process boundary exactly; `path` says where it sits in the payload."""
+
+    def __init__(self, *, path: str, reason: str) -> None:
+        self.path = path
+        self.reason = reason
+        super().__init__(f"{path}: {reason}")
+
+
+class PoolUnreachable(DspexError):
+    """No bridge answered at `address` within `waited_s` seconds."""
+
+    def __init__(self, *, address: str, waited_s: float, reason: str = "no answer") -> None:
+        self.address = address
+        self.waited_s = waited_s
+        super().__init__(
+            f"no worker pool answered at {address} within {waited_s:g} s ({reason}); "
+            "start one with `dspex pool start`, or leave the address empty for a local pool"
+        )
+
+
+class ProtocolMismatch(DspexError):
+    """Two ends speak different versions of the wire protocol."""
+
+    def __init__(self, *, ours: int, theirs: int) -> None:
+        self.ours = ours
+        self.theirs = theirs
+        super().__init__(
+            f"this process speaks wire protocol {ours}, the other end {theirs}; "
+            "install the same dspex-pipelines version at both ends and restart the pool"
+        )
+
+
+class VersionConflict(DspexError):
+    """A compare-and-set on a session failed because the session has moved on to `actual`."""
+
+    def __init__(self, *, session_id: str, expected: int, actual: int) -> None:
+        self.session_id = session_id
+        self.expected = expected
+        self.actual = actual
+        super().__init__(
+            f"session {session_id} is at version {actual}, not {expected}; read it again and retry"
+        )
+
+
+class UnknownSession(DspexError):
+    """The bridge holds no session, or no snapshot, of that name: closed, expired, or never opened."""
+
+    def __init__(self, *, session_id: str, version: int | None = None) -> None:
+        self.session_id = session_id
+        self.version = version
+        what = f"session {session_id}" if version is None else f"session {session_id}@{version}"
+        super().__init__(f"{what} is not held by the bridge; open it again")
+
+
+class EvaluationIncomplete(DspexError):
+    """The journal lacks outcomes for planned trials, so no result may be made of it."""
+
+    def __init__(self, *, planned: int, found: int, examples: tuple[str, ...] = ()) -> None:
+        self.planned = planned
+        self.found = found
+        self.examples = examples
+        some = f", for instance {', '.join(examples)}" if examples else ""
+        super().__init__(
+            f"{planned - found} of {planned} planned trials have no outcome{some}; "
+            "run the evaluation again: what is done is kept and only the rest is run"
+        )
+
+
+def _short(value: object, limit: int = 80) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"

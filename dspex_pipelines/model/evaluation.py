@@ -1,0 +1,103 @@
+"""The declared thing: data set + program + space + metrics, and how to search."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dspex_pipelines.errors import InvalidValue
+from dspex_pipelines.model.space import ConfigurationSpace
+from dspex_pipelines.model.trial import ISOLATIONS, Isolation, check_entry_point
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dataset:
+    """Where examples come from, and what their columns mean.
+
+    `source` is a CSV, JSONL or Parquet file (relative to the working directory), or a callable that yields rows.
+    Every row has the `inputs` columns; `labels` are what metrics compare with; `group` is the cluster
+    column for error bars; `partition_by` splits the rows into `partitions` by that column's value.
+    """
+
+    source: Path | Callable[[], Iterable[Row]]
+    inputs: tuple[str, ...]
+    labels: tuple[str, ...] = ()
+    example_id: str = ""
+    """Column of unique ids; empty: the row number."""
+    group: str = ""
+    partition_by: str = ""
+    partitions: tuple[str, ...] = ("all",)
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.source, str):
+            object.__setattr__(self, "source", Path(self.source))
+        for name in ("inputs", "labels", "partitions"):
+            given = getattr(self, name)
+            if isinstance(given, str):
+                raise InvalidValue(field=f"dataset.{name}", value=given, fix="give a tuple of names, not one string")
+            object.__setattr__(self, name, tuple(given))
+        if not self.inputs:
+            raise InvalidValue(field="dataset.inputs", value=(), fix="name at least one input column")
+        if not self.partitions or len(set(self.partitions)) != len(self.partitions):
+            raise InvalidValue(field="dataset.partitions", value=self.partitions, fix="name each partition once")
+        if len(self.partitions) > 1 and not self.partition_by:
+            raise InvalidValue(
+                field="dataset.partition_by", value="", fix="name the column whose values are the partitions"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """A program, the variables it has, the data it is judged on and the metrics that judge it.
+
+    `program` and `metrics` are entry points, ``module:attribute``, because the workers import them by name.
+    The first metric is the one that ranks. Every metric's scores are better when higher.
+    """
+
+    name: str
+    dataset: Dataset
+    program: str
+    metrics: tuple[str, ...]
+    space: ConfigurationSpace = field(default_factory=ConfigurationSpace)
+    init: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    isolation: Isolation = "shared"
+    version: str = ""
+    """Declared version of the program; empty: a digest of its source."""
+    files: tuple[Path, ...] = ()
+    """Files the program reads; they join its version."""
+    score_range: tuple[float, float] = (0.0, 1.0)
+    """Worst and best score a trial can have, for the bounds of a mean with failures in it."""
+    timeout_s: float = 60.0
+    max_concurrency: int = 64
+    description: str = ""
+    tags: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.name):
+            raise InvalidValue(
+                field="evaluation.name", value=self.name, fix="give letters, digits and underscores"
+            )
+        check_entry_point("program", self.program)
+        if isinstance(self.metrics, str):
+            raise InvalidValue(field="metrics", value=self.metrics, fix="give a tuple of entry points")
+        object.__setattr__(self, "metrics", tuple(self.metrics))
+        if not self.metrics:
+            raise InvalidValue(field="metrics", value=(), fix="name at least one metric")
+        for metric in self.metrics:
+            check_entry_point("metrics", metric)
+        if self.isolation not in ISOLATIONS:
+            raise InvalidValue(field="isolation", value=self.isolation, fix=f"give one of {', '.join(ISOLATIONS)}")
+        if self.score_range[0] >= self.score_range[1]:
+            raise InvalidValue(field="score_range", value=self.score_range, fix="give (worst, best), worst first")
+        if not self.timeout_s > 0:
+            raise InvalidValue(field="timeout_s", value=self.timeout_s, fix="give seconds above 0")
+        if isinstance(self.max_concurrency, bool) or self.max_concurrency < 1:
+            raise InvalidValue(
+                field="max_concurrency", value=self.max_concurrency, fix="give an integer of 1 or more"
+            )

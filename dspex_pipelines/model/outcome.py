@@ -1,0 +1,110 @@
+"""What becomes of a trial: a result, or an error of a closed set of types. Both are values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, TypeAlias, cast
+
+from dspex_pipelines.model.payload import decode
+
+
+class ErrorType(StrEnum):
+    """Why a trial has no result. `retryable` ones may succeed when they are run again."""
+
+    PROGRAM_EXCEPTION = "program_exception"
+    METRIC_EXCEPTION = "metric_exception"
+    MALFORMED_OUTPUT = "malformed_output"
+    SERIALIZATION = "serialization"
+    TIMEOUT_QUEUE = "timeout_queue"
+    TIMEOUT_RUN = "timeout_run"
+    WORKER_LOST = "worker_lost"
+    POISON = "poison"
+    RATE_LIMITED = "rate_limited"
+    PROVIDER_UNAVAILABLE = "provider_unavailable"
+    PROGRAM_UNAVAILABLE = "program_unavailable"
+    STALE_STATE = "stale_state"
+    INVALID_CONFIGURATION = "invalid_configuration"
+    CANCELLED = "cancelled"
+    BUDGET_EXHAUSTED = "budget_exhausted"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether a later run reuses such an outcome instead of running the trial again."""
+        return self not in _RUN_AGAIN
+
+
+_RUN_AGAIN = frozenset(
+    {
+        ErrorType.CANCELLED,
+        ErrorType.BUDGET_EXHAUSTED,
+        ErrorType.TIMEOUT_QUEUE,
+        ErrorType.TIMEOUT_RUN,
+        ErrorType.WORKER_LOST,
+        ErrorType.RATE_LIMITED,
+        ErrorType.PROVIDER_UNAVAILABLE,
+        ErrorType.PROGRAM_UNAVAILABLE,
+        ErrorType.STALE_STATE,
+    }
+)
+
+Scores: TypeAlias = Mapping[str, float | int | bool]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialResult:
+    """A trial that ran to its end. Payloads are msgpack and decoded when asked for."""
+
+    trial_id: bytes
+    configuration_digest: bytes
+    """Digest of the configuration as the worker saw it."""
+    session_version: int = 0
+    attempts: int = 1
+    worker: str = ""
+    queue_s: float = 0.0
+    run_s: float = 0.0
+    outputs_payload: bytes = b""
+    scores_payload: bytes = b""
+    trace_payload: bytes = b""
+    usage_payload: bytes = b""
+
+    @property
+    def outputs(self) -> Any:  # noqa: ANN401 - whatever the program returned
+        """What the program returned."""
+        return decode(self.outputs_payload)
+
+    @property
+    def scores(self) -> Scores:
+        """Score name to value."""
+        return cast("Scores", decode(self.scores_payload) or {})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialError:
+    """A trial that has no result, and why. It stays in the denominator."""
+
+    trial_id: bytes
+    configuration_digest: bytes
+    """Digest of the configuration as the worker saw it; empty when no worker did."""
+    type: ErrorType
+    message: str
+    traceback: str = ""
+    retryable: bool = False
+    fingerprint: str = ""
+    retry_after_s: float = 0.0
+    session_version: int = 0
+    attempts: int = 1
+    worker: str = ""
+    queue_s: float = 0.0
+    run_s: float = 0.0
+    outputs_payload: bytes = b""
+    """What the program returned before the error, when the metric is what failed."""
+
+    @property
+    def outputs(self) -> Any:  # noqa: ANN401 - whatever the program returned
+        """What the program returned before the error, or ``None``."""
+        return decode(self.outputs_payload)
+
+
+TrialOutcome: TypeAlias = TrialResult | TrialError

@@ -1,0 +1,105 @@
+"""The exact encoding of everything a trial carries, and the digests made of it.
+
+Payloads are msgpack. What msgpack carries exactly (``None``, booleans, 64-bit integers, floats with NaN and
+infinities, strings, bytes, lists, maps) comes back as it went. Documented conversions: tuples become lists,
+numpy scalars become the Python scalar of the same value, numpy arrays become nested lists. Anything else
+raises `SerializationError` with the path of the offender; nothing changes silently.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any, cast
+
+import msgpack
+
+from dspex_pipelines.errors import SerializationError
+
+DIGEST_BYTES = 16
+
+
+def encode(value: object) -> bytes:
+    """Return *value* as msgpack; raises `SerializationError` naming the path of what cannot be carried."""
+    try:
+        return cast("bytes", msgpack.packb(value, default=_convert))
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        _refuse(value, "outputs", depth=0)
+        raise SerializationError(path="outputs", reason=str(error)) from error
+
+
+def decode(payload: bytes) -> Any:  # noqa: ANN401 - the caller knows what it sent
+    """Return the value that `encode` was given; an empty payload is ``None``."""
+    if not payload:
+        return None
+    try:
+        return msgpack.unpackb(payload, strict_map_key=False)
+    except (ValueError, msgpack.exceptions.UnpackException, RecursionError) as error:
+        raise SerializationError(path="payload", reason=f"not msgpack: {error}") from error
+
+
+def canonical(value: object) -> bytes:
+    """Return an encoding in which equal values have equal bytes, whatever the order of their maps."""
+    return encode(_sorted(value))
+
+
+def digest(*parts: bytes) -> bytes:
+    """Return the 16-byte BLAKE2b digest of *parts*, each framed by its length."""
+    hasher = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    for part in parts:
+        hasher.update(len(part).to_bytes(8, "big"))
+        hasher.update(part)
+    return hasher.digest()
+
+
+def digest_of(value: object) -> bytes:
+    """Return the digest of a value's canonical encoding: equal across processes and machines."""
+    return digest(canonical(value))
+
+
+def _sorted(value: object) -> object:
+    if isinstance(value, Mapping):
+        mapping = cast("Mapping[object, object]", value)
+        items = [(encode(key), key, _sorted(item)) for key, item in mapping.items()]
+        items.sort(key=lambda entry: entry[0])
+        return {key: item for _, key, item in items}
+    if isinstance(value, list | tuple):
+        return [_sorted(item) for item in cast("list[object]", value)]
+    return value
+
+
+def _convert(value: object) -> object:
+    """Return what msgpack can carry in place of *value*; only numpy's scalars and arrays are known."""
+    if type(value).__module__.split(".")[0] == "numpy" and hasattr(value, "tolist"):
+        return value.tolist()  # type: ignore[attr-defined]
+    if isinstance(value, Mapping):
+        return dict(cast("Mapping[object, object]", value))
+    msg = f"a {type(value).__module__}.{type(value).__qualname__} cannot be sent"
+    raise TypeError(msg)
+
+
+_DEEPEST = 200
+_INT_MIN, _INT_MAX = -(2**63), 2**64 - 1
+
+
+def _refuse(value: object, path: str, *, depth: int) -> None:
+    """Raise for the first part of *value* that msgpack refuses, with its path."""
+    if depth > _DEEPEST:
+        raise SerializationError(path=path, reason=f"nested deeper than {_DEEPEST} levels")
+    if isinstance(value, Mapping):
+        for key, item in cast("Mapping[object, object]", value).items():
+            _refuse(item, f"{path}[{key!r}]", depth=depth + 1)
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(cast("list[object]", value)):
+            _refuse(item, f"{path}[{index}]", depth=depth + 1)
+    elif isinstance(value, int) and not _INT_MIN <= value <= _INT_MAX:
+        raise SerializationError(
+            path=path, reason="the integer does not fit 64 bits; return it as a string"
+        )
+    elif value is not None and not isinstance(value, bool | int | float | str | bytes):
+        try:
+            _convert(value)
+        except TypeError as error:
+            raise SerializationError(
+                path=path, reason=f"{error}; return numbers, strings, bytes, lists and maps"
+            ) from error

@@ -1,0 +1,143 @@
+"""What one evaluation run is going to do: a descriptor from which every trial can be worked out again.
+
+A plan of a million trials is a few kilobytes: the data set by its digest, the rows, the configurations, the
+repeats and the seed. Trials have an order (configurations outermost, then rows, then repeats), so a batch
+is a range of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from dspex_pipelines.errors import InvalidValue
+from dspex_pipelines.model.payload import digest_of
+from dspex_pipelines.model.space import Configuration
+from dspex_pipelines.model.trial import Example, Isolation, MetricSpec, ProgramSpec, TrialSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The manifest of one run over one partition."""
+
+    evaluation: str
+    partition: str
+    dataset_digest: str
+    """Hex digest of the data set file that is read; the file is found by it."""
+    rows: int
+    """How many examples, from the first: the limit, or the size of the partition."""
+    program: ProgramSpec
+    metrics: tuple[MetricSpec, ...]
+    space_json: str
+    configurations: tuple[Configuration, ...]
+    repeats: int = 1
+    seed: int = 0
+    generation: str = ""
+    """Empty where outcomes of earlier runs are reused; else the root run's id."""
+    digest: str = field(init=False, repr=False, compare=False)
+    """Hex digest of what is planned: equal plans hold the same trials and may be compared."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("rows", 1), ("repeats", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise InvalidValue(field=f"plan.{name}", value=value, fix=f"give an integer of {least} or more")
+        if not self.configurations:
+            raise InvalidValue(field="plan.configurations", value=(), fix="plan at least one configuration")
+        identity = [
+            self.evaluation,
+            self.partition,
+            self.rows,
+            [configuration.digest for configuration in self.configurations],
+            self.repeats,
+            self.seed,
+        ]
+        object.__setattr__(self, "digest", digest_of(identity).hex())
+
+    @property
+    def total(self) -> int:
+        """How many trials."""
+        return len(self.configurations) * self.rows * self.repeats
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """Yield the ranges of at most *size* trials that cover the plan."""
+        for start in range(0, self.total, size):
+            yield Batch(start=start, stop=min(start + size, self.total))
+
+    def trials(self, batch: Batch, examples: Sequence[Example]) -> Iterator[TrialSpec]:
+        """Yield the trials of *batch* in order, of *examples* = the first `rows` of the data set."""
+        for index in range(batch.start, batch.stop):
+            row_index, repeat = divmod(index, self.repeats)
+            configuration_index, row = divmod(row_index, self.rows)
+            yield TrialSpec(
+                program=self.program,
+                example=examples[row],
+                configuration=self.configurations[configuration_index],
+                repeat=repeat,
+                seed=self.seed + repeat,
+            )
+
+    def to_json(self) -> str:
+        """Return the plan as JSON text that `from_json` reads back to an equal plan."""
+        document = {
+            "evaluation": self.evaluation,
+            "partition": self.partition,
+            "dataset_digest": self.dataset_digest,
+            "rows": self.rows,
+            "program": {
+                "entry_point": self.program.entry_point,
+                "init": dict(self.program.init),
+                "version": self.program.version,
+                "isolation": self.program.isolation,
+            },
+            "metrics": [
+                {"entry_point": metric.entry_point, "version": metric.version, "name": metric.name}
+                for metric in self.metrics
+            ],
+            "space": self.space_json,
+            "configurations": [dict(configuration.values) for configuration in self.configurations],
+            "repeats": self.repeats,
+            "seed": self.seed,
+            "generation": self.generation,
+        }
+        return json.dumps(document, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Return the plan that `to_json` wrote."""
+        document = cast("dict[str, Any]", json.loads(text))
+        program = cast("Mapping[str, Any]", document["program"])
+        return cls(
+            evaluation=document["evaluation"],
+            partition=document["partition"],
+            dataset_digest=document["dataset_digest"],
+            rows=document["rows"],
+            program=ProgramSpec(
+                entry_point=program["entry_point"],
+                init=program["init"],
+                version=program["version"],
+                isolation=cast("Isolation", program["isolation"]),
+            ),
+            metrics=tuple(MetricSpec(**metric) for metric in document["metrics"]),
+            space_json=document["space"],
+            configurations=tuple(Configuration(values) for values in document["configurations"]),
+            repeats=document["repeats"],
+            seed=document["seed"],
+            generation=document["generation"],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """The trials of a plan with index in ``[start, stop)``."""
+
+    start: int
+    stop: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < self.stop:
+            raise InvalidValue(
+                field="batch", value=(self.start, self.stop), fix="give a start of 0 or more below the stop"
+            )

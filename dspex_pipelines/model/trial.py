@@ -1,0 +1,116 @@
+"""What is evaluated: examples, programs, metrics, and the trials made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+from dspex_pipelines.errors import InvalidValue
+from dspex_pipelines.model.payload import digest, digest_of, encode
+from dspex_pipelines.model.space import Configuration
+
+Isolation: TypeAlias = Literal["shared", "process"]
+ISOLATIONS: tuple[Isolation, ...] = ("shared", "process")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """One data point. `group` is the cluster it belongs to; empty means a cluster of its own."""
+
+    example_id: str
+    inputs: Mapping[str, Any]
+    labels: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    group: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    digest: bytes = field(init=False, repr=False, compare=False)
+    payload: bytes = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.example_id:
+            raise InvalidValue(field="example.example_id", value=self.example_id, fix="give a non-empty string")
+        # Labels and metadata are not part of a trial's identity: relabelling runs no program again.
+        object.__setattr__(self, "digest", digest_of([self.example_id, self.inputs]))
+        fields = [self.example_id, self.inputs, self.labels, self.group, self.metadata]
+        object.__setattr__(self, "payload", encode(fields))
+
+    @property
+    def cluster(self) -> str:
+        """The group, or the example itself where it has none."""
+        return self.group or self.example_id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProgramSpec:
+    """Which program runs: ``module:attribute``, what it is built with, and the version of its source."""
+
+    entry_point: str
+    init: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    version: str
+    isolation: Isolation = "shared"
+    digest: bytes = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        check_entry_point("program.entry_point", self.entry_point)
+        if self.isolation not in ISOLATIONS:
+            raise InvalidValue(
+                field="program.isolation", value=self.isolation, fix=f"give one of {', '.join(ISOLATIONS)}"
+            )
+        object.__setattr__(self, "digest", digest_of([self.entry_point, self.init, self.version]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricSpec:
+    """A callable of (example, outputs) returning a number, a boolean or a dict of them."""
+
+    entry_point: str
+    version: str
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        check_entry_point("metric.entry_point", self.entry_point)
+        if not self.name:
+            object.__setattr__(self, "name", self.entry_point.partition(":")[2].rpartition(".")[2])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialSpec:
+    """Program + example + configuration + repeat + seed; `trial_id` is a digest of exactly these."""
+
+    program: ProgramSpec
+    example: Example
+    configuration: Configuration
+    repeat: int = 0
+    seed: int = 0
+    trial_id: bytes = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        identity = self.repeat.to_bytes(4, "big") + self.seed.to_bytes(8, "big")
+        object.__setattr__(
+            self,
+            "trial_id",
+            digest(self.program.digest, self.example.digest, self.configuration.digest, identity),
+        )
+
+
+def check_entry_point(field_name: str, entry_point: object) -> None:
+    """Raise `InvalidValue` unless *entry_point* reads ``module:attribute`` and can be imported by name."""
+    fix = "write it as module:attribute, such as my_project.search:find"
+    if not isinstance(entry_point, str):
+        raise InvalidValue(field=field_name, value=entry_point, fix=fix)
+    module, colon, attribute = entry_point.partition(":")
+    if "<" in attribute:
+        raise InvalidValue(
+            field=field_name,
+            value=entry_point,
+            fix="a lambda or a local function has no name to import; define it at the top of a module",
+        )
+    if module == "__main__":
+        raise InvalidValue(
+            field=field_name,
+            value=entry_point,
+            fix="a worker cannot import __main__ (a script or notebook); move the function into a module",
+        )
+    names = (*module.split("."), *attribute.split("."))
+    if not colon or not all(name.isidentifier() for name in names):
+        raise InvalidValue(field=field_name, value=entry_point, fix=fix)

@@ -1,0 +1,147 @@
+"""The only place that turns model values into wire messages and back."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from dspex.v1 import types_pb2
+from dspex_pipelines.model.outcome import ErrorType, TrialError, TrialOutcome, TrialResult
+from dspex_pipelines.model.payload import decode, encode
+from dspex_pipelines.model.trial import Example, Isolation, MetricSpec, ProgramSpec, TrialSpec
+
+PROTOCOL_VERSION = 1
+"""Raised whenever the two ends of different releases would misunderstand each other."""
+
+HEARTBEAT_S = 1.0
+FRAME_TRIALS = 64
+FRAME_BYTES = 1 << 20
+MESSAGE_LIMIT = 16 << 20
+CHANNEL_OPTIONS: list[tuple[str, int]] = [
+    ("grpc.max_receive_message_length", MESSAGE_LIMIT),
+    ("grpc.max_send_message_length", MESSAGE_LIMIT),
+]
+
+_TO_WIRE: dict[ErrorType, types_pb2.ErrorType] = {
+    kind: cast("types_pb2.ErrorType", types_pb2.ErrorType.Value(f"ERROR_TYPE_{kind.name}"))
+    for kind in ErrorType
+}
+_FROM_WIRE = {number: kind for kind, number in _TO_WIRE.items()}
+
+
+def error_type_to_wire(kind: ErrorType) -> types_pb2.ErrorType:
+    """Return the wire's number of an error type."""
+    return _TO_WIRE[kind]
+
+
+def error_type_from_wire(number: int) -> ErrorType:
+    """Return the error type of a wire number; one this release does not know is a lost worker's."""
+    return _FROM_WIRE.get(cast("types_pb2.ErrorType", number), ErrorType.WORKER_LOST)
+
+
+def program_to_wire(program: ProgramSpec) -> types_pb2.Program:
+    """Return the wire form of a program."""
+    return types_pb2.Program(
+        entry_point=program.entry_point,
+        init=encode(program.init),
+        version=program.version,
+        isolation=program.isolation,
+    )
+
+
+def program_from_wire(program: types_pb2.Program) -> ProgramSpec:
+    """Return the program of a wire message; raises `InvalidValue` for one that cannot be."""
+    return ProgramSpec(
+        entry_point=program.entry_point,
+        init=decode(program.init) or {},
+        version=program.version,
+        isolation=cast("Isolation", program.isolation or "shared"),
+    )
+
+
+def metric_to_wire(metric: MetricSpec) -> types_pb2.Metric:
+    """Return the wire form of a metric."""
+    return types_pb2.Metric(entry_point=metric.entry_point, version=metric.version, name=metric.name)
+
+
+def metric_from_wire(metric: types_pb2.Metric) -> MetricSpec:
+    """Return the metric of a wire message."""
+    return MetricSpec(entry_point=metric.entry_point, version=metric.version, name=metric.name)
+
+
+def trial_to_wire(
+    spec: TrialSpec, *, id: int, session_id: int, version: int, timeout_s: float  # noqa: A002
+) -> types_pb2.Trial:
+    """Return the wire form of a trial that runs under the snapshot (*session_id*, *version*)."""
+    return types_pb2.Trial(
+        id=id,
+        trial_id=spec.trial_id,
+        session_id=session_id,
+        version=version,
+        example=spec.example.payload,
+        seed=spec.seed,
+        repeat=spec.repeat,
+        timeout_s=timeout_s,
+    )
+
+
+def example_from_wire(payload: bytes) -> Example:
+    """Return the example that `Example.payload` holds."""
+    example_id, inputs, labels, group, metadata = cast("list[Any]", decode(payload))
+    return Example(
+        example_id=example_id, inputs=inputs, labels=labels, group=group, metadata=metadata
+    )
+
+
+def failure_to_wire(
+    kind: ErrorType,
+    message: str,
+    *,
+    traceback: str = "",
+    retryable: bool = False,
+    fingerprint: str = "",
+    retry_after_s: float = 0.0,
+) -> types_pb2.Failure:
+    """Return the wire form of why a trial has no result."""
+    return types_pb2.Failure(
+        type=_TO_WIRE[kind],
+        message=message,
+        traceback=traceback,
+        retryable=retryable,
+        fingerprint=fingerprint,
+        retry_after_s=retry_after_s,
+    )
+
+
+def outcome_from_wire(outcome: types_pb2.Outcome, trial_id: bytes) -> TrialOutcome:
+    """Return the value of an outcome message, for the trial it answers."""
+    if not outcome.HasField("failure"):
+        return TrialResult(
+            trial_id=trial_id,
+            configuration_digest=outcome.configuration_digest,
+            session_version=outcome.session_version,
+            attempts=outcome.attempts,
+            worker=outcome.worker_id,
+            queue_s=outcome.queue_s,
+            run_s=outcome.run_s,
+            outputs_payload=outcome.outputs,
+            scores_payload=outcome.scores,
+            trace_payload=outcome.trace,
+            usage_payload=outcome.usage,
+        )
+    failure = outcome.failure
+    return TrialError(
+        trial_id=trial_id,
+        configuration_digest=outcome.configuration_digest,
+        type=error_type_from_wire(failure.type),
+        message=failure.message,
+        traceback=failure.traceback,
+        retryable=failure.retryable,
+        fingerprint=failure.fingerprint,
+        retry_after_s=failure.retry_after_s,
+        session_version=outcome.session_version,
+        attempts=outcome.attempts,
+        worker=outcome.worker_id,
+        queue_s=outcome.queue_s,
+        run_s=outcome.run_s,
+        outputs_payload=outcome.outputs,
+    )
