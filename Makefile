@@ -1,12 +1,14 @@
 # Two commands do everything: `make evaluate` and `make test`. `make help` lists the rest.
 PYTHON ?= python3
+BENCHES := $(filter-out _%,$(basename $(notdir $(wildcard benchmarks/*.py))))
 VENV := .venv
 BIN := $(VENV)/bin
-export DAGSTER_HOME ?= $(CURDIR)/.dagster_home
+# Always the checkout's own: an instance that DAGSTER_HOME names elsewhere is never touched.
+export DAGSTER_HOME := $(CURDIR)/.dagster_home
 export DAGSTER_DISABLE_TELEMETRY = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup home evaluate test check dev bench protos format
+.PHONY: help setup home evaluate test check dev bench protos fmt
 
 help: ## say what each command does
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,8 +22,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@touch $@
 
 home: setup
-	@mkdir -p $(DAGSTER_HOME)
-	@cp dagster.yaml $(DAGSTER_HOME)/dagster.yaml
+	@mkdir -p "$(DAGSTER_HOME)"
+	@cp dagster.yaml "$(DAGSTER_HOME)/dagster.yaml"
 
 evaluate: home ## run the main job: every partition of stdlib_search, then the leaderboard
 	@$(BIN)/dspex evaluate stdlib_search
@@ -40,12 +42,12 @@ check: home ## the gate: format, lint, types, layers, generated code, definition
 dev: home ## open the Dagster UI on http://127.0.0.1:3000
 	@$(BIN)/dagster dev --workspace workspace.yaml --host 127.0.0.1
 
-bench: home ## run a benchmark: make bench BENCH=throughput
-	@$(BIN)/python -m benchmarks $(BENCH)
+bench: home ## run one benchmark, make bench BENCH=throughput, or all
+	@for name in $(or $(BENCH),$(BENCHES)); do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 protos: setup ## regenerate dspex/v1 from protos/
 	@$(BIN)/python scripts/generate_protos.py
 
-format: setup ## format and mend what the linter can
+fmt: setup ## format and mend what the linter can
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .

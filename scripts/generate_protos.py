@@ -40,7 +40,7 @@ def generate(target: Path) -> None:
 
 
 def out_of_step(fresh: Path) -> list[str]:
-    """Return the committed files that differ from *fresh*, are missing, or are left over."""
+    """Return a line for each committed file that differs from *fresh*, is missing or left over."""
 
     def names(base: Path) -> set[str]:
         return {
@@ -50,24 +50,32 @@ def out_of_step(fresh: Path) -> list[str]:
         }
 
     theirs, ours = names(fresh), names(ROOT)
-    changed = {
+    differing = {
         name for name in theirs & ours if not filecmp.cmp(fresh / name, ROOT / name, shallow=False)
     }
-    return sorted((theirs ^ ours) | changed)
+    return sorted(
+        [f"{name} is missing" for name in theirs - ours]
+        + [f"{name} is left over, no proto file makes it: delete it" for name in ours - theirs]
+        + [f"{name} differs" for name in differing]
+    )
 
 
 def main() -> int:
     """Run the command line; 1 means out of step."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="change nothing; fail when out of step")
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; fail when out of step"
+    )
     if not parser.parse_args().check:
         generate(ROOT)
         return 0
     with tempfile.TemporaryDirectory() as directory:
         generate(Path(directory))
         wrong = out_of_step(Path(directory))
-    for name in wrong:
-        print(f"{name} is out of step with protos/; run `make protos`")
+    for finding in wrong:
+        print(finding)
+    if wrong:
+        print("generated code is out of step with protos/: run `make protos`")
     return 1 if wrong else 0
 
 

@@ -32,6 +32,8 @@ class Plan:
     metrics: tuple[MetricSpec, ...]
     space_json: str
     configurations: tuple[Configuration, ...]
+    limit: int = 0
+    """The example limit that was asked for; 0: the whole partition."""
     repeats: int = 1
     seed: int = 0
     generation: str = ""
@@ -55,6 +57,29 @@ class Plan:
             self.seed,
         ]
         object.__setattr__(self, "digest", digest_of(identity).hex())
+
+    @property
+    def likeness(self) -> str:
+        """Hex digest of what makes two plans comparable, whatever their partition and data.
+
+        A smoke run of twenty examples differs in it from the real one.
+        """
+        return digest_of(
+            [
+                self.evaluation,
+                self.limit,
+                [configuration.digest for configuration in self.configurations],
+                self.repeats,
+                self.seed,
+                self.program.digest,
+                [[metric.name, metric.entry_point, metric.version] for metric in self.metrics],
+            ]
+        ).hex()
+
+    @property
+    def metrics_digest(self) -> bytes:
+        """Digest of the metrics and their versions: scores of other metrics are not reused."""
+        return digest_of([[metric.name, metric.entry_point, metric.version] for metric in self.metrics])
 
     @property
     def total(self) -> int:
@@ -98,6 +123,7 @@ class Plan:
             ],
             "space": self.space_json,
             "configurations": [dict(configuration.values) for configuration in self.configurations],
+            "limit": self.limit,
             "repeats": self.repeats,
             "seed": self.seed,
             "generation": self.generation,
@@ -123,6 +149,7 @@ class Plan:
             metrics=tuple(MetricSpec(**metric) for metric in document["metrics"]),
             space_json=document["space"],
             configurations=tuple(Configuration(values) for values in document["configurations"]),
+            limit=document["limit"],
             repeats=document["repeats"],
             seed=document["seed"],
             generation=document["generation"],

@@ -1,0 +1,1 @@
+"""Runs trials: executor, runner, dispatcher, journal, programs. Asyncio at most; no gRPC, no Dagster."""

@@ -1,0 +1,191 @@
+"""Runs one trial: context info, apply configuration, execute, worker side, parse. Nothing escapes it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Protocol, TypeVar
+
+from dspex_pipelines.errors import (
+    InvalidValue,
+    PoolUnreachable,
+    ProgramUnavailable,
+    UnknownSession,
+)
+from dspex_pipelines.model.outcome import ErrorType, TrialError, TrialOutcome, TrialResult
+from dspex_pipelines.model.trial import MetricSpec, ProgramSpec, TrialSpec
+
+_STALE_TRIES = 3
+Key = TypeVar("Key")
+
+
+class SnapshotLike(Protocol):
+    """A version of a session, and the digest of its values."""
+
+    @property
+    def version(self) -> int:
+        """The version's number."""
+        ...
+
+    @property
+    def digest(self) -> bytes:
+        """Digest of the values, as the bridge worked it out."""
+        ...
+
+
+class TrialPool(Protocol):
+    """What a runner asks of a pool; `bridge.client.PoolClient` is one."""
+
+    async def open_session(
+        self, program: ProgramSpec, metrics: Sequence[MetricSpec], space_json: str
+    ) -> int:
+        """Register a program; return the session that holds its configurations."""
+        ...
+
+    async def set_variables(
+        self,
+        session_id: int,
+        values: Mapping[str, object],
+        *,
+        expected_version: int | None = None,
+        replace: bool = True,
+    ) -> SnapshotLike:
+        """Make a snapshot of *values*, all or nothing."""
+        ...
+
+    async def execute(
+        self, spec: TrialSpec, *, session_id: int, version: int, timeout_s: float
+    ) -> TrialOutcome:
+        """Run a trial under exactly that snapshot."""
+        ...
+
+
+class TrialRunner:
+    """Turns a `TrialSpec` into its outcome over a pool.
+
+    It remembers which session a program has and which version a configuration has, so applying what is
+    applied already costs nothing. *timeout_s* is the run limit of a trial, 0 for none.
+    """
+
+    def __init__(
+        self, pool: TrialPool, *, metrics: Sequence[MetricSpec], space_json: str, timeout_s: float
+    ) -> None:
+        self._pool = pool
+        self._metrics = tuple(metrics)
+        self._space_json = space_json
+        self._timeout_s = timeout_s
+        self._sessions: _Remembered[bytes, int] = _Remembered()
+        self._versions: _Remembered[tuple[int, bytes], int] = _Remembered()
+        self.pool_lost: PoolUnreachable | None = None
+        """Set once the bridge is gone: outcomes since then say nothing about their trials."""
+
+    async def run(self, spec: TrialSpec) -> TrialOutcome:
+        """Return the trial's outcome, whatever happens."""
+        try:
+            return await self._run(spec)
+        except InvalidValue as error:
+            return _failed(spec, ErrorType.INVALID_CONFIGURATION, str(error))
+        except ProgramUnavailable as error:
+            return _failed(spec, ErrorType.PROGRAM_UNAVAILABLE, str(error))
+        except PoolUnreachable as error:
+            self.pool_lost = error
+            return _failed(spec, ErrorType.WORKER_LOST, str(error), retryable=True)
+        except Exception as error:  # noqa: BLE001 - the promise above
+            return _failed(spec, ErrorType.WORKER_LOST, f"{type(error).__name__}: {error}", retryable=True)
+
+    async def _run(self, spec: TrialSpec) -> TrialOutcome:
+        outcome: TrialOutcome | None = None
+        for _ in range(_STALE_TRIES):
+            session_id = await self._context(spec.program)
+            try:
+                version = await self._apply(session_id, spec)
+            except UnknownSession:
+                self._sessions.forget(spec.program.digest)
+                continue
+            outcome = await self._pool.execute(
+                spec, session_id=session_id, version=version, timeout_s=self._timeout_s
+            )
+            if isinstance(outcome, TrialError) and outcome.type is ErrorType.STALE_STATE:
+                # The bridge let the snapshot go, or was another one: apply again.
+                self._versions.forget((session_id, spec.configuration.digest))
+                continue
+            return _verified(spec, outcome)
+        return outcome or _failed(
+            spec, ErrorType.STALE_STATE, "its session was closed again and again", retryable=True
+        )
+
+    async def _context(self, program: ProgramSpec) -> int:
+        return await self._sessions.get(
+            program.digest,
+            lambda: self._pool.open_session(program, self._metrics, self._space_json),
+        )
+
+    async def _apply(self, session_id: int, spec: TrialSpec) -> int:
+        configuration = spec.configuration
+
+        async def apply() -> int:
+            snapshot = await self._pool.set_variables(session_id, configuration.values)
+            return snapshot.version
+
+        return await self._versions.get((session_id, configuration.digest), apply)
+
+
+class _Remembered(dict[Key, "asyncio.Task[int]"]):
+    """Answers worked out once, however many ask at the same time; a failed one is asked again."""
+
+    async def get(self, key: Key, ask: Callable[[], Awaitable[int]]) -> int:  # type: ignore[override]
+        task = super().get(key)
+        if task is None:
+
+            async def answer() -> int:
+                return await ask()
+
+            task = self[key] = asyncio.create_task(answer())
+        elif task.done() and not task.cancelled() and task.exception() is None:
+            return task.result()
+        try:
+            # Shielded: one caller's cancellation is not the others'.
+            return await asyncio.shield(task)
+        except BaseException:
+            if task.done():
+                self.forget(key)
+            raise
+
+    def forget(self, key: Key) -> None:
+        self.pop(key, None)
+
+
+def _verified(spec: TrialSpec, outcome: TrialOutcome) -> TrialOutcome:
+    """Refuse an answer that was worked out under another configuration than the trial's."""
+    seen = outcome.configuration_digest
+    if seen == spec.configuration.digest:
+        return outcome
+    if isinstance(outcome, TrialError) and not seen:
+        return outcome
+    return TrialError(
+        trial_id=spec.trial_id,
+        configuration_digest=seen,
+        type=ErrorType.STALE_STATE,
+        message=(
+            f"the worker ran under configuration {seen.hex()[:12]}, "
+            f"the trial's is {spec.configuration.digest.hex()[:12]}"
+        ),
+        retryable=True,
+        session_version=outcome.session_version,
+        attempts=outcome.attempts,
+        worker=outcome.worker,
+        outputs_payload=outcome.outputs_payload if isinstance(outcome, TrialResult) else b"",
+    )
+
+
+def _failed(
+    spec: TrialSpec, kind: ErrorType, message: str, *, retryable: bool = False
+) -> TrialError:
+    return TrialError(
+        trial_id=spec.trial_id,
+        configuration_digest=b"",
+        type=kind,
+        message=message,
+        retryable=retryable,
+        attempts=0,
+    )

@@ -1,0 +1,1 @@
+"""Everything that knows Dagster: assets, ops, resources, IO managers, and `build_evaluation`."""

@@ -1,0 +1,90 @@
+"""What a run can be told in the launchpad, on the command line, by schedules and sensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dagster as dg
+from pydantic import Field
+
+from dspex_pipelines.errors import InvalidValue
+from dspex_pipelines.model.evaluation import Evaluation
+from dspex_pipelines.model.space import Configuration, ConfigurationSpace
+
+MAX_CONCURRENCY_TAG = "dspex/max_concurrency"
+ONE_BY_ONE = 20
+"""So many trials are worth a step each in the UI."""
+TRIALS_PER_STEP = 5_000
+MOST_STEPS = 20
+
+
+class EvaluationConfig(dg.Config):
+    """How much of an evaluation a run does, and how."""
+
+    limit: int = Field(default=0, description="Only the first so many examples; 0: all of them.")
+    samples: int = Field(
+        default=0,
+        description="So many configurations drawn at random from the space; 0: the whole grid.",
+    )
+    seed: int = Field(default=0, description="Seed of the draw and of the trials.")
+    repeats: int = Field(
+        default=1, description="How often each configuration meets each example, with a seed each."
+    )
+    max_concurrency: int = Field(
+        default=0, description="Most trials in flight; 0: what the evaluation declares."
+    )
+    timeout_s: float = Field(
+        default=0.0, description="Seconds a trial may run; 0: what the evaluation declares."
+    )
+    trials_per_op: int = Field(
+        default=0,
+        description="Trials in one mapped run_trials step; 0: chosen by their number; 1: a step each.",
+    )
+    reuse: bool = Field(
+        default=True, description="Keep outcomes of earlier runs instead of running them again."
+    )
+
+
+def checked(config: EvaluationConfig, evaluation: Evaluation, tags: dict[str, str]) -> dict[str, Any]:
+    """Return the run's limits; raises `InvalidValue` naming the field, its value and its bound."""
+    for name, least in (
+        ("limit", 0),
+        ("samples", 0),
+        ("seed", 0),
+        ("repeats", 1),
+        ("max_concurrency", 0),
+        ("trials_per_op", 0),
+        ("timeout_s", 0),
+    ):
+        value = getattr(config, name)
+        if not value >= least:
+            raise InvalidValue(field=name, value=value, fix=f"give {least} or more")
+    limit = config.max_concurrency or evaluation.max_concurrency
+    if tag := tags.get(MAX_CONCURRENCY_TAG):
+        if not tag.isdigit() or int(tag) < 1:
+            raise InvalidValue(field=MAX_CONCURRENCY_TAG, value=tag, fix="give an integer of 1 or more")
+        limit = min(limit, int(tag))
+    return {"max_concurrency": limit, "timeout_s": config.timeout_s or evaluation.timeout_s}
+
+
+def chosen_configurations(
+    config: EvaluationConfig, space: ConfigurationSpace
+) -> tuple[Configuration, ...]:
+    """Return the configurations that the run's search names."""
+    if config.samples:
+        return space.sample(config.samples, seed=config.seed)
+    configurations = tuple(space.grid())
+    if not configurations:
+        raise InvalidValue(
+            field="space", value="its grid", fix="no combination keeps every constraint; loosen one"
+        )
+    return configurations
+
+
+def trials_per_op(config: EvaluationConfig, total: int) -> int:
+    """Return how many trials a mapped step runs: one while they are few, never more than 20 steps."""
+    if config.trials_per_op:
+        return config.trials_per_op
+    if total <= ONE_BY_ONE:
+        return 1
+    return max(TRIALS_PER_STEP, -(-total // MOST_STEPS))

@@ -1,0 +1,169 @@
+"""Reads a declared data set into examples, and keeps each as an immutable file named by its digest."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dspex_pipelines.errors import DspexError, InvalidValue
+from dspex_pipelines.model.evaluation import Dataset, Row
+from dspex_pipelines.model.payload import decode, digest
+from dspex_pipelines.model.trial import Example
+
+_READERS = (".csv", ".jsonl", ".parquet")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredDataset:
+    """One partition's examples as written: `digest` is of their content, in order."""
+
+    path: Path
+    digest: str
+    rows: int
+
+
+def read_examples(dataset: Dataset, partition: str) -> list[Example]:
+    """Return the examples of *partition* in the source's order.
+
+    Raises `InvalidValue` naming the row, the column and the fix: a missing column, an empty input, a
+    repeated id, or a partition without rows.
+    """
+    examples: list[Example] = []
+    seen: set[str] = set()
+    found: set[str] = set()
+    for number, row in enumerate(_rows(dataset), start=1):
+        where = f"dataset row {number}"
+        if dataset.partition_by:
+            value = str(_cell(row, dataset.partition_by, where))
+            found.add(value)
+            if value != partition:
+                continue
+        inputs = {name: _cell(row, name, where) for name in dataset.inputs}
+        for name, value in inputs.items():
+            if value is None or value == "":
+                raise InvalidValue(
+                    field=f"{where}, column {name!r}", value=value, fix="give every example its input"
+                )
+        example_id = str(_cell(row, dataset.example_id, where)) if dataset.example_id else str(number)
+        if example_id in seen:
+            raise InvalidValue(
+                field=f"{where}, column {dataset.example_id!r}",
+                value=example_id,
+                fix="give each example an id of its own",
+            )
+        seen.add(example_id)
+        examples.append(
+            Example(
+                example_id=example_id,
+                inputs=inputs,
+                labels={name: _cell(row, name, where) for name in dataset.labels},
+                group=str(_cell(row, dataset.group, where)) if dataset.group else "",
+            )
+        )
+    if not examples:
+        there = f"column {dataset.partition_by!r} has {', '.join(sorted(found)) or 'no values'}"
+        raise InvalidValue(
+            field="partition",
+            value=partition,
+            fix=f"it has no examples; {there if dataset.partition_by else 'the source is empty'}",
+        )
+    return examples
+
+
+def store_examples(examples: Sequence[Example], folder: Path) -> StoredDataset:
+    """Write *examples* to ``<folder>/<digest>.parquet``, renamed into place; a file there is kept."""
+    content = digest(*(example.payload for example in examples)).hex()
+    path = folder / f"{content}.parquet"
+    if not path.exists():
+        table = pa.table(
+            {
+                "example_id": [example.example_id for example in examples],
+                "group": [example.group for example in examples],
+                "inputs": [_readable(example.inputs) for example in examples],
+                "labels": [_readable(example.labels) for example in examples],
+                "payload": pa.array([example.payload for example in examples], pa.binary()),
+            }
+        )
+        write_table(table, path)
+    return StoredDataset(path=path, digest=content, rows=len(examples))
+
+
+def load_examples(folder: Path, content: str, *, limit: int) -> list[Example]:
+    """Return the first *limit* examples of the data set with that digest; raises when it is gone."""
+    path = folder / f"{content}.parquet"
+    if not path.exists():
+        raise DspexError(f"{path} is gone; materialise the data set asset again")
+    payloads = cast("list[bytes]", pq.read_table(path, columns=["payload"])["payload"].to_pylist())
+    examples: list[Example] = []
+    for payload in payloads[:limit]:
+        example_id, inputs, labels, group, metadata = cast("list[Any]", decode(payload))
+        examples.append(
+            Example(
+                example_id=example_id, inputs=inputs, labels=labels, group=group, metadata=metadata
+            )
+        )
+    return examples
+
+
+def write_table(table: pa.Table, path: Path) -> None:
+    """Write Parquet beside *path* and rename it into place, so that nobody sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    pq.write_table(table, unfinished)
+    unfinished.replace(path)
+
+
+def _rows(dataset: Dataset) -> Iterator[Row]:
+    source = dataset.source
+    if not isinstance(source, Path):
+        yield from cast("Iterable[Row]", source())
+        return
+    if source.suffix not in _READERS:
+        raise InvalidValue(
+            field="dataset.source", value=str(source), fix=f"give a file that ends in {', '.join(_READERS)}"
+        )
+    if not source.exists():
+        raise InvalidValue(
+            field="dataset.source", value=str(source), fix=f"there is no such file in {Path.cwd()}"
+        )
+    if source.suffix == ".parquet":
+        for batch in pq.ParquetFile(source).iter_batches():
+            yield from cast("list[Row]", batch.to_pylist())
+        return
+    with source.open(encoding="utf-8-sig", newline="") as file:
+        if source.suffix == ".csv":
+            yield from csv.DictReader(file)
+            return
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                try:
+                    row = json.loads(line)
+                except ValueError as error:
+                    raise InvalidValue(
+                        field=f"dataset.source line {number}", value=line, fix=f"write JSON: {error}"
+                    ) from error
+                if not isinstance(row, dict):
+                    raise InvalidValue(
+                        field=f"dataset.source line {number}", value=line, fix="write a JSON object"
+                    )
+                yield cast("Row", row)
+
+
+def _cell(row: Row, column: str, where: str) -> Any:  # noqa: ANN401 - whatever the source holds
+    if column not in row:
+        raise InvalidValue(
+            field=f"{where}, column {column!r}", value=None, fix=f"the columns are {', '.join(row)}"
+        )
+    return row[column]
+
+
+def _readable(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, default=str, ensure_ascii=False)

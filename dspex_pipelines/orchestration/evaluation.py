@@ -1,0 +1,255 @@
+"""The evaluation asset: plan_trials ─▶ run_trials × N (dynamic) ─▶ collect_evaluation."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import dagster as dg
+
+from dspex_pipelines.analysis.results import collect_trials
+from dspex_pipelines.engine.batch import BatchSummary, planned_outcomes, run_batch
+from dspex_pipelines.engine.executor import Progress
+from dspex_pipelines.engine.programs import inspect_program, metric_version, program_version
+from dspex_pipelines.errors import DspexError, EvaluationIncomplete, PoolUnreachable
+from dspex_pipelines.model.evaluation import Evaluation
+from dspex_pipelines.model.plan import Batch, Plan
+from dspex_pipelines.model.trial import MetricSpec, ProgramSpec
+from dspex_pipelines.orchestration.config import (
+    EvaluationConfig,
+    checked,
+    chosen_configurations,
+    trials_per_op,
+)
+from dspex_pipelines.orchestration.dataset import partitions
+from dspex_pipelines.orchestration.datasets import load_examples
+from dspex_pipelines.orchestration.io_managers import EvaluatedPartition
+from dspex_pipelines.orchestration.resources import (
+    ProgressResource,
+    ResultStore,
+    WorkerPoolResource,
+)
+from dspex_pipelines.orchestration.summary import trials_metadata
+from dspex_pipelines.orchestration.tags import POOL, RESULTS
+
+LOG_EVERY_S = 5.0
+
+
+def evaluation_asset(evaluation: Evaluation) -> dg.AssetsDefinition:
+    """Return the graph asset that runs every planned trial of a partition and keeps one row for each."""
+    plan_trials = _plan_op(evaluation)
+
+    @dg.config_mapping
+    def to_plan(config: EvaluationConfig) -> dict[str, Any]:
+        return {"plan_trials": {"config": json.loads(config.model_dump_json())}}
+
+    @dg.graph_asset(
+        name=RESULTS,
+        key_prefix=evaluation.name,
+        ins={"dataset": dg.AssetIn(key=dg.AssetKey([evaluation.name, "dataset"]))},
+        partitions_def=partitions(evaluation),
+        backfill_policy=dg.BackfillPolicy.multi_run(1),
+        group_name=evaluation.name,
+        kinds={"parquet"},
+        config=to_plan,
+        description=evaluation.description or f"Every trial of {evaluation.name}, one row each.",
+    )
+    def trials(dataset: Any) -> Any:  # noqa: ANN401 - what a graph passes around
+        manifest, batches = plan_trials(dataset)
+        done = batches.map(lambda batch: run_trials(manifest, batch))
+        return collect_evaluation(manifest, done.collect())
+
+    return trials
+
+
+def _plan_op(evaluation: Evaluation) -> dg.OpDefinition:
+    @dg.op(
+        name="plan_trials",
+        ins={"dataset": dg.In(dg.Nothing)},
+        out={"manifest": dg.Out(str), "batches": dg.DynamicOut(dict)},
+        description="Works out every trial of the run, and says so before any of them runs.",
+    )
+    def plan_trials(
+        context: dg.OpExecutionContext, config: EvaluationConfig, store: ResultStore
+    ) -> Iterator[Any]:
+        try:
+            limits = checked(config, evaluation, dict(context.run.tags))
+            plan = _plan(context, evaluation, config, store)
+        except DspexError as error:
+            raise dg.Failure(str(error), allow_retries=False) from error
+        yield dg.Output(json.dumps({"plan": plan.to_json(), **limits}), output_name="manifest")
+        size = trials_per_op(config, plan.total)
+        context.log.info(
+            f"{plan.total:,} trials: {len(plan.configurations)} configurations × {plan.rows} examples "
+            f"× {plan.repeats} repeats, {size:,} in a step, {limits['max_concurrency']} at a time"
+        )
+        for number, batch in enumerate(plan.batches(size)):
+            yield dg.DynamicOutput(
+                {"start": batch.start, "stop": batch.stop},
+                mapping_key=f"batch_{number:06d}",
+                output_name="batches",
+            )
+
+    return plan_trials
+
+
+def _plan(
+    context: dg.OpExecutionContext,
+    evaluation: Evaluation,
+    config: EvaluationConfig,
+    store: ResultStore,
+) -> Plan:
+    partition = context.partition_key
+    content = _dataset_digest(context.instance, evaluation, partition)
+    folder = store.datasets(context.instance, evaluation.name, partition)
+    examples = load_examples(folder, content, limit=config.limit or None)
+    inspect_program(
+        evaluation.program,
+        evaluation.init,
+        inputs=evaluation.dataset.inputs,
+        variables=evaluation.space.names,
+    )
+    program = ProgramSpec(
+        entry_point=evaluation.program,
+        init=evaluation.init,
+        version=program_version(
+            evaluation.program, evaluation.init, files=evaluation.files, declared=evaluation.version
+        ),
+        isolation=evaluation.isolation,
+    )
+    return Plan(
+        evaluation=evaluation.name,
+        partition=partition,
+        dataset_digest=content,
+        rows=len(examples),
+        limit=config.limit,
+        program=program,
+        metrics=tuple(
+            MetricSpec(entry_point=metric, version=metric_version(metric))
+            for metric in evaluation.metrics
+        ),
+        space_json=evaluation.space.to_json(),
+        configurations=chosen_configurations(config, evaluation.space),
+        repeats=config.repeats,
+        seed=config.seed,
+        generation="" if config.reuse else context.run.root_run_id or context.run_id,
+    )
+
+
+def _dataset_digest(instance: dg.DagsterInstance, evaluation: Evaluation, partition: str) -> str:
+    """Return the digest of the newest materialised data set: what is read is what is recorded."""
+    records = instance.fetch_materializations(
+        dg.AssetRecordsFilter(
+            asset_key=dg.AssetKey([evaluation.name, "dataset"]), asset_partitions=[partition]
+        ),
+        limit=1,
+    ).records
+    if not records or not (materialization := records[0].asset_materialization):
+        raise DspexError(
+            f"{evaluation.name}/dataset has no partition {partition!r} yet; materialise it first"
+        )
+    return str(materialization.metadata["digest"].value)
+
+
+@dg.op(
+    ins={"manifest": dg.In(str), "batch": dg.In(dict)},
+    out=dg.Out(dict),
+    pool=POOL,
+    tags={"dspex/step": "run_trials"},
+    description="Runs the batch's trials through the worker pool; a trial's failure is an outcome.",
+)
+def run_trials(
+    context: dg.OpExecutionContext,
+    worker_pool: WorkerPoolResource,
+    store: ResultStore,
+    progress: ProgressResource,
+    manifest: str,
+    batch: dict[str, int],
+) -> dict[str, Any]:
+    """Run what the journal lacks of a batch."""
+    document = json.loads(manifest)
+    plan = Plan.from_json(document["plan"])
+    folder = store.datasets(context.instance, plan.evaluation, plan.partition)
+    examples = load_examples(folder, plan.dataset_digest, limit=plan.rows)
+    reporter = progress.reporter
+    log = _LoggedProgress(context.log.info)
+
+    def tell(now: Progress) -> None:
+        log.moved(now)
+        reporter.moved(now)
+
+    async def run() -> BatchSummary:
+        async with worker_pool.connect() as pool:
+            with store.journal(context.instance) as journal:
+                return await run_batch(
+                    plan=plan,
+                    batch=Batch(start=batch["start"], stop=batch["stop"]),
+                    examples=examples,
+                    pool=pool,
+                    journal=journal,
+                    max_concurrency=document["max_concurrency"],
+                    timeout_s=document["timeout_s"],
+                    on_progress=tell,
+                )
+
+    reporter.started(plan.partition, batch["stop"] - batch["start"])
+    try:
+        summary = asyncio.run(run())
+    except PoolUnreachable as error:
+        raise dg.Failure(f"{error}. Outcomes so far are kept; run again to go on.") from error
+    except DspexError as error:
+        raise dg.Failure(str(error), allow_retries=False) from error
+    finally:
+        reporter.ended()
+    context.log.info(
+        f"{summary.planned:,} trials: {summary.ran:,} run ({summary.failed:,} failed), "
+        f"{summary.reused:,} reused, in {summary.elapsed_s:.1f} s"
+    )
+    return {"planned": summary.planned, "reused": summary.reused, "ran": summary.ran}
+
+
+@dg.op(
+    ins={"manifest": dg.In(str), "done": dg.In(list)},
+    out=dg.Out(EvaluatedPartition, io_manager_key="trials_io_manager"),
+    description="Gathers the outcome of every planned trial; refuses to make results of fewer.",
+)
+def collect_evaluation(
+    context: dg.OpExecutionContext, store: ResultStore, manifest: str, done: list[dict[str, Any]]
+) -> dg.Output[EvaluatedPartition]:
+    """Check the journal against the manifest and make the partition's results."""
+    plan = Plan.from_json(json.loads(manifest)["plan"])
+    folder = store.datasets(context.instance, plan.evaluation, plan.partition)
+    examples = load_examples(folder, plan.dataset_digest, limit=plan.rows)
+    with store.journal(context.instance) as journal:
+        try:
+            table, version = collect_trials(plan, planned_outcomes(plan, examples, journal))
+        except EvaluationIncomplete as error:
+            raise dg.Failure(str(error), allow_retries=False) from error
+    ran = sum(batch["ran"] for batch in done)
+    return dg.Output(
+        EvaluatedPartition(plan=plan, trials=table, data_version=version),
+        data_version=dg.DataVersion(version),
+        metadata=trials_metadata(plan, table, ran=ran),
+    )
+
+
+class _LoggedProgress:
+    """Progress in the run's log, at most every few seconds."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._said = time.monotonic()
+
+    def moved(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if now - self._said < LOG_EVERY_S:
+            return
+        self._said = now
+        eta = "" if progress.eta_s is None else f", about {progress.eta_s:.0f} s to go"
+        self._say(
+            f"{progress.done:,} of {progress.total or 0:,} trials done, {progress.failed:,} failed, "
+            f"{progress.in_flight} in flight, {progress.rate_per_s:,.0f}/s{eta}"
+        )

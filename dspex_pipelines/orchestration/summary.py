@@ -1,0 +1,54 @@
+"""What the UI shows of an evaluated partition."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import dagster as dg
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dspex_pipelines.model.plan import Plan
+
+SAMPLES = 20
+MESSAGE_LENGTH = 200
+
+
+def trials_metadata(plan: Plan, table: pa.Table, *, ran: int) -> Mapping[str, dg.MetadataValue]:
+    """Return counts, versions, and a sample of failures; bounded whatever the number of trials."""
+    failed = table.filter(pc.not_equal(table["status"], "ok"))
+    metadata: dict[str, dg.MetadataValue] = {
+        "dagster/partition_row_count": dg.MetadataValue.int(table.num_rows),
+        "configurations": dg.MetadataValue.int(len(plan.configurations)),
+        "examples": dg.MetadataValue.int(plan.rows),
+        "failures": dg.MetadataValue.int(failed.num_rows),
+        "trials run": dg.MetadataValue.int(ran),
+        "trials reused": dg.MetadataValue.int(table.num_rows - ran),
+        "plan": dg.MetadataValue.text(plan.likeness),
+        "plan digest": dg.MetadataValue.text(plan.digest),
+        "dataset digest": dg.MetadataValue.text(plan.dataset_digest),
+        "program version": dg.MetadataValue.text(plan.program.version),
+        "dagster/column_schema": dg.MetadataValue.table_schema(
+            dg.TableSchema(
+                columns=[dg.TableColumn(field.name, str(field.type)) for field in table.schema]
+            )
+        ),
+    }
+    for name in table.column_names:
+        if name.startswith("score."):
+            mean = pc.mean(table[name]).as_py()
+            if mean is not None:
+                metadata[f"mean {name.removeprefix('score.')}"] = dg.MetadataValue.float(mean)
+    if failed.num_rows:
+        metadata["sample failures"] = dg.MetadataValue.md(_failures(failed.slice(0, SAMPLES)))
+    return metadata
+
+
+def _failures(failed: pa.Table) -> str:
+    lines = ["| trial | example | type | message |", "|---|---|---|---|"]
+    for row in failed.select(
+        ["trial_id", "example_id", "error_type", "error_message"]
+    ).to_pylist():
+        message = str(row["error_message"])[:MESSAGE_LENGTH].replace("\n", " ").replace("|", "\\|")
+        lines.append(f"| {row['trial_id'][:12]} | {row['example_id']} | {row['error_type']} | {message} |")
+    return "\n".join(lines)
