@@ -23,16 +23,27 @@ class Example:
     labels: Mapping[str, Any] = field(default_factory=dict[str, Any])
     group: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    digest: bytes = field(init=False, repr=False, compare=False)
-    payload: bytes = field(init=False, repr=False, compare=False)
+    _digest: bytes = field(init=False, repr=False, compare=False, default=b"")
+    _payload: bytes = field(init=False, repr=False, compare=False, default=b"")
 
     def __post_init__(self) -> None:
         if not self.example_id:
             raise InvalidValue(field="example.example_id", value=self.example_id, fix="give a non-empty string")
-        # Labels and metadata are not part of a trial's identity: relabelling runs no program again.
-        object.__setattr__(self, "digest", digest_of([self.example_id, self.inputs]))
-        fields = [self.example_id, self.inputs, self.labels, self.group, self.metadata]
-        object.__setattr__(self, "payload", encode(fields))
+
+    @property
+    def digest(self) -> bytes:
+        """Digest of id and inputs. Labels and metadata are not in it: relabelling runs no program again."""
+        if not self._digest:
+            object.__setattr__(self, "_digest", digest_of([self.example_id, self.inputs]))
+        return self._digest
+
+    @property
+    def payload(self) -> bytes:
+        """The example as msgpack: a list of its five fields."""
+        if not self._payload:
+            fields = [self.example_id, self.inputs, self.labels, self.group, self.metadata]
+            object.__setattr__(self, "_payload", encode(fields))
+        return self._payload
 
     @property
     def cluster(self) -> str:

@@ -1,0 +1,1 @@
+"""A process that attaches to the bridge and runs programs."""

@@ -1,0 +1,158 @@
+"""Turns what a program returned or raised into the outcome that goes over the wire."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import re
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dspex.v1 import types_pb2
+from dspex_pipelines.errors import DspexError, ProgramUnavailable, SerializationError
+from dspex_pipelines.model.outcome import ErrorType
+from dspex_pipelines.model.payload import encode
+from dspex_pipelines.model.space import Configuration
+from dspex_pipelines.wire.codec import MESSAGE_LIMIT, failure_to_wire
+
+MESSAGE_CHARACTERS = 4_000
+TRACEBACK_CHARACTERS = 16_000
+OUTCOME_BYTES = MESSAGE_LIMIT - (1 << 20)
+_HERE = str(Path(__file__).parent)
+
+
+def answer_result(
+    trial: types_pb2.Trial,
+    configuration: Configuration,
+    outputs: Any,
+    scores: Mapping[str, Any] | BaseException,
+    *,
+    run_s: float,
+) -> types_pb2.Outcome:
+    """Return the outcome of a program that returned; a metric's failure keeps the outputs."""
+    outcome = types_pb2.Outcome(
+        id=trial.id,
+        configuration_digest=configuration.digest,
+        session_version=trial.version,
+        run_s=run_s,
+    )
+    try:
+        payload = encode(plain(outputs))
+        if len(payload) > OUTCOME_BYTES:
+            raise SerializationError(
+                path="outputs", reason=f"{len(payload):,} bytes are more than the {OUTCOME_BYTES:,} allowed"
+            )
+    except SerializationError as error:
+        outcome.failure.CopyFrom(failure_to_wire(ErrorType.SERIALIZATION, str(error)))
+        return outcome
+    outcome.outputs = payload
+    if not isinstance(scores, BaseException):
+        try:
+            outcome.scores = encode({name: _score(name, value) for name, value in scores.items()})
+        except TypeError as error:
+            scores = error
+        else:
+            return outcome
+    outcome.failure.CopyFrom(_failure(ErrorType.METRIC_EXCEPTION, scores))
+    return outcome
+
+
+def answer_failed(
+    trial: types_pb2.Trial, configuration: Configuration, error: BaseException, *, run_s: float
+) -> types_pb2.Outcome:
+    """Return the outcome of a program that raised."""
+    kind = ErrorType.TIMEOUT_RUN if isinstance(error, _OwnTimeout) else ErrorType.PROGRAM_EXCEPTION
+    return types_pb2.Outcome(
+        id=trial.id,
+        configuration_digest=configuration.digest,
+        session_version=trial.version,
+        run_s=run_s,
+        failure=_failure(kind, error),
+    )
+
+
+def answer_unavailable(
+    trial: types_pb2.Trial, configuration: Configuration, error: DspexError
+) -> types_pb2.Outcome:
+    """Return the outcome of a trial whose program cannot be used here."""
+    kind = (
+        ErrorType.PROGRAM_UNAVAILABLE
+        if isinstance(error, ProgramUnavailable)
+        else ErrorType.INVALID_CONFIGURATION
+    )
+    return types_pb2.Outcome(
+        id=trial.id,
+        configuration_digest=configuration.digest,
+        session_version=trial.version,
+        failure=failure_to_wire(kind, str(error)[:MESSAGE_CHARACTERS]),
+    )
+
+
+class _OwnTimeout(Exception):
+    """Never raised: the dispatcher owns the deadline, and its outcome came first."""
+
+
+def plain(outputs: Any) -> Any:
+    """Return outputs as plain values: DSPy predictions, pydantic models and dataclasses become maps."""
+    if outputs is None or isinstance(outputs, dict | list | str | int | float | bool | bytes):
+        return outputs
+    for method in ("toDict", "model_dump"):
+        convert = getattr(outputs, method, None)
+        if callable(convert) and not isinstance(outputs, type):
+            return convert()
+    if dataclasses.is_dataclass(outputs) and not isinstance(outputs, type):
+        return dataclasses.asdict(outputs)
+    return outputs
+
+
+def fingerprint(error: BaseException) -> str:
+    """Return a digest that is equal for the same error at the same place, whatever numbers it names."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f"{frames[-1].filename}:{frames[-1].name}" if frames else ""
+    words = re.sub(r"\d+|0x[0-9a-f]+", "#", str(error))
+    text = f"{type(error).__qualname__}|{place}|{words}"
+    return hashlib.blake2b(text.encode(errors="replace"), digest_size=8).hexdigest()
+
+
+def _failure(kind: ErrorType, error: BaseException) -> types_pb2.Failure:
+    try:
+        said = str(error)
+    except Exception:  # noqa: BLE001 - a broken __str__ is not our end
+        said = "(its message could not be shown)"
+    message = f"{type(error).__qualname__}: {said}"[:MESSAGE_CHARACTERS]
+    return failure_to_wire(
+        kind, _clean(message), traceback=_clean(_program_traceback(error)), fingerprint=fingerprint(error)
+    )
+
+
+def _program_traceback(error: BaseException) -> str:
+    """Return the traceback without the frames of the worker."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename.startswith(_HERE):
+        trace = trace.tb_next
+    try:
+        text = "".join(traceback.format_exception(type(error), error, trace))
+    except Exception:  # noqa: BLE001 - see above
+        return ""
+    if len(text) > TRACEBACK_CHARACTERS:
+        half = TRACEBACK_CHARACTERS // 2
+        text = f"{text[:half]}\n… {len(text) - 2 * half:,} characters left out …\n{text[-half:]}"
+    return text
+
+
+def _clean(text: str) -> str:
+    """Return text that protobuf takes: lone surrogates are written out."""
+    return text.encode("utf-8", errors="backslashreplace").decode()
+
+
+def _score(name: str, value: Any) -> float | int | bool:
+    if hasattr(value, "item") and not isinstance(value, bool | int | float):
+        value = value.item()
+    if isinstance(value, bool | int):
+        return value
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    raise TypeError(f"metric {name} returned {value!r}; return a finite number, a boolean or a dict of them")

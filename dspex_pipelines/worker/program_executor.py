@@ -1,0 +1,323 @@
+"""Runs trials in this process: coroutines on the program loop, everything else in threads.
+
+All methods are called on the program loop; programs run there or in threads, never on the wire's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import itertools
+import queue
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dspex.v1 import types_pb2
+from dspex_pipelines.engine.programs import SEED
+from dspex_pipelines.errors import DspexError
+from dspex_pipelines.model.outcome import ErrorType
+from dspex_pipelines.model.space import Configuration
+from dspex_pipelines.wire.codec import example_from_wire, failure_to_wire
+from dspex_pipelines.worker.answers import answer_failed, answer_result, answer_unavailable
+from dspex_pipelines.worker.instances import Instances, LoadedProgram, ProgramLoader
+from dspex_pipelines.worker.isolated import run_isolated
+from dspex_pipelines.worker.session_context import KnownSession, SessionContext
+
+MOST_READY = 64
+GRACE_S = 0.5
+"""How long after its deadline an async program is cancelled here, if the bridge has not done so."""
+
+
+@dataclass(slots=True, frozen=True)
+class Ready:
+    """What a snapshot's trials run with: made once, then used by all of them."""
+
+    program: LoadedProgram
+    configuration: Configuration
+    instance: Any
+    call_variables: Mapping[str, Any]
+
+
+class ProgramExecutor:
+    """Trials in, answers out through *deliver*; slots that come free late through *release*.
+
+    Both callbacks are thread-safe. Nothing that a program does comes out as an exception here.
+    """
+
+    def __init__(
+        self,
+        *,
+        slots: int,
+        deliver: Callable[[types_pb2.Outcome], None],
+        release: Callable[[int], None],
+    ) -> None:
+        self._deliver = deliver
+        self._release = release
+        self._context = SessionContext()
+        self._loader = ProgramLoader()
+        self._instances = Instances()
+        self._ready: OrderedDict[tuple[int, int, tuple[str, ...]], asyncio.Future[Ready]] = (
+            OrderedDict()
+        )
+        # A cancelled thread cannot be killed, so its replacement needs a thread of its own.
+        self._threads = Threads(most=2 * slots)
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._in_threads: dict[int, threading.Event] = {}
+        self._cancelled: set[int] = set()
+        self._loop = asyncio.get_running_loop()
+
+    @property
+    def running(self) -> int:
+        """Trials that have not ended, those that were cancelled included."""
+        return len(self._tasks) + len(self._in_threads)
+
+    @property
+    def context(self) -> SessionContext:
+        """The sessions and snapshots that the bridge has sent."""
+        return self._context
+
+    def submit(self, trial: types_pb2.Trial) -> None:
+        """Run *trial* under exactly the snapshot it names."""
+        found = self._context.find(trial.session_id, trial.version)
+        if found is None:
+            message = f"this worker was never sent version {trial.version} of its session"
+            failure = failure_to_wire(ErrorType.STALE_STATE, message, retryable=True)
+            self._deliver(types_pb2.Outcome(id=trial.id, failure=failure))
+            return
+        session, configuration = found
+        example = example_from_wire(trial.example)
+        key = (trial.session_id, trial.version, tuple(example.inputs))
+        ready = self._ready.get(key)
+        if ready is not None and ready.done() and ready.exception() is None:
+            self._start(trial, ready.result(), example)
+            return
+        if ready is None or ready.done():
+            ready = self._prepare(key, session, configuration)
+        self._tasks[trial.id] = task = asyncio.create_task(
+            self._start_when_ready(trial, ready, configuration, example)
+        )
+        task.add_done_callback(lambda _: self._ended(trial.id, task))
+
+    def cancel(self, attempt_id: int) -> None:
+        """Stop a trial if that can be done; its slot is released when it really ends."""
+        task = self._tasks.get(attempt_id)
+        if task is not None:
+            self._cancelled.add(attempt_id)
+            task.cancel()
+        elif (stop := self._in_threads.get(attempt_id)) is not None:
+            self._cancelled.add(attempt_id)
+            stop.set()
+        else:
+            self._release(attempt_id)
+
+    # ------------------------------------------------------------------ getting ready
+
+    def _prepare(
+        self, key: tuple[int, int, tuple[str, ...]], session: KnownSession, configuration: Configuration
+    ) -> asyncio.Future[Ready]:
+        """Import and build off the loop: it may take seconds, and the neighbours go on."""
+        future: asyncio.Future[Ready] = self._loop.create_future()
+        self._ready[key] = future
+        while len(self._ready) > MOST_READY:
+            self._ready.popitem(last=False)
+
+        def settle(ready: Ready | None, error: BaseException | None) -> None:
+            if error is not None:
+                future.set_exception(error)
+                future.exception()  # seen: every waiting trial tells it
+            elif ready is not None:
+                future.set_result(ready)
+
+        def work() -> None:
+            try:
+                program = self._loader.load(
+                    session.program, session.metrics, key[2], tuple(configuration.values)
+                )
+                isolated = session.program.isolation == "process"
+                instance = None if isolated else self._instances.get(program, configuration)
+                variables = {} if program.shape.configured else configuration.values
+                ready = Ready(program, configuration, instance, variables)
+            except BaseException as error:  # noqa: BLE001 - a constructor may raise anything
+                self._loop.call_soon_threadsafe(settle, None, _storable(error))
+            else:
+                self._loop.call_soon_threadsafe(settle, ready, None)
+
+        self._threads.run(work)
+        return future
+
+    async def _start_when_ready(
+        self, trial: types_pb2.Trial, ready: asyncio.Future[Ready], configuration: Configuration, example: Any
+    ) -> None:
+        try:
+            state = await asyncio.shield(ready)
+        except asyncio.CancelledError:
+            raise
+        except DspexError as error:
+            self._deliver(answer_unavailable(trial, configuration, error))
+            return
+        except BaseException as error:  # noqa: BLE001 - the program's constructor
+            self._deliver(answer_failed(trial, configuration, error, run_s=0.0))
+            return
+        if state.program.shape.is_async and state.instance is not None:
+            await self._run_coroutine(trial, state, example)
+        else:
+            self._start_thread(trial, state, example)
+
+    # ------------------------------------------------------------------ running
+
+    def _start(self, trial: types_pb2.Trial, ready: Ready, example: Any) -> None:
+        if ready.program.shape.is_async and ready.instance is not None:
+            task = asyncio.create_task(self._run_coroutine(trial, ready, example))
+            self._tasks[trial.id] = task
+            task.add_done_callback(lambda _: self._ended(trial.id, task))
+        else:
+            self._start_thread(trial, ready, example)
+
+    def _ended(self, attempt_id: int, task: asyncio.Task[None]) -> None:
+        self._tasks.pop(attempt_id, None)
+        if attempt_id in self._cancelled and attempt_id not in self._in_threads:
+            self._cancelled.discard(attempt_id)
+            self._release(attempt_id)
+        if not task.cancelled():
+            task.exception()
+
+    async def _run_coroutine(self, trial: types_pb2.Trial, ready: Ready, example: Any) -> None:
+        started = time.perf_counter()
+        try:
+            if trial.timeout_s > 0:
+                async with asyncio.timeout(trial.timeout_s + GRACE_S):
+                    outputs = await ready.instance(**_arguments(ready, trial, example))
+            else:
+                outputs = await ready.instance(**_arguments(ready, trial, example))
+        except asyncio.CancelledError as error:
+            if trial.id in self._cancelled:
+                raise
+            # The program cancelled itself; that is its failure, not our end.
+            self._deliver(answer_failed(trial, ready.configuration, error, run_s=_since(started)))
+            return
+        except BaseException as error:  # noqa: BLE001 - SystemExit is an outcome too
+            self._deliver(answer_failed(trial, ready.configuration, error, run_s=_since(started)))
+            return
+        run_s = _since(started)
+        scores = await _judge(ready, example, outputs)
+        if trial.id not in self._cancelled:
+            self._deliver(answer_result(trial, ready.configuration, outputs, scores, run_s=run_s))
+
+    def _start_thread(self, trial: types_pb2.Trial, ready: Ready, example: Any) -> None:
+        stop = threading.Event()
+        self._in_threads[trial.id] = stop
+
+        def work() -> None:
+            if ready.instance is None:
+                outcome = run_isolated(ready.program, ready.configuration, trial, stop)
+            else:
+                outcome = self._run_in_thread(trial, ready, example)
+            # In one step under the GIL: a cancel that comes later finds nothing to cancel.
+            self._in_threads.pop(trial.id, None)
+            if trial.id in self._cancelled or outcome is None:
+                self._cancelled.discard(trial.id)
+                self._release(trial.id)
+            else:
+                self._deliver(outcome)
+
+        self._threads.run(work)
+
+    def _run_in_thread(self, trial: types_pb2.Trial, ready: Ready, example: Any) -> types_pb2.Outcome:
+        started = time.perf_counter()
+        try:
+            outputs = ready.instance(**_arguments(ready, trial, example))
+            if inspect.isawaitable(outputs):
+                outputs = asyncio.run_coroutine_threadsafe(_await(outputs), self._loop).result()
+        except BaseException as error:  # noqa: BLE001 - SystemExit is an outcome too
+            return answer_failed(trial, ready.configuration, error, run_s=_since(started))
+        run_s = _since(started)
+        judging = _judge(ready, example, outputs)
+        if any(inspect.iscoroutinefunction(metric) for _, metric in ready.program.metrics):
+            scores = asyncio.run_coroutine_threadsafe(judging, self._loop).result()
+        else:
+            scores = _finish(judging)
+        return answer_result(trial, ready.configuration, outputs, scores, run_s=run_s)
+
+
+class Threads:
+    """Daemon threads that grow as they are needed: a hung one keeps nobody from leaving."""
+
+    def __init__(self, *, most: int) -> None:
+        self._most = most
+        self._work: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._started = 0
+        self._idle = 0
+        self._lock = threading.Lock()
+        self._numbers = itertools.count(1)
+
+    def run(self, work: Callable[[], None]) -> None:
+        """Run *work* in a thread; it must not raise."""
+        with self._lock:
+            if self._idle > 0:
+                self._idle -= 1
+            elif self._started < self._most:
+                self._started += 1
+                name = f"program-{next(self._numbers)}"
+                threading.Thread(target=self._serve, name=name, daemon=True).start()
+        self._work.put(work)
+
+    def _serve(self) -> None:
+        while True:
+            work = self._work.get()
+            work()
+            with self._lock:
+                self._idle += 1
+
+
+def _arguments(ready: Ready, trial: types_pb2.Trial, example: Any) -> dict[str, Any]:
+    arguments = {**example.inputs, **ready.call_variables}
+    if ready.program.shape.takes_seed:
+        arguments[SEED] = trial.seed
+    return arguments
+
+
+async def _judge(ready: Ready, example: Any, outputs: Any) -> dict[str, Any] | BaseException:
+    """Return the scores by name, or what a metric raised."""
+    scores: dict[str, Any] = {}
+    for spec, metric in ready.program.metrics:
+        try:
+            value = metric(example, outputs)
+            if inspect.isawaitable(value):
+                value = await value
+        except BaseException as error:  # noqa: BLE001 - told as metric_exception
+            error.add_note(f"in metric {spec.name}")
+            return error
+        if isinstance(value, Mapping):
+            scores.update({f"{spec.name}.{name}": one for name, one in value.items()})
+        else:
+            scores[spec.name] = value
+    return scores
+
+
+def _finish(judging: Any) -> dict[str, Any] | BaseException:
+    """Run a coroutine that awaits nothing to its end, without a loop."""
+    try:
+        judging.send(None)
+    except StopIteration as end:
+        return end.value
+    judging.close()
+    return TypeError("a metric returned an awaitable; declare it with `async def`")
+
+
+async def _await(awaitable: Any) -> Any:
+    return await awaitable
+
+
+def _since(started: float) -> float:
+    return time.perf_counter() - started
+
+
+def _storable(error: BaseException) -> BaseException:
+    """Return an exception that a future can hold; StopIteration cannot be one."""
+    if isinstance(error, Exception) and not isinstance(error, StopIteration):
+        return error
+    return RuntimeError(f"{type(error).__name__}: {error}")

@@ -1,0 +1,59 @@
+"""The worker's cache of sessions and snapshots, as the bridge sent them. Only the program side reads it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from dspex.v1 import types_pb2
+from dspex_pipelines.model.payload import decode
+from dspex_pipelines.model.space import Configuration
+from dspex_pipelines.model.trial import MetricSpec, ProgramSpec
+from dspex_pipelines.wire.codec import metric_from_wire, program_from_wire
+
+
+@dataclass(slots=True, kw_only=True)
+class KnownSession:
+    """One program, its metrics, and every version of its variables that was sent."""
+
+    program: ProgramSpec
+    metrics: tuple[MetricSpec, ...]
+    snapshots: dict[int, Configuration] = field(default_factory=dict[int, Configuration])
+
+
+class SessionContext:
+    """Snapshots by (session, version): immutable once here, so versions run side by side."""
+
+    def __init__(self) -> None:
+        self._sessions: dict[int, KnownSession] = {}
+
+    def open(self, session: types_pb2.Session) -> None:
+        """Take in a session; one that is known already stays as it is."""
+        self._sessions.setdefault(
+            session.session_id,
+            KnownSession(
+                program=program_from_wire(session.program),
+                metrics=tuple(metric_from_wire(metric) for metric in session.metrics),
+            ),
+        )
+
+    def add(self, snapshot: types_pb2.Snapshot) -> None:
+        """Take in a snapshot of an open session."""
+        self.put(snapshot.session_id, snapshot.version, Configuration(decode(snapshot.values)))
+
+    def put(self, session_id: int, version: int, configuration: Configuration) -> None:
+        """Keep *configuration* as that version of an open session; a version never changes."""
+        session = self._sessions.get(session_id)
+        if session is not None:
+            session.snapshots.setdefault(version, configuration)
+
+    def close(self, session_id: int) -> None:
+        """Forget a session; trials that run keep what they were given."""
+        self._sessions.pop(session_id, None)
+
+    def find(self, session_id: int, version: int) -> tuple[KnownSession, Configuration] | None:
+        """Return what exactly that snapshot says, or None when it was never sent."""
+        session = self._sessions.get(session_id)
+        if session is None:
+            return None
+        configuration = session.snapshots.get(version)
+        return None if configuration is None else (session, configuration)
