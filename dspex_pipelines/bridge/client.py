@@ -1,0 +1,349 @@
+"""The client of a pool. It alone sees gRPC's errors; they leave as this package's own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections import deque
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import grpc
+
+from dspex.v1 import (
+    execution_pb2,
+    execution_pb2_grpc,
+    pool_pb2,
+    pool_pb2_grpc,
+    session_pb2,
+    session_pb2_grpc,
+    types_pb2,
+)
+from dspex_pipelines.errors import (
+    DspexError,
+    InvalidValue,
+    PoolUnreachable,
+    ProgramUnavailable,
+    ProtocolMismatch,
+    UnknownSession,
+    VersionConflict,
+)
+from dspex_pipelines.model.outcome import TrialOutcome
+from dspex_pipelines.model.payload import decode, encode
+from dspex_pipelines.model.trial import MetricSpec, ProgramSpec, TrialSpec
+from dspex_pipelines.wire.codec import (
+    CHANNEL_OPTIONS,
+    FRAME_BYTES,
+    FRAME_TRIALS,
+    PROTOCOL_VERSION,
+    metric_to_wire,
+    outcome_from_wire,
+    program_to_wire,
+    trial_to_wire,
+)
+
+CALL_S = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotRef:
+    """A version of a session, and the digest of its values as the bridge worked it out."""
+
+    version: int
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerStatus:
+    """One worker of a pool."""
+
+    worker_id: str
+    pid: int
+    slots: int
+    in_flight: int
+    done: int
+    draining: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolStatus:
+    """Who works in a pool and how much there is to do."""
+
+    package_version: str
+    workers: tuple[WorkerStatus, ...]
+    queue_depth: int
+    in_flight: int
+    sessions: int
+    clients: int
+    settled: int
+    workers_lost: int
+    draining: bool
+
+
+class PoolClient:
+    """Sessions and trials of one pool. ``async with`` dials; leaving cancels what is in flight.
+
+    Raises `PoolUnreachable` when nobody answers at *address*, `ProtocolMismatch` when another version does.
+    """
+
+    def __init__(self, address: str, *, connect_timeout_s: float = 10.0) -> None:
+        self.address = address
+        self.credit_limit = 0
+        self._connect_timeout_s = connect_timeout_s
+        self._channel: grpc.aio.Channel | None = None
+        self._outbox: deque[types_pb2.Trial] = deque()
+        self._cancels: list[int] = []
+        self._committed = 0
+        self._credit = 0
+        self._credit_waiters: deque[asyncio.Future[None]] = deque()
+        self._pending: dict[int, tuple[asyncio.Future[TrialOutcome], bytes]] = {}
+        self._next_id = 1
+        self._wake = asyncio.Event()
+        self._reader: asyncio.Task[None] | None = None
+        self._lost: DspexError | None = None
+
+    async def __aenter__(self) -> PoolClient:
+        self._channel = grpc.aio.insecure_channel(self.address, options=CHANNEL_OPTIONS)
+        try:
+            await asyncio.wait_for(self._channel.channel_ready(), self._connect_timeout_s)
+            self._sessions = session_pb2_grpc.SessionServiceStub(self._channel)
+            self._pool = pool_pb2_grpc.PoolServiceStub(self._channel)
+            await self.status()
+            execution = execution_pb2_grpc.ExecutionServiceStub(self._channel)
+            stream = aiter(execution.ExecutePrograms(self._frames()))
+            welcome = await anext(stream)
+        except (asyncio.TimeoutError, grpc.aio.AioRpcError, DspexError) as error:
+            await self.close()
+            if isinstance(error, DspexError):
+                raise
+            raise self._unreachable(error) from error
+        except BaseException:
+            await self.close()
+            raise
+        self.credit_limit = self._credit = welcome.credit_limit
+        self._reader = asyncio.create_task(self._read(stream))
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Hang up; trials in flight are cancelled by the bridge. Safe to call twice."""
+        channel, self._channel = self._channel, None
+        if channel is None:
+            return
+        if self._reader is not None:
+            self._reader.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._reader
+        self._fail(PoolUnreachable(address=self.address, waited_s=0, reason="the client was closed"))
+        await channel.close()
+
+    # ------------------------------------------------------------------ sessions
+
+    async def open_session(self, program: ProgramSpec, metrics: Sequence[MetricSpec], space_json: str) -> int:
+        """Register a program with its metrics and space; return the id of its session."""
+        request = session_pb2.OpenSessionRequest(
+            program=program_to_wire(program),
+            metrics=[metric_to_wire(metric) for metric in metrics],
+            space=space_json,
+        )
+        response = await self._call(self._sessions.OpenSession, request)
+        return response.session_id
+
+    async def set_variables(
+        self,
+        session_id: int,
+        values: Mapping[str, object],
+        *,
+        expected_version: int | None = None,
+        replace: bool = True,
+    ) -> SnapshotRef:
+        """Make a version of *values*, all or nothing.
+
+        Raises `InvalidValue`, `UnknownSession`, or `VersionConflict` when *expected_version* is not the newest.
+        """
+        request = session_pb2.SetVariablesRequest(session_id=session_id, values=encode(values), replace=replace)
+        if expected_version is not None:
+            request.expected_version = expected_version
+        response = await self._call(self._sessions.SetVariables, request)
+        return SnapshotRef(version=response.version, digest=response.digest)
+
+    async def get_session(self, session_id: int, version: int = 0) -> tuple[SnapshotRef, dict[str, Any]]:
+        """Return a version (0: the newest) and its values."""
+        request = session_pb2.GetSessionRequest(session_id=session_id, version=version)
+        snapshot = (await self._call(self._sessions.GetSession, request)).snapshot
+        return SnapshotRef(version=snapshot.version, digest=snapshot.digest), decode(snapshot.values) or {}
+
+    async def close_session(self, session_id: int) -> None:
+        """Close a session; its trials in flight are finished."""
+        await self._call(self._sessions.CloseSession, session_pb2.CloseSessionRequest(session_id=session_id))
+
+    async def status(self) -> PoolStatus:
+        """Return the pool's status."""
+        request = pool_pb2.GetPoolRequest(protocol_version=PROTOCOL_VERSION)
+        status = (await self._call(self._pool.GetPool, request)).status
+        return PoolStatus(
+            package_version=status.package_version,
+            workers=tuple(
+                WorkerStatus(
+                    worker_id=worker.worker_id,
+                    pid=worker.pid,
+                    slots=worker.slots,
+                    in_flight=worker.in_flight,
+                    done=worker.done,
+                    draining=worker.draining,
+                )
+                for worker in status.workers
+            ),
+            queue_depth=status.queue_depth,
+            in_flight=status.in_flight,
+            sessions=status.sessions,
+            clients=status.clients,
+            settled=status.settled,
+            workers_lost=status.workers_lost,
+            draining=status.draining,
+        )
+
+    # ------------------------------------------------------------------ trials
+
+    async def execute(self, spec: TrialSpec, *, session_id: int, version: int, timeout_s: float) -> TrialOutcome:
+        """Run *spec* under exactly that snapshot. Waits while the window of uncommitted trials is full.
+
+        Raises `PoolUnreachable` once the bridge is gone. Cancelling the wait cancels the trial.
+        """
+        while self._credit <= 0 and self._lost is None:
+            room = asyncio.get_running_loop().create_future()
+            self._credit_waiters.append(room)
+            await room
+        if self._lost is not None:
+            raise self._lost
+        self._credit -= 1
+        number = self._next_id
+        self._next_id += 1
+        future: asyncio.Future[TrialOutcome] = asyncio.get_running_loop().create_future()
+        self._pending[number] = (future, spec.trial_id)
+        self._outbox.append(
+            trial_to_wire(spec, id=number, session_id=session_id, version=version, timeout_s=timeout_s)
+        )
+        self._wake.set()
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if self._pending.get(number, (None,))[0] is future:
+                self._cancels.append(number)
+                self._wake.set()
+            raise
+
+    def commit(self, count: int) -> None:
+        """*count* outcomes are durable: so many more trials may be sent."""
+        self._committed += count
+        self._credit += count
+        for _ in range(min(count, len(self._credit_waiters))):
+            room = self._credit_waiters.popleft()
+            if not room.done():
+                room.set_result(None)
+        self._wake.set()
+
+    async def _frames(self) -> AsyncIterator[execution_pb2.ExecuteProgramsRequest]:
+        yield execution_pb2.ExecuteProgramsRequest(protocol_version=PROTOCOL_VERSION)
+        while True:
+            if not (self._outbox or self._cancels or self._committed):
+                self._wake.clear()
+                await self._wake.wait()
+                continue
+            trials: list[types_pb2.Trial] = []
+            size = 0
+            while self._outbox and len(trials) < FRAME_TRIALS:
+                size += len(self._outbox[0].example)
+                if trials and size > FRAME_BYTES:
+                    break
+                trials.append(self._outbox.popleft())
+            # A cancel goes after the trial it is about.
+            cancels = [] if self._outbox else self._cancels
+            if cancels:
+                self._cancels = []
+            committed, self._committed = self._committed, 0
+            yield execution_pb2.ExecuteProgramsRequest(trials=trials, cancel_ids=cancels, committed=committed)
+
+    async def _read(self, stream: AsyncIterator[execution_pb2.ExecuteProgramsResponse]) -> None:
+        pending = self._pending
+        try:
+            async for frame in stream:
+                for outcome in frame.outcomes:
+                    future, trial_id = pending.pop(outcome.id)
+                    if future.done():
+                        # Its caller has gone; nobody else will commit it.
+                        self.commit(1)
+                    else:
+                        future.set_result(outcome_from_wire(outcome, trial_id))
+        except grpc.aio.AioRpcError as error:
+            self._fail(self._unreachable(error))
+        else:
+            self._fail(PoolUnreachable(address=self.address, waited_s=0, reason="the bridge hung up"))
+
+    def _fail(self, error: DspexError) -> None:
+        if self._lost is None:
+            self._lost = error
+        for future, _ in self._pending.values():
+            if not future.done():
+                future.set_exception(error)
+                future.exception()
+        self._pending.clear()
+        for room in self._credit_waiters:
+            if not room.done():
+                room.set_result(None)
+        self._credit_waiters.clear()
+
+    # ------------------------------------------------------------------ calls
+
+    async def _call(self, method: Any, request: Any) -> Any:
+        if self._channel is None:
+            raise PoolUnreachable(address=self.address, waited_s=0, reason="the client is not open")
+        try:
+            return await method(request, timeout=CALL_S)
+        except grpc.aio.AioRpcError as error:
+            raise self._translate(error) from error
+
+    def _unreachable(self, error: Exception) -> DspexError:
+        if isinstance(error, grpc.aio.AioRpcError):
+            if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
+                return self._translate(error)
+            reason = f"{error.code().name}: {error.details()}"
+        else:
+            reason = "no answer"
+        return PoolUnreachable(address=self.address, waited_s=self._connect_timeout_s, reason=reason)
+
+    def _translate(self, error: grpc.aio.AioRpcError) -> DspexError:
+        """Return the error of ours that the bridge meant."""
+        try:
+            facts: dict[str, Any] = json.loads(error.details() or "")
+        except ValueError:
+            facts = {}
+        code = grpc.StatusCode
+        try:
+            match error.code():
+                case code.INVALID_ARGUMENT if "field" in facts:
+                    return InvalidValue(**facts)
+                case code.ABORTED:
+                    return VersionConflict(**facts)
+                case code.NOT_FOUND:
+                    return UnknownSession(**facts)
+                case code.PERMISSION_DENIED:
+                    return ProgramUnavailable(**facts)
+                case code.FAILED_PRECONDITION:
+                    return ProtocolMismatch(ours=PROTOCOL_VERSION, theirs=int(facts["protocol_version"]))
+                case _:
+                    pass
+        except (TypeError, KeyError):
+            pass
+        reason = f"{error.code().name}: {error.details()}"
+        return PoolUnreachable(address=self.address, waited_s=CALL_S, reason=reason)

@@ -1,0 +1,169 @@
+"""The bridge process: the services on one address, until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import os
+import time
+from pathlib import Path
+from types import TracebackType
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from dspex.v1 import (
+    execution_pb2,
+    execution_pb2_grpc,
+    pool_pb2,
+    pool_pb2_grpc,
+    session_pb2,
+    session_pb2_grpc,
+    worker_pb2,
+    worker_pb2_grpc,
+)
+from dspex_pipelines.bridge.hub import Hub
+from dspex_pipelines.bridge.services import (
+    ExecutionService,
+    PoolService,
+    SessionService,
+    WorkerService,
+)
+from dspex_pipelines.bridge.sessions import SessionStore
+from dspex_pipelines.engine.dispatcher import Dispatcher
+from dspex_pipelines.errors import InvalidValue
+from dspex_pipelines.wire.codec import CHANNEL_OPTIONS
+
+CREDIT_LIMIT = 16_384
+HEARTBEAT_TIMEOUT_S = 10.0
+SOCKET_PATH_BYTES = 107
+STOP_S = 2.0
+
+
+class Bridge:
+    """`SessionStore` and dispatcher behind gRPC. `async with` serves; leaving closes every stream.
+
+    Raises `InvalidValue` for an address that may not be served: a socket path that is too long, or TCP that
+    is not loopback.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        allow: tuple[str, ...] = ("*",),
+        credit_limit: int = CREDIT_LIMIT,
+        heartbeat_timeout_s: float = HEARTBEAT_TIMEOUT_S,
+        dispatcher: Dispatcher | None = None,
+    ) -> None:
+        check_address(address)
+        self.address = address
+        self._allow = allow
+        self._credit_limit = credit_limit
+        self._heartbeat_timeout_s = heartbeat_timeout_s
+        self.hub = Hub(dispatcher=dispatcher or Dispatcher(), sessions=SessionStore())
+        self._server: grpc.aio.Server | None = None
+        self._watch: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Bridge:
+        # One process owns the address: a second one must fail, not share the port.
+        server = grpc.aio.server(options=[*CHANNEL_OPTIONS, ("grpc.so_reuseport", 0)])
+        hub = self.hub
+        session_pb2_grpc.add_SessionServiceServicer_to_server(SessionService(hub, self._allow), server)
+        execution_pb2_grpc.add_ExecutionServiceServicer_to_server(
+            ExecutionService(hub, credit_limit=self._credit_limit), server
+        )
+        worker_pb2_grpc.add_WorkerServiceServicer_to_server(WorkerService(hub), server)
+        checks = health.aio.HealthServicer()
+
+        def not_serving() -> None:
+            self._draining = asyncio.create_task(checks.set("", health_pb2.HealthCheckResponse.NOT_SERVING))
+
+        pool_pb2_grpc.add_PoolServiceServicer_to_server(PoolService(hub, on_drained=not_serving), server)
+        health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+        names = [
+            module.DESCRIPTOR.services_by_name[name].full_name
+            for module, name in (
+                (session_pb2, "SessionService"),
+                (execution_pb2, "ExecutionService"),
+                (worker_pb2, "WorkerService"),
+                (pool_pb2, "PoolService"),
+            )
+        ]
+        for name in names:
+            await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
+        reflection.enable_server_reflection((*names, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        path = socket_path(self.address)
+        if path is not None:
+            path.unlink(missing_ok=True)
+        before = os.umask(0o177)  # a Unix socket is its owner's only, from the first moment
+        try:
+            port = server.add_insecure_port(self.address)
+        finally:
+            os.umask(before)
+        if path is None:
+            self.address = f"{self.address.rpartition(':')[0]}:{port}"
+        await server.start()
+        await checks.set("", health_pb2.HealthCheckResponse.SERVING)
+        self._server = server
+        self._watch = asyncio.create_task(self._watch_heartbeats())
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """End every stream and remove the socket; safe to call twice."""
+        server, self._server = self._server, None
+        if server is None:
+            return
+        assert self._watch is not None
+        self._watch.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._watch
+        await server.stop(0)
+        if path := socket_path(self.address):
+            path.unlink(missing_ok=True)
+
+    async def _watch_heartbeats(self) -> None:
+        """A worker that is silent for too long is lost, whatever its connection says."""
+        while True:
+            await asyncio.sleep(self._heartbeat_timeout_s / 4)
+            oldest = time.monotonic() - self._heartbeat_timeout_s
+            for link in list(self.hub.workers.values()):
+                if link.last_seen < oldest:
+                    self.hub.lose(link, f"it was silent for {self._heartbeat_timeout_s:g} s")
+
+
+def socket_path(address: str) -> Path | None:
+    """Return the path of a ``unix:`` address, None for TCP."""
+    return Path(address.removeprefix("unix:")) if address.startswith("unix:") else None
+
+
+def check_address(address: str) -> None:
+    """Raise `InvalidValue` unless *address* may be served without authentication."""
+    path = socket_path(address)
+    if path is not None:
+        if len(os.fsencode(path)) > SOCKET_PATH_BYTES:
+            raise InvalidValue(
+                field="address", value=address, fix=f"give a socket path of at most {SOCKET_PATH_BYTES} bytes"
+            )
+        return
+    host, colon, port = address.rpartition(":")
+    try:
+        loopback = host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        loopback = False
+    if not colon or not port.isdigit() or not loopback:
+        raise InvalidValue(
+            field="address",
+            value=address,
+            fix="give unix:/path or a loopback host:port; without authentication nothing else is served",
+        )
