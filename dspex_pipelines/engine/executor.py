@@ -178,10 +178,10 @@ class ParallelExecutor(Generic[Item, Result]):
                 try:
                     result = await run_item(item)
                 except Exception as error:  # noqa: BLE001 - a raising runner is an outcome
-                    outcome = Outcome[Item, Result](item=item, result=None, error=error)
+                    outcome: Outcome[Item, Result] = Outcome(item=item, result=None, error=error)
                     self._failed += 1
                 else:
-                    outcome = Outcome[Item, Result](item=item, result=result, error=None)
+                    outcome = Outcome(item=item, result=result, error=None)
                     if self._is_failure(result):
                         self._failed += 1
                 finally:
@@ -196,6 +196,9 @@ class ParallelExecutor(Generic[Item, Result]):
 
         def ended(task: asyncio.Task[None]) -> None:
             lanes.discard(task)
+            # What escapes a lane is a bug of ours; it must end the run, not thin it out.
+            if not task.cancelled() and (error := task.exception()) and not input_error:
+                input_error.append(error)
             wake.set()
 
         count = self.max_concurrency if total is None else max(1, min(self.max_concurrency, total))
