@@ -1,0 +1,198 @@
+"""The local pool that starts itself: the first client starts it, others of the same identity join.
+
+Its folder holds `start.lock` (held while one is being started), `clients.lock` (held shared by every client
+for as long as it lives), `pool.json`, the socket and a log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import select
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import dspex_pipelines
+from dspex_pipelines.bridge.supervisor import started_at
+from dspex_pipelines.errors import InvalidValue, PoolUnreachable
+
+START_S = 60.0
+STOP_S = 15.0
+SOCKET_PATH_BYTES = 107
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalPoolLease:
+    """A running local pool; it stays for as long as the lease is held."""
+
+    address: str
+    runtime_dir: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalPoolStatus:
+    """A local pool that runs on this machine."""
+
+    pid: int
+    address: str
+    runtime_dir: Path
+
+
+@contextlib.contextmanager
+def lease(
+    *,
+    workers: int | None = None,
+    slots: int = 256,
+    idle_s: float = 60.0,
+    cwd: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    runtime_root: Path | None = None,
+) -> Iterator[LocalPoolLease]:
+    """Join the local pool of this identity, starting it if there is none, and hold it.
+
+    The identity is interpreter, package source, working directory, declared *environment*, *workers* and
+    *slots*. After the last lease the pool waits *idle_s* for another one, then ends. Raises
+    `PoolUnreachable` when it does not start, and `InvalidValue` for a folder that cannot hold its socket.
+    """
+    count = workers or os.cpu_count() or 1
+    folder = cwd or Path.cwd()
+    environment = environment or {}
+    name = _identity(count, slots, folder, environment)
+    runtime_dir = _runtime_dir(runtime_root or _default_root(), name)
+    with _locked(runtime_dir / "start.lock"), contextlib.ExitStack() as held:
+        # Waits while an ending pool holds it alone; from here on no pool ends under us.
+        clients = held.enter_context((runtime_dir / "clients.lock").open("a"))
+        fcntl.flock(clients, fcntl.LOCK_SH)
+        status = _running(runtime_dir)
+        if status is None:
+            _start(runtime_dir, count, slots, idle_s, folder, environment)
+            status = _running(runtime_dir)
+        if status is None:
+            raise PoolUnreachable(address=str(runtime_dir), waited_s=0, reason="it ended as soon as it was up")
+        kept = held.pop_all()
+    with kept:
+        yield LocalPoolLease(address=status.address, runtime_dir=runtime_dir)
+
+
+def status(*, runtime_root: Path | None = None) -> tuple[LocalPoolStatus, ...]:
+    """Return the local pools of this user that run."""
+    root = runtime_root or _default_root()
+    if not root.is_dir():
+        return ()
+    found = (_running(folder) for folder in sorted(root.iterdir()) if folder.is_dir())
+    return tuple(pool for pool in found if pool is not None)
+
+
+def stop(*, runtime_root: Path | None = None) -> int:
+    """End the local pools of this user, whoever uses them; return how many."""
+    pools = status(runtime_root=runtime_root)
+    for pool in pools:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pool.pid, signal.SIGTERM)
+    deadline = time.monotonic() + STOP_S
+    for pool in pools:
+        while _running(pool.runtime_dir) is not None or started_at(pool.pid):
+            if time.monotonic() > deadline:
+                raise PoolUnreachable(address=pool.address, waited_s=STOP_S, reason="it does not end")
+            time.sleep(0.05)
+    return len(pools)
+
+
+def _identity(workers: int, slots: int, folder: Path, environment: Mapping[str, str]) -> str:
+    source = Path(dspex_pipelines.__file__).parent
+    files = [[str(path), path.stat().st_mtime_ns] for path in sorted(source.rglob("*.py"))]
+    parts = [sys.executable, files, str(folder.resolve()), sorted(environment.items()), workers, slots]
+    # What a program sees of the caller's environment decides what it does, so it decides the pool.
+    parts.append(os.environ.get("PYTHONPATH", ""))
+    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=6).hexdigest()
+
+
+def _default_root() -> Path:
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    if runtime and Path(runtime).is_dir():
+        return Path(runtime) / "dspex"
+    return Path(tempfile.gettempdir()) / f"dspex-{os.getuid()}"
+
+
+def _runtime_dir(root: Path, name: str) -> Path:
+    path = root / name
+    if len(os.fsencode(path / "bridge.sock")) > SOCKET_PATH_BYTES:
+        raise InvalidValue(
+            field="runtime folder",
+            value=str(path),
+            fix=f"a socket's path has at most {SOCKET_PATH_BYTES} bytes; set XDG_RUNTIME_DIR to a shorter folder",
+        )
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = root.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise InvalidValue(
+            field="runtime folder",
+            value=str(root),
+            fix="it must be a folder of your own with mode 700; remove it, or set XDG_RUNTIME_DIR to another",
+        )
+    path.mkdir(mode=0o700, exist_ok=True)
+    return path
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _running(runtime_dir: Path) -> LocalPoolStatus | None:
+    try:
+        document = json.loads((runtime_dir / "pool.json").read_text())
+        pid, address = int(document["pid"]), str(document["address"])
+    except (OSError, ValueError, KeyError):
+        return None
+    if started_at(pid) != document.get("started"):
+        return None
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(address.removeprefix("unix:"))
+        except OSError:
+            return None
+    return LocalPoolStatus(pid=pid, address=address, runtime_dir=runtime_dir)
+
+
+def _start(
+    runtime_dir: Path, workers: int, slots: int, idle_s: float, folder: Path, environment: Mapping[str, str]
+) -> None:
+    """Start the supervisor in a session of its own and wait until it says that the pool is up."""
+    for left in ("pool.json", "bridge.sock"):
+        (runtime_dir / left).unlink(missing_ok=True)
+    reading, writing = os.pipe()
+    command = [sys.executable, "-m", "dspex_pipelines.bridge.supervisor", "--runtime-dir", str(runtime_dir)]
+    options = ["--workers", str(workers), "--slots", str(slots), "--idle-s", str(idle_s)]
+    with (runtime_dir / "pool.log").open("ab") as log, os.fdopen(reading, "rb") as ready:
+        try:
+            subprocess.Popen(  # noqa: S603 - our own command
+                [*command, *options, "--ready-fd", str(writing)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=folder,
+                env={**os.environ, **environment},
+                start_new_session=True,
+                pass_fds=(writing,),
+            )
+        finally:
+            os.close(writing)
+        readable, _, _ = select.select([ready], [], [], START_S)
+        line = ready.readline() if readable else b""
+    answer = json.loads(line) if line else {"error": f"see {runtime_dir / 'pool.log'}"}
+    if "error" in answer:
+        raise PoolUnreachable(address=str(runtime_dir), waited_s=START_S, reason=str(answer["error"]))
