@@ -73,9 +73,7 @@ class VersionConflict(DspexError):
         self.session_id = session_id
         self.expected = expected
         self.actual = actual
-        super().__init__(
-            f"session {session_id} is at version {actual}, not {expected}; read it again and retry"
-        )
+        super().__init__(f"session {session_id} is at version {actual}, not {expected}; read it again and retry")
 
 
 class UnknownSession(DspexError):

@@ -50,9 +50,7 @@ def out_of_step(fresh: Path) -> list[str]:
         }
 
     theirs, ours = names(fresh), names(ROOT)
-    differing = {
-        name for name in theirs & ours if not filecmp.cmp(fresh / name, ROOT / name, shallow=False)
-    }
+    differing = {name for name in theirs & ours if not filecmp.cmp(fresh / name, ROOT / name, shallow=False)}
     return sorted(
         [f"{name} is missing" for name in theirs - ours]
         + [f"{name} is left over, no proto file makes it: delete it" for name in ours - theirs]
@@ -63,9 +61,7 @@ def out_of_step(fresh: Path) -> list[str]:
 def main() -> int:
     """Run the command line; 1 means out of step."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--check", action="store_true", help="change nothing; fail when out of step"
-    )
+    parser.add_argument("--check", action="store_true", help="change nothing; fail when out of step")
     if not parser.parse_args().check:
         generate(ROOT)
         return 0

@@ -10,9 +10,7 @@ import conftest
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PINS = dict(
-    line.split("==", 1) for line in (ROOT / "constraints.txt").read_text().splitlines() if line
-)
+PINS = dict(line.split("==", 1) for line in (ROOT / "constraints.txt").read_text().splitlines() if line)
 
 
 def tracked_files() -> list[Path]:
@@ -38,9 +36,7 @@ def canonical(name: str) -> str:
 def test_importing_the_package_is_cheap():
     heavy = ("grpc", "dagster", "pandas", "dspy", "pydantic")
     code = f"import sys, dspex_pipelines; print(*[m for m in {heavy!r} if m in sys.modules])"
-    done = subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT
-    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.split() == []
 
 

@@ -115,7 +115,7 @@ class PoolClient:
             execution = execution_pb2_grpc.ExecutionServiceStub(self._channel)
             stream = aiter(execution.ExecutePrograms(self._frames()))
             welcome = await anext(stream)
-        except (asyncio.TimeoutError, grpc.aio.AioRpcError, DspexError) as error:
+        except (TimeoutError, grpc.aio.AioRpcError, DspexError) as error:
             await self.close()
             if isinstance(error, DspexError):
                 raise
@@ -231,9 +231,7 @@ class PoolClient:
         self._next_id += 1
         future: asyncio.Future[TrialOutcome] = asyncio.get_running_loop().create_future()
         self._pending[number] = (future, spec.trial_id)
-        self._outbox.append(
-            trial_to_wire(spec, id=number, session_id=session_id, version=version, timeout_s=timeout_s)
-        )
+        self._outbox.append(trial_to_wire(spec, id=number, session_id=session_id, version=version, timeout_s=timeout_s))
         self._wake.set()
         try:
             return await future

@@ -252,9 +252,7 @@ class Hub:
             )
         versions.add(version)
         worker.snapshots.append(
-            types_pb2.Snapshot(
-                session_id=session_id, version=version, values=snapshot.values, digest=snapshot.digest
-            )
+            types_pb2.Snapshot(session_id=session_id, version=version, values=snapshot.values, digest=snapshot.digest)
         )
 
     @staticmethod

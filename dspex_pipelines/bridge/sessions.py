@@ -56,9 +56,7 @@ class SessionStore:
     def __len__(self) -> int:
         return sum(not session.closed for session in self._sessions.values())
 
-    def open(
-        self, program: ProgramSpec, metrics: Sequence[MetricSpec], space: ConfigurationSpace | None
-    ) -> Session:
+    def open(self, program: ProgramSpec, metrics: Sequence[MetricSpec], space: ConfigurationSpace | None) -> Session:
         """Make a session without any version yet. Values are checked against *space* where there is one."""
         session_id = secrets.randbits(63) | 1
         session = Session(session_id=session_id, program=program, metrics=tuple(metrics), space=space)

@@ -77,9 +77,7 @@ async def run_batch(
     done by then is kept.
     """
     scoring = Scoring(plan)
-    runner = TrialRunner(
-        pool, metrics=plan.metrics, space_json=plan.space_json, timeout_s=timeout_s
-    )
+    runner = TrialRunner(pool, metrics=plan.metrics, space_json=plan.space_json, timeout_s=timeout_s)
     executor = ParallelExecutor[TrialSpec, TrialOutcome](
         max_concurrency=max_concurrency, is_failure=lambda outcome: isinstance(outcome, TrialError)
     )

@@ -60,9 +60,7 @@ class Settled(NamedTuple):
 class Orders:
     """What an event asks its caller to do."""
 
-    dispatch: dict[str, list[tuple[int, Ticket]]] = field(
-        default_factory=dict[str, list[tuple[int, Ticket]]]
-    )
+    dispatch: dict[str, list[tuple[int, Ticket]]] = field(default_factory=dict[str, list[tuple[int, Ticket]]])
     """Worker to (attempt id, ticket), in the order in which they are to be sent."""
     cancel: dict[str, list[int]] = field(default_factory=dict[str, list[int]])
     """Worker to attempt ids that it is to stop and then `release`."""
@@ -173,9 +171,7 @@ class Dispatcher:
       times is settled as `WORKER_LOST`.
     """
 
-    def __init__(
-        self, *, max_losses: int = 3, grace_s: float = 1.0, affinity_lead: float = 0.25
-    ) -> None:
+    def __init__(self, *, max_losses: int = 3, grace_s: float = 1.0, affinity_lead: float = 0.25) -> None:
         self._max_losses = max_losses
         self._grace_s = grace_s
         self._busier = 1.0 + affinity_lead
@@ -253,9 +249,7 @@ class Dispatcher:
         """Settle the trial of an attempt with its outcome; see `finish_many`."""
         return self.finish_many(worker_id, ((attempt_id, outcome),), now)
 
-    def finish_many(
-        self, worker_id: str, outcomes: Iterable[tuple[int, object]], now: float
-    ) -> Orders:
+    def finish_many(self, worker_id: str, outcomes: Iterable[tuple[int, object]], now: float) -> Orders:
         """Settle each attempt's trial with its outcome and use the slots again.
 
         The outcome of an attempt that was settled otherwise is ignored and only frees its slot; an attempt the worker
@@ -544,7 +538,7 @@ class Dispatcher:
     def _abandon(self, orders: Orders, trial: _Trial, now: float) -> None:
         """Ask the worker to stop a settled trial; its slot stays taken until the worker says so."""
         worker = trial.worker
-        assert worker is not None  # noqa: S101 - callers have looked
+        assert worker is not None
         del worker.running[trial.attempt_id]
         worker.abandoned[trial.attempt_id] = trial
         self._disarm(trial)

@@ -82,13 +82,9 @@ class ParallelExecutor(Generic[Item, Result]):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if isinstance(max_concurrency, bool) or max_concurrency < 1:
-            raise InvalidValue(
-                field="max_concurrency", value=max_concurrency, fix="give an integer of 1 or more"
-            )
+            raise InvalidValue(field="max_concurrency", value=max_concurrency, fix="give an integer of 1 or more")
         if timeout_per_trial_s is not None and not timeout_per_trial_s > 0:
-            raise InvalidValue(
-                field="timeout_per_trial_s", value=timeout_per_trial_s, fix="give seconds above 0"
-            )
+            raise InvalidValue(field="timeout_per_trial_s", value=timeout_per_trial_s, fix="give seconds above 0")
         self.max_concurrency = max_concurrency
         self._timeout_s = timeout_per_trial_s
         self._is_failure = is_failure

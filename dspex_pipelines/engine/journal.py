@@ -160,7 +160,7 @@ class Journal:
         return self._engine
 
 
-def _prepare(connection: Any, _: object) -> None:  # noqa: ANN401 - a DBAPI connection
+def _prepare(connection: Any, _: object) -> None:
     # SQLAlchemy's recipe: the driver opens no transactions of its own, `begin` above does.
     connection.isolation_level = None
     cursor = connection.cursor()

@@ -58,7 +58,17 @@ class ProgramShape:
         return self.kind not in (ProgramKind.FUNCTION, ProgramKind.CLASS_SHARED)
 
 
-def resolve(entry_point: str) -> Any:  # noqa: ANN401 - whatever the module holds
+def resolve(entry_point: str) -> Any:
+    """Return the callable that ``module:attribute`` names; raises `ProgramUnavailable`."""
+    target = resolve_value(entry_point)
+    if not callable(target):
+        raise ProgramUnavailable(
+            entry_point=entry_point, reason=f"it is a {type(target).__name__}, which cannot be called"
+        )
+    return target
+
+
+def resolve_value(entry_point: str) -> Any:
     """Return what ``module:attribute`` names; raises `ProgramUnavailable` with the reason and the fix."""
     try:
         check_entry_point("entry point", entry_point)
@@ -83,14 +93,8 @@ def resolve(entry_point: str) -> Any:  # noqa: ANN401 - whatever the module hold
         if not hasattr(target, name):
             near = difflib.get_close_matches(name, dir(target), n=3)
             hint = f"; did you mean {', '.join(near)}?" if near else ""
-            raise ProgramUnavailable(
-                entry_point=entry_point, reason=f"{module_name} has no attribute {name!r}{hint}"
-            )
+            raise ProgramUnavailable(entry_point=entry_point, reason=f"{module_name} has no attribute {name!r}{hint}")
         target = getattr(target, name)
-    if not callable(target):
-        raise ProgramUnavailable(
-            entry_point=entry_point, reason=f"it is a {type(target).__name__}, which cannot be called"
-        )
     return target
 
 
@@ -161,10 +165,7 @@ def _call_of(entry_point: str, target: type) -> Callable[..., Any]:
 
 
 def _is_dspy_module(target: type) -> bool:
-    return any(
-        base.__name__ == "Module" and base.__module__.split(".")[0] == "dspy"
-        for base in target.__mro__
-    )
+    return any(base.__name__ == "Module" and base.__module__.split(".")[0] == "dspy" for base in target.__mro__)
 
 
 def _is_async(call: Callable[..., Any]) -> bool:
@@ -194,9 +195,7 @@ def _check_call(
 ) -> bool:
     parameters = _parameters(call, skip_self=skip_self)
     if twice := sorted(set(inputs) & set(variables)):
-        raise InvalidValue(
-            field="variable", value=twice[0], fix="an input has this name too; rename one of them"
-        )
+        raise InvalidValue(field="variable", value=twice[0], fix="an input has this name too; rename one of them")
     given = {*inputs, *variables}
     takes_seed = SEED in parameters and SEED not in given
     supplied = given | ({SEED} if takes_seed else set())
@@ -214,9 +213,7 @@ def _check_call(
     return takes_seed
 
 
-def _check_supplied(
-    where: str, parameters: Mapping[str, inspect.Parameter], given: set[str], of: str
-) -> None:
+def _check_supplied(where: str, parameters: Mapping[str, inspect.Parameter], given: set[str], of: str) -> None:
     for parameter in parameters.values():
         if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
             continue
@@ -339,12 +336,10 @@ def _installed() -> tuple[Path, ...]:
 def _file_of(name: str, root: Path, top: str) -> Path | None:
     """Return the source file of *name* when it belongs to the project at *root*."""
     # In site-packages a project is one top-level package, not all of them.
-    if root in _installed() and name.split(".")[0] != top:
+    if root in _installed() and name.split(".", maxsplit=1)[0] != top:
         return None
     base = root.joinpath(*name.split("."))
-    return next(
-        (path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None
-    )
+    return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
 
 
 def _imports(module: str, path: Path, *, is_package: bool) -> list[str]:

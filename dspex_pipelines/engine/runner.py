@@ -36,9 +36,7 @@ class SnapshotLike(Protocol):
 class TrialPool(Protocol):
     """What a runner asks of a pool; `bridge.client.PoolClient` is one."""
 
-    async def open_session(
-        self, program: ProgramSpec, metrics: Sequence[MetricSpec], space_json: str
-    ) -> int:
+    async def open_session(self, program: ProgramSpec, metrics: Sequence[MetricSpec], space_json: str) -> int:
         """Register a program; return the session that holds its configurations."""
         ...
 
@@ -53,9 +51,7 @@ class TrialPool(Protocol):
         """Make a snapshot of *values*, all or nothing."""
         ...
 
-    async def execute(
-        self, spec: TrialSpec, *, session_id: int, version: int, timeout_s: float
-    ) -> TrialOutcome:
+    async def execute(self, spec: TrialSpec, *, session_id: int, version: int, timeout_s: float) -> TrialOutcome:
         """Run a trial under exactly that snapshot."""
         ...
 
@@ -67,9 +63,7 @@ class TrialRunner:
     applied already costs nothing. *timeout_s* is the run limit of a trial, 0 for none.
     """
 
-    def __init__(
-        self, pool: TrialPool, *, metrics: Sequence[MetricSpec], space_json: str, timeout_s: float
-    ) -> None:
+    def __init__(self, pool: TrialPool, *, metrics: Sequence[MetricSpec], space_json: str, timeout_s: float) -> None:
         self._pool = pool
         self._metrics = tuple(metrics)
         self._space_json = space_json
@@ -102,17 +96,13 @@ class TrialRunner:
             except UnknownSession:
                 self._sessions.forget(spec.program.digest)
                 continue
-            outcome = await self._pool.execute(
-                spec, session_id=session_id, version=version, timeout_s=self._timeout_s
-            )
+            outcome = await self._pool.execute(spec, session_id=session_id, version=version, timeout_s=self._timeout_s)
             if isinstance(outcome, TrialError) and outcome.type is ErrorType.STALE_STATE:
                 # The bridge let the snapshot go, or was another one: apply again.
                 self._versions.forget((session_id, spec.configuration.digest))
                 continue
             return _verified(spec, outcome)
-        return outcome or _failed(
-            spec, ErrorType.STALE_STATE, "its session was closed again and again", retryable=True
-        )
+        return outcome or _failed(spec, ErrorType.STALE_STATE, "its session was closed again and again", retryable=True)
 
     async def _context(self, program: ProgramSpec) -> int:
         return await self._sessions.get(
@@ -178,9 +168,7 @@ def _verified(spec: TrialSpec, outcome: TrialOutcome) -> TrialOutcome:
     )
 
 
-def _failed(
-    spec: TrialSpec, kind: ErrorType, message: str, *, retryable: bool = False
-) -> TrialError:
+def _failed(spec: TrialSpec, kind: ErrorType, message: str, *, retryable: bool = False) -> TrialError:
     return TrialError(
         trial_id=spec.trial_id,
         configuration_digest=b"",

@@ -80,9 +80,7 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.name):
-            raise InvalidValue(
-                field="evaluation.name", value=self.name, fix="give letters, digits and underscores"
-            )
+            raise InvalidValue(field="evaluation.name", value=self.name, fix="give letters, digits and underscores")
         check_entry_point("program", self.program)
         if isinstance(self.metrics, str):
             raise InvalidValue(field="metrics", value=self.metrics, fix="give a tuple of entry points")
@@ -98,6 +96,4 @@ class Evaluation:
         if not self.timeout_s > 0:
             raise InvalidValue(field="timeout_s", value=self.timeout_s, fix="give seconds above 0")
         if isinstance(self.max_concurrency, bool) or self.max_concurrency < 1:
-            raise InvalidValue(
-                field="max_concurrency", value=self.max_concurrency, fix="give an integer of 1 or more"
-            )
+            raise InvalidValue(field="max_concurrency", value=self.max_concurrency, fix="give an integer of 1 or more")

@@ -70,7 +70,7 @@ class TrialResult:
     usage_payload: bytes = b""
 
     @property
-    def outputs(self) -> Any:  # noqa: ANN401 - whatever the program returned
+    def outputs(self) -> Any:
         """What the program returned."""
         return decode(self.outputs_payload)
 
@@ -102,7 +102,7 @@ class TrialError:
     """What the program returned before the error, when the metric is what failed."""
 
     @property
-    def outputs(self) -> Any:  # noqa: ANN401 - whatever the program returned
+    def outputs(self) -> Any:
         """What the program returned before the error, or ``None``."""
         return decode(self.outputs_payload)
 

@@ -28,7 +28,7 @@ def encode(value: object) -> bytes:
         raise SerializationError(path="outputs", reason=str(error)) from error
 
 
-def decode(payload: bytes) -> Any:  # noqa: ANN401 - the caller knows what it sent
+def decode(payload: bytes) -> Any:
     """Return the value that `encode` was given; an empty payload is ``None``."""
     if not payload:
         return None
@@ -93,9 +93,7 @@ def _refuse(value: object, path: str, *, depth: int) -> None:
         for index, item in enumerate(cast("list[object]", value)):
             _refuse(item, f"{path}[{index}]", depth=depth + 1)
     elif isinstance(value, int) and not _INT_MIN <= value <= _INT_MAX:
-        raise SerializationError(
-            path=path, reason="the integer does not fit 64 bits; return it as a string"
-        )
+        raise SerializationError(path=path, reason="the integer does not fit 64 bits; return it as a string")
     elif value is not None and not isinstance(value, bool | int | float | str | bytes):
         try:
             _convert(value)

@@ -172,9 +172,7 @@ class Choice:
         for option in self.options:
             if _typed(option) == _typed(value):
                 return option
-        raise InvalidValue(
-            field=self.name, value=value, fix=f"give one of {', '.join(map(repr, self.options))}"
-        )
+        raise InvalidValue(field=self.name, value=value, fix=f"give one of {', '.join(map(repr, self.options))}")
 
     def grid(self) -> tuple[Value, ...]:
         """Return all options in their order."""
@@ -290,8 +288,7 @@ def variable_from_json(document: Mapping[str, object]) -> Variable:
             field=f"variable.{unknown[0]}", value=given[unknown[0]], fix=f"a {kind} has {', '.join(sorted(known))}"
         )
     arguments = {
-        name: tuple(cast("list[object]", value)) if isinstance(value, list) else value
-        for name, value in given.items()
+        name: tuple(cast("list[object]", value)) if isinstance(value, list) else value for name, value in given.items()
     }
     try:
         return variable(**arguments)  # type: ignore[arg-type]  # each class checks its own fields
@@ -305,9 +302,7 @@ def _given(default: Value | None) -> tuple[Value, ...]:
 
 def _check_name(name: object) -> None:
     if not isinstance(name, str) or not all(part.isidentifier() for part in name.split(".")):
-        raise InvalidValue(
-            field="variable.name", value=name, fix="give an identifier, or identifiers joined by dots"
-        )
+        raise InvalidValue(field="variable.name", value=name, fix="give an identifier, or identifiers joined by dots")
 
 
 def _check_bounds(name: str, low: object, high: object) -> None:

@@ -10,6 +10,7 @@ import dagster as dg
 
 from dspex_pipelines.model.evaluation import Evaluation
 from dspex_pipelines.orchestration.config import EvaluationConfig
+from dspex_pipelines.orchestration.dataset import dataset_asset
 from dspex_pipelines.orchestration.evaluation import evaluation_asset
 from dspex_pipelines.orchestration.io_managers import TrialsIOManager
 from dspex_pipelines.orchestration.leaderboard import leaderboard_asset
@@ -19,7 +20,6 @@ from dspex_pipelines.orchestration.resources import (
     WorkerPoolResource,
 )
 from dspex_pipelines.orchestration.tags import RESULTS, run_tags
-from dspex_pipelines.orchestration.dataset import dataset_asset
 
 # Step processes fork from a server that has imported all this already; importing it in each costs seconds.
 PRELOADED = [
@@ -34,9 +34,7 @@ PRELOADED = [
 ]
 
 
-def build_evaluation(
-    evaluation: Evaluation, *, resources: Mapping[str, Any] | None = None
-) -> dg.Definitions:
+def build_evaluation(evaluation: Evaluation, *, resources: Mapping[str, Any] | None = None) -> dg.Definitions:
     """Return the definitions of *evaluation*: three assets, and a job over them.
 
     The assets are ``<name>/dataset`` and ``<name>/evaluation``, partitioned alike, and

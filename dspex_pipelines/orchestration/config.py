@@ -27,22 +27,14 @@ class EvaluationConfig(dg.Config):
         description="So many configurations drawn at random from the space; 0: the whole grid.",
     )
     seed: int = Field(default=0, description="Seed of the draw and of the trials.")
-    repeats: int = Field(
-        default=1, description="How often each configuration meets each example, with a seed each."
-    )
-    max_concurrency: int = Field(
-        default=0, description="Most trials in flight; 0: what the evaluation declares."
-    )
-    timeout_s: float = Field(
-        default=0.0, description="Seconds a trial may run; 0: what the evaluation declares."
-    )
+    repeats: int = Field(default=1, description="How often each configuration meets each example, with a seed each.")
+    max_concurrency: int = Field(default=0, description="Most trials in flight; 0: what the evaluation declares.")
+    timeout_s: float = Field(default=0.0, description="Seconds a trial may run; 0: what the evaluation declares.")
     trials_per_op: int = Field(
         default=0,
         description="Trials in one mapped run_trials step; 0: chosen by their number; 1: a step each.",
     )
-    reuse: bool = Field(
-        default=True, description="Keep outcomes of earlier runs instead of running them again."
-    )
+    reuse: bool = Field(default=True, description="Keep outcomes of earlier runs instead of running them again.")
 
 
 def checked(config: EvaluationConfig, evaluation: Evaluation, tags: dict[str, str]) -> dict[str, Any]:
@@ -67,17 +59,13 @@ def checked(config: EvaluationConfig, evaluation: Evaluation, tags: dict[str, st
     return {"max_concurrency": limit, "timeout_s": config.timeout_s or evaluation.timeout_s}
 
 
-def chosen_configurations(
-    config: EvaluationConfig, space: ConfigurationSpace
-) -> tuple[Configuration, ...]:
+def chosen_configurations(config: EvaluationConfig, space: ConfigurationSpace) -> tuple[Configuration, ...]:
     """Return the configurations that the run's search names."""
     if config.samples:
         return space.sample(config.samples, seed=config.seed)
     configurations = tuple(space.grid())
     if not configurations:
-        raise InvalidValue(
-            field="space", value="its grid", fix="no combination keeps every constraint; loosen one"
-        )
+        raise InvalidValue(field="space", value="its grid", fix="no combination keeps every constraint; loosen one")
     return configurations
 
 

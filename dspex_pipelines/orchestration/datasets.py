@@ -49,9 +49,7 @@ def read_examples(dataset: Dataset, partition: str) -> list[Example]:
         inputs = {name: _cell(row, name, where) for name in dataset.inputs}
         for name, value in inputs.items():
             if value is None or value == "":
-                raise InvalidValue(
-                    field=f"{where}, column {name!r}", value=value, fix="give every example its input"
-                )
+                raise InvalidValue(field=f"{where}, column {name!r}", value=value, fix="give every example its input")
         example_id = str(_cell(row, dataset.example_id, where)) if dataset.example_id else str(number)
         if example_id in seen:
             raise InvalidValue(
@@ -105,11 +103,7 @@ def load_examples(folder: Path, content: str, *, limit: int) -> list[Example]:
     examples: list[Example] = []
     for payload in payloads[:limit]:
         example_id, inputs, labels, group, metadata = cast("list[Any]", decode(payload))
-        examples.append(
-            Example(
-                example_id=example_id, inputs=inputs, labels=labels, group=group, metadata=metadata
-            )
-        )
+        examples.append(Example(example_id=example_id, inputs=inputs, labels=labels, group=group, metadata=metadata))
     return examples
 
 
@@ -131,9 +125,7 @@ def _rows(dataset: Dataset) -> Iterator[Row]:
             field="dataset.source", value=str(source), fix=f"give a file that ends in {', '.join(_READERS)}"
         )
     if not source.exists():
-        raise InvalidValue(
-            field="dataset.source", value=str(source), fix=f"there is no such file in {Path.cwd()}"
-        )
+        raise InvalidValue(field="dataset.source", value=str(source), fix=f"there is no such file in {Path.cwd()}")
     if source.suffix == ".parquet":
         for batch in pq.ParquetFile(source).iter_batches():
             yield from cast("list[Row]", batch.to_pylist())
@@ -151,17 +143,13 @@ def _rows(dataset: Dataset) -> Iterator[Row]:
                         field=f"dataset.source line {number}", value=line, fix=f"write JSON: {error}"
                     ) from error
                 if not isinstance(row, dict):
-                    raise InvalidValue(
-                        field=f"dataset.source line {number}", value=line, fix="write a JSON object"
-                    )
+                    raise InvalidValue(field=f"dataset.source line {number}", value=line, fix="write a JSON object")
                 yield cast("Row", row)
 
 
-def _cell(row: Row, column: str, where: str) -> Any:  # noqa: ANN401 - whatever the source holds
+def _cell(row: Row, column: str, where: str) -> Any:
     if column not in row:
-        raise InvalidValue(
-            field=f"{where}, column {column!r}", value=None, fix=f"the columns are {', '.join(row)}"
-        )
+        raise InvalidValue(field=f"{where}, column {column!r}", value=None, fix=f"the columns are {', '.join(row)}")
     return row[column]
 
 

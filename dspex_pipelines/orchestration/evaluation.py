@@ -1,7 +1,5 @@
 """The evaluation asset: plan_trials ─▶ run_trials × N (dynamic) ─▶ collect_evaluation."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import time
@@ -57,7 +55,7 @@ def evaluation_asset(evaluation: Evaluation) -> dg.AssetsDefinition:
         config=to_plan,
         description=evaluation.description or f"Every trial of {evaluation.name}, one row each.",
     )
-    def trials(dataset: Any) -> Any:  # noqa: ANN401 - what a graph passes around
+    def trials(dataset: Any) -> Any:
         manifest, batches = plan_trials(dataset)
         done = batches.map(lambda batch: run_trials(manifest, batch))
         return collect_evaluation(manifest, done.collect())
@@ -72,9 +70,7 @@ def _plan_op(evaluation: Evaluation) -> dg.OpDefinition:
         out={"manifest": dg.Out(str), "batches": dg.DynamicOut(dict)},
         description="Works out every trial of the run, and says so before any of them runs.",
     )
-    def plan_trials(
-        context: dg.OpExecutionContext, config: EvaluationConfig, store: ResultStore
-    ) -> Iterator[Any]:
+    def plan_trials(context: dg.OpExecutionContext, config: EvaluationConfig, store: ResultStore) -> Iterator[Any]:
         try:
             limits = checked(config, evaluation, dict(context.run.tags))
             plan = _plan(context, evaluation, config, store)
@@ -127,10 +123,7 @@ def _plan(
         rows=len(examples),
         limit=config.limit,
         program=program,
-        metrics=tuple(
-            MetricSpec(entry_point=metric, version=metric_version(metric))
-            for metric in evaluation.metrics
-        ),
+        metrics=tuple(MetricSpec(entry_point=metric, version=metric_version(metric)) for metric in evaluation.metrics),
         space_json=evaluation.space.to_json(),
         configurations=chosen_configurations(config, evaluation.space),
         repeats=config.repeats,
@@ -142,15 +135,11 @@ def _plan(
 def _dataset_digest(instance: dg.DagsterInstance, evaluation: Evaluation, partition: str) -> str:
     """Return the digest of the newest materialised data set: what is read is what is recorded."""
     records = instance.fetch_materializations(
-        dg.AssetRecordsFilter(
-            asset_key=dg.AssetKey([evaluation.name, "dataset"]), asset_partitions=[partition]
-        ),
+        dg.AssetRecordsFilter(asset_key=dg.AssetKey([evaluation.name, "dataset"]), asset_partitions=[partition]),
         limit=1,
     ).records
     if not records or not (materialization := records[0].asset_materialization):
-        raise DspexError(
-            f"{evaluation.name}/dataset has no partition {partition!r} yet; materialise it first"
-        )
+        raise DspexError(f"{evaluation.name}/dataset has no partition {partition!r} yet; materialise it first")
     return str(materialization.metadata["digest"].value)
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
 
 import dagster as dg
 import pandas as pd
@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from dspex_pipelines.model.plan import Plan
 from dspex_pipelines.orchestration.datasets import write_table
 from dspex_pipelines.orchestration.resources import ResultStore
+from dspex_pipelines.orchestration.tags import RESULTS
 
 TRIALS_FILE = "trials.parquet"
 PLAN_FILE = "plan.json"
@@ -37,6 +38,40 @@ class EvaluatedPartitions:
     left_out: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewestResults:
+    """The newest results of each partition whose plan is like the newest plan of all."""
+
+    paths: dict[str, Path]
+    left_out: tuple[str, ...]
+
+    @classmethod
+    def find(cls, instance: dg.DagsterInstance, evaluation: str, partitions: Iterable[str]) -> NewestResults:
+        """Look the materialisations up; there may be none."""
+        found: dict[str, tuple[float, str, Path]] = {}
+        for partition in partitions:
+            records = instance.fetch_materializations(
+                dg.AssetRecordsFilter(asset_key=dg.AssetKey([evaluation, RESULTS]), asset_partitions=[partition]),
+                limit=1,
+            ).records
+            if records and (materialization := records[0].asset_materialization):
+                metadata = materialization.metadata
+                path = Path(str(metadata["path"].value))
+                found[partition] = (records[0].timestamp, str(metadata["plan"].value), path)
+        newest = max(found.values(), default=(0.0, "", Path()))[1]
+        alike = {name: path for name, (_, plan, path) in found.items() if plan == newest}
+        return cls(paths=alike, left_out=tuple(name for name in found if name not in alike))
+
+    def load(self) -> pd.DataFrame:
+        """Return their trials, one row each."""
+        frames = [pq.read_table(path).to_pandas() for path in self.paths.values()]
+        return pd.concat(frames, ignore_index=True)
+
+    def plan_file(self, partition: str) -> Path:
+        """Return the file that holds the partition's plan."""
+        return self.paths[partition].with_name(PLAN_FILE)
+
+
 class TrialsIOManager(dg.ConfigurableIOManager):
     """Writes an evaluated partition; loads all partitions whose plan is like the newest one's."""
 
@@ -45,9 +80,7 @@ class TrialsIOManager(dg.ConfigurableIOManager):
     def handle_output(self, context: dg.OutputContext, obj: EvaluatedPartition) -> None:
         """Write the version's folder unless it is there: equal versions have equal results."""
         instance = context.step_context.instance
-        folder = (
-            self.store.results(instance, obj.plan.evaluation, obj.plan.partition) / obj.data_version
-        )
+        folder = self.store.results(instance, obj.plan.evaluation, obj.plan.partition) / obj.data_version
         if not (folder / TRIALS_FILE).exists():
             folder.mkdir(parents=True, exist_ok=True)
             (folder / PLAN_FILE).write_text(obj.plan.to_json(), encoding="utf-8")
@@ -55,27 +88,8 @@ class TrialsIOManager(dg.ConfigurableIOManager):
         context.add_output_metadata({"path": dg.MetadataValue.path(folder / TRIALS_FILE)})
 
     def load_input(self, context: dg.InputContext) -> EvaluatedPartitions:
-        """Return the newest materialisation of every partition that there is one of."""
-        found: dict[str, tuple[float, str, Path]] = {}
-        for partition in context.asset_partition_keys:
-            event = context.instance.fetch_materializations(
-                dg.AssetRecordsFilter(asset_key=context.asset_key, asset_partitions=[partition]),
-                limit=1,
-            ).records
-            if event and (materialization := event[0].asset_materialization):
-                metadata = materialization.metadata
-                found[partition] = (
-                    event[0].timestamp,
-                    str(metadata["plan"].value),
-                    Path(str(metadata["path"].value)),
-                )
-        if not found:
+        """Return the newest like-planned results of all partitions there are any of."""
+        newest = NewestResults.find(context.instance, context.asset_key.path[0], context.asset_partition_keys)
+        if not newest.paths:
             raise dg.Failure("no partition has been evaluated yet; materialise one first")
-        _, newest, _ = max(found.values())
-        alike = {name: path for name, (_, plan, path) in found.items() if plan == newest}
-        frames = [pq.read_table(path).to_pandas() for path in alike.values()]
-        return EvaluatedPartitions(
-            trials=cast("pd.DataFrame", pd.concat(cast("list[Any]", frames), ignore_index=True)),
-            partitions=tuple(alike),
-            left_out=tuple(name for name in found if name not in alike),
-        )
+        return EvaluatedPartitions(trials=newest.load(), partitions=tuple(newest.paths), left_out=newest.left_out)

@@ -1,7 +1,5 @@
 """The leaderboard asset: every configuration over all evaluated partitions, ranked."""
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Mapping
 
@@ -45,9 +43,7 @@ def leaderboard_asset(evaluation: Evaluation) -> dg.AssetsDefinition:
     return ranked
 
 
-def leaderboard_metadata(
-    board: Leaderboard, trials: EvaluatedPartitions
-) -> Mapping[str, dg.MetadataValue]:
+def leaderboard_metadata(board: Leaderboard, trials: EvaluatedPartitions) -> Mapping[str, dg.MetadataValue]:
     """Return the table, the plot and the counts that the UI shows."""
     picture = base64.b64encode(leaderboard_png(board)).decode()
     return {

@@ -32,9 +32,7 @@ class WorkerPoolResource(dg.ConfigurableResource):
     _address: str = PrivateAttr(default="")
 
     @contextlib.contextmanager
-    def yield_for_execution(
-        self, context: dg.InitResourceContext
-    ) -> Generator[WorkerPoolResource, None, None]:
+    def yield_for_execution(self, context: dg.InitResourceContext) -> Generator[WorkerPoolResource, None, None]:
         """Hold the local pool for as long as the step (in one process: the run) lasts."""
         del context
         if self.address:
@@ -48,18 +46,14 @@ class WorkerPoolResource(dg.ConfigurableResource):
     @contextlib.asynccontextmanager
     async def connect(self) -> AsyncIterator[PoolClient]:
         """Open the client; raises `PoolUnreachable` or `ProtocolMismatch`, which say what to do."""
-        async with PoolClient(
-            self._address or self.address, connect_timeout_s=self.connect_timeout_s
-        ) as client:
+        async with PoolClient(self._address or self.address, connect_timeout_s=self.connect_timeout_s) as client:
             yield client
 
 
 class ResultStore(dg.ConfigurableResource):
     """Where data sets, the journal and results lie: below one folder."""
 
-    root: str = Field(
-        default="", description="The folder; empty: `dspex` in the Dagster instance's storage."
-    )
+    root: str = Field(default="", description="The folder; empty: `dspex` in the Dagster instance's storage.")
 
     def folder(self, instance: dg.DagsterInstance) -> Path:
         """Return the root folder."""
@@ -101,7 +95,7 @@ class ProgressResource(dg.ConfigurableResource):
     def to(cls, reporter: ProgressReporter) -> ProgressResource:
         """Return the resource that tells *reporter*."""
         resource = cls()
-        resource._reporter = reporter  # noqa: SLF001 - our own
+        resource._reporter = reporter
         return resource
 
     @property

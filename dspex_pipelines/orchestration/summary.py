@@ -29,9 +29,7 @@ def trials_metadata(plan: Plan, table: pa.Table, *, ran: int) -> Mapping[str, dg
         "dataset digest": dg.MetadataValue.text(plan.dataset_digest),
         "program version": dg.MetadataValue.text(plan.program.version),
         "dagster/column_schema": dg.MetadataValue.table_schema(
-            dg.TableSchema(
-                columns=[dg.TableColumn(field.name, str(field.type)) for field in table.schema]
-            )
+            dg.TableSchema(columns=[dg.TableColumn(field.name, str(field.type)) for field in table.schema])
         ),
     }
     for name in table.column_names:
@@ -46,9 +44,7 @@ def trials_metadata(plan: Plan, table: pa.Table, *, ran: int) -> Mapping[str, dg
 
 def _failures(failed: pa.Table) -> str:
     lines = ["| trial | example | type | message |", "|---|---|---|---|"]
-    for row in failed.select(
-        ["trial_id", "example_id", "error_type", "error_message"]
-    ).to_pylist():
+    for row in failed.select(["trial_id", "example_id", "error_type", "error_message"]).to_pylist():
         message = str(row["error_message"])[:MESSAGE_LENGTH].replace("\n", " ").replace("|", "\\|")
         lines.append(f"| {row['trial_id'][:12]} | {row['example_id']} | {row['error_type']} | {message} |")
     return "\n".join(lines)

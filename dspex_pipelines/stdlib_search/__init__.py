@@ -1,1 +1,1 @@
-"""The built-in evaluation: which search configuration finds a function from its description?"""
+"""The built-in evaluation: which search settings find a function from its description."""

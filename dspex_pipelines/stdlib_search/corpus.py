@@ -14,39 +14,46 @@ from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 
+
+def _split(names: str) -> list[str]:
+    return names.split()
+
+
 TOPICS: dict[str, list[str]] = {
-    "text": (
-        "string re difflib textwrap unicodedata stringprep readline codecs html html.parser html.entities "
-        "gettext locale shlex cmd optparse argparse getopt pprint reprlib tokenize token"
-    ).split(),
-    "numbers": (
-        "numbers math cmath decimal fractions random statistics itertools functools operator datetime calendar "
-        "time zoneinfo struct hashlib hmac secrets"
-    ).split(),
-    "data": (
-        "collections collections.abc heapq bisect array weakref types copy enum graphlib json json.encoder "
-        "json.decoder pickle copyreg shelve marshal dbm sqlite3 csv configparser tomllib plistlib "
-        "xml.dom.minidom xml.etree.ElementTree xml.sax xml.sax.handler xml.sax.saxutils base64 binascii quopri "
-        "dataclasses builtins"
-    ).split(),
-    "files": (
-        "pathlib os.path fileinput stat filecmp tempfile glob fnmatch linecache shutil zlib gzip bz2 lzma "
-        "zipfile tarfile os io mmap errno"
-    ).split(),
-    "network": (
-        "socket ssl select selectors signal asyncio email email.message email.parser email.policy email.header "
-        "email.utils mailbox mimetypes urllib.request urllib.parse urllib.error urllib.robotparser http "
-        "http.client http.server http.cookies http.cookiejar ftplib poplib imaplib smtplib socketserver "
-        "xmlrpc.client xmlrpc.server ipaddress wsgiref.util wsgiref.headers wsgiref.simple_server webbrowser uuid"
-    ).split(),
-    "runtime": (
-        "threading multiprocessing concurrent.futures subprocess sched queue contextvars logging "
-        "logging.config logging.handlers sys sysconfig warnings contextlib abc atexit traceback gc inspect site "
-        "code codeop zipimport pkgutil modulefinder runpy importlib importlib.abc importlib.machinery "
-        "importlib.util importlib.resources importlib.metadata ast symtable dis pickletools unittest "
-        "unittest.mock doctest bdb faulthandler pdb timeit trace tracemalloc cProfile pstats typing platform "
-        "ctypes venv"
-    ).split(),
+    "text": _split("""
+        string re difflib textwrap unicodedata stringprep readline codecs html html.parser
+        html.entities gettext locale shlex cmd optparse argparse getopt pprint reprlib tokenize
+        token
+    """),
+    "numbers": _split("""
+        numbers math cmath decimal fractions random statistics itertools functools operator datetime
+        calendar time zoneinfo struct hashlib hmac secrets
+    """),
+    "data": _split("""
+        collections collections.abc heapq bisect array weakref types copy enum graphlib json
+        json.encoder json.decoder pickle copyreg shelve marshal dbm sqlite3 csv configparser tomllib
+        plistlib xml.dom.minidom xml.etree.ElementTree xml.sax xml.sax.handler xml.sax.saxutils
+        base64 binascii quopri dataclasses builtins
+    """),
+    "files": _split("""
+        pathlib os.path fileinput stat filecmp tempfile glob fnmatch linecache shutil zlib gzip bz2
+        lzma zipfile tarfile os io mmap errno
+    """),
+    "network": _split("""
+        socket ssl select selectors signal asyncio email email.message email.parser email.policy
+        email.header email.utils mailbox mimetypes urllib.request urllib.parse urllib.error
+        urllib.robotparser http http.client http.server http.cookies http.cookiejar ftplib poplib
+        imaplib smtplib socketserver xmlrpc.client xmlrpc.server ipaddress wsgiref.util
+        wsgiref.headers wsgiref.simple_server webbrowser uuid
+    """),
+    "runtime": _split("""
+        threading multiprocessing concurrent.futures subprocess sched queue contextvars logging
+        logging.config logging.handlers sys sysconfig warnings contextlib abc atexit traceback gc
+        inspect site code codeop zipimport pkgutil modulefinder runpy importlib importlib.abc
+        importlib.machinery importlib.util importlib.resources importlib.metadata ast symtable dis
+        pickletools unittest unittest.mock doctest bdb faulthandler pdb timeit trace tracemalloc
+        cProfile pstats typing platform ctypes venv
+    """),
 }
 _PRIVATE = re.compile(r"(^|\.)_")
 
@@ -96,7 +103,12 @@ def _module(name: str, topic: str, seen: set[int]) -> Iterator[Document]:
                     yield from _document(f"{name}.{key}.{method_name}", function, topic)
 
 
-_CALLABLES = (types.FunctionType, types.BuiltinFunctionType, types.MethodDescriptorType, types.ClassMethodDescriptorType)
+_CALLABLES = (
+    types.FunctionType,
+    types.BuiltinFunctionType,
+    types.MethodDescriptorType,
+    types.ClassMethodDescriptorType,
+)
 
 
 def _is_documented_kind(value: object) -> bool:

@@ -16,7 +16,10 @@ BEST = 10
 FIELDS = ("body", "body+signature", "body+signature+name")
 _WORD = re.compile(r"[a-z0-9]+")
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
-_STOP = frozenset("a an and are as at be by for from if in into is it of on or s that the this to was with".split())
+_STOP = frozenset(
+    ("a", "an", "and", "are", "as", "at", "be", "by", "for", "from", "if", "in", "into", "is", "it", "of", "on")
+    + ("or", "s", "that", "the", "this", "to", "was", "with")
+)
 
 
 class StdlibSearch:
@@ -60,7 +63,7 @@ def _stemmed(word: str) -> str:
     return str(Stemmer.Stemmer("english").stemWord(word))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _field(field: str, stem: bool) -> tuple[tuple[str, ...], ...]:  # noqa: FBT001 - a cache key
     """Return one field of all documents as words: what no configuration changes is worked out once."""
     texts = {

@@ -22,8 +22,7 @@ CHANNEL_OPTIONS: list[tuple[str, int]] = [
 ]
 
 _TO_WIRE: dict[ErrorType, types_pb2.ErrorType] = {
-    kind: cast("types_pb2.ErrorType", types_pb2.ErrorType.Value(f"ERROR_TYPE_{kind.name}"))
-    for kind in ErrorType
+    kind: cast("types_pb2.ErrorType", types_pb2.ErrorType.Value(f"ERROR_TYPE_{kind.name}")) for kind in ErrorType
 }
 _FROM_WIRE = {number: kind for kind, number in _TO_WIRE.items()}
 
@@ -69,7 +68,12 @@ def metric_from_wire(metric: types_pb2.Metric) -> MetricSpec:
 
 
 def trial_to_wire(
-    spec: TrialSpec, *, id: int, session_id: int, version: int, timeout_s: float  # noqa: A002
+    spec: TrialSpec,
+    *,
+    id: int,  # noqa: A002 - the wire's name
+    session_id: int,
+    version: int,
+    timeout_s: float,
 ) -> types_pb2.Trial:
     """Return the wire form of a trial that runs under the snapshot (*session_id*, *version*)."""
     return types_pb2.Trial(
@@ -87,9 +91,7 @@ def trial_to_wire(
 def example_from_wire(payload: bytes) -> Example:
     """Return the example that `Example.payload` holds."""
     example_id, inputs, labels, group, metadata = cast("list[Any]", decode(payload))
-    return Example(
-        example_id=example_id, inputs=inputs, labels=labels, group=group, metadata=metadata
-    )
+    return Example(example_id=example_id, inputs=inputs, labels=labels, group=group, metadata=metadata)
 
 
 def failure_to_wire(

@@ -91,9 +91,7 @@ def main() -> None:
     make_importable(str(Path.cwd()))
     # What programs print goes where the worker's log goes.
     os.dup2(2, 1)
-    code = asyncio.run(
-        _until_end(arguments.address, arguments.worker_id, arguments.slots)
-    )
+    code = asyncio.run(_until_end(arguments.address, arguments.worker_id, arguments.slots))
     os._exit(code)
 
 

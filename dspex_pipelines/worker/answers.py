@@ -74,15 +74,9 @@ def answer_failed(
     )
 
 
-def answer_unavailable(
-    trial: types_pb2.Trial, configuration: Configuration, error: DspexError
-) -> types_pb2.Outcome:
+def answer_unavailable(trial: types_pb2.Trial, configuration: Configuration, error: DspexError) -> types_pb2.Outcome:
     """Return the outcome of a trial whose program cannot be used here."""
-    kind = (
-        ErrorType.PROGRAM_UNAVAILABLE
-        if isinstance(error, ProgramUnavailable)
-        else ErrorType.INVALID_CONFIGURATION
-    )
+    kind = ErrorType.PROGRAM_UNAVAILABLE if isinstance(error, ProgramUnavailable) else ErrorType.INVALID_CONFIGURATION
     return types_pb2.Outcome(
         id=trial.id,
         configuration_digest=configuration.digest,

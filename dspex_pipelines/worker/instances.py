@@ -108,7 +108,7 @@ class Instances:
         self._built: OrderedDict[tuple[bytes, bytes], Future[Any]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, program: LoadedProgram, configuration: Configuration) -> Any:  # noqa: ANN401
+    def get(self, program: LoadedProgram, configuration: Configuration) -> Any:
         """Return the instance; what its building raises, every asker gets, and the next one tries again."""
         shape = program.shape
         if shape.kind is ProgramKind.FUNCTION:
@@ -126,7 +126,7 @@ class Instances:
         if builds:
             try:
                 future.set_result(_build(program, configuration))
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001 - every asker gets it
                 future.set_exception(error)
                 with self._lock:
                     if self._built.get(key) is future:
@@ -134,7 +134,7 @@ class Instances:
         return future.result()
 
 
-def _build(program: LoadedProgram, configuration: Configuration) -> Any:  # noqa: ANN401
+def _build(program: LoadedProgram, configuration: Configuration) -> Any:
     shape, init = program.shape, program.spec.init
     match shape.kind:
         case ProgramKind.CLASS_CONFIGURED:
@@ -149,7 +149,7 @@ def _build(program: LoadedProgram, configuration: Configuration) -> Any:  # noqa
             return shape.target(**init)
 
 
-def _configured_module(module: Any, configuration: Configuration) -> Any:  # noqa: ANN401
+def _configured_module(module: Any, configuration: Configuration) -> Any:
     """Return the DSPy module with a language model of its own that has the variables as its settings."""
     if not configuration.values:
         return module
@@ -170,6 +170,5 @@ def _configured_module(module: Any, configuration: Configuration) -> Any:  # noq
     return module
 
 
-def _own_models(module: Any) -> bool:  # noqa: ANN401
+def _own_models(module: Any) -> bool:
     return any(getattr(predictor, "lm", None) is not None for predictor in module.predictors())
-

@@ -60,9 +60,7 @@ def _received(
         id=trial.id,
         configuration_digest=configuration.digest,
         session_version=trial.version,
-        failure=failure_to_wire(
-            ErrorType.WORKER_LOST, f"the trial's process was lost: {how}", retryable=True
-        ),
+        failure=failure_to_wire(ErrorType.WORKER_LOST, f"the trial's process was lost: {how}", retryable=True),
     )
 
 

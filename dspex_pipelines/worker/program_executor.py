@@ -60,9 +60,7 @@ class ProgramExecutor:
         self._context = SessionContext()
         self._loader = ProgramLoader()
         self._instances = Instances()
-        self._ready: OrderedDict[tuple[int, int, tuple[str, ...]], asyncio.Future[Ready]] = (
-            OrderedDict()
-        )
+        self._ready: OrderedDict[tuple[int, int, tuple[str, ...]], asyncio.Future[Ready]] = OrderedDict()
         # A cancelled thread cannot be killed, so its replacement needs a thread of its own.
         self._threads = Threads(most=2 * slots)
         self._tasks: dict[int, asyncio.Task[None]] = {}
@@ -97,9 +95,7 @@ class ProgramExecutor:
             return
         if ready is None or ready.done():
             ready = self._prepare(key, session, configuration)
-        self._tasks[trial.id] = task = asyncio.create_task(
-            self._start_when_ready(trial, ready, configuration, example)
-        )
+        self._tasks[trial.id] = task = asyncio.create_task(self._start_when_ready(trial, ready, configuration, example))
         task.add_done_callback(lambda _: self._ended(trial.id, task))
 
     def cancel(self, attempt_id: int) -> None:
@@ -134,9 +130,7 @@ class ProgramExecutor:
 
         def work() -> None:
             try:
-                program = self._loader.load(
-                    session.program, session.metrics, key[2], tuple(configuration.values)
-                )
+                program = self._loader.load(session.program, session.metrics, key[2], tuple(configuration.values))
                 isolated = session.program.isolation == "process"
                 instance = None if isolated else self._instances.get(program, configuration)
                 variables = {} if program.shape.configured else configuration.values

@@ -99,7 +99,7 @@ class WorkerWire:
         async with grpc.aio.insecure_channel(self._address, options=CHANNEL_OPTIONS) as channel:
             try:
                 await asyncio.wait_for(channel.channel_ready(), CONNECT_S)
-            except asyncio.TimeoutError as error:
+            except TimeoutError as error:
                 raise PoolUnreachable(address=self._address, waited_s=CONNECT_S) from error
             stub = worker_pb2_grpc.WorkerServiceStub(channel)
             try:
@@ -127,7 +127,7 @@ class WorkerWire:
                 self._idle.set()
                 try:
                     await asyncio.wait_for(self._wake.wait(), HEARTBEAT_S)
-                except asyncio.TimeoutError:
+                except TimeoutError:
                     yield worker_pb2.AttachRequest(draining=self._draining)
                     continue
             self._wake.clear()
@@ -144,6 +144,4 @@ class WorkerWire:
                 break
             outcomes.append(self._outcomes.popleft())
         released = [self._released.popleft() for _ in range(len(self._released))]
-        return worker_pb2.AttachRequest(
-            outcomes=outcomes, released_ids=released, draining=self._draining
-        )
+        return worker_pb2.AttachRequest(outcomes=outcomes, released_ids=released, draining=self._draining)

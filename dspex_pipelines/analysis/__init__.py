@@ -1,0 +1,1 @@
+"""Counts, means, intervals and pictures of outcomes. No gRPC, no Dagster."""

@@ -1,0 +1,209 @@
+"""Configurations ranked: means with honest intervals, and what failures could change."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats
+
+from dspex_pipelines.errors import InvalidValue
+
+CONFIDENCE = 0.95
+_CLUSTER = ["partition", "group"]
+_PAIR = ["partition", "example_id", "repeat"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """A mean over successes, with its interval; `low` and `high` are NaN for fewer than two clusters."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+    clusters: int
+
+    def __str__(self) -> str:
+        if math.isnan(self.mean):
+            return "–"
+        if math.isnan(self.low):
+            return f"{self.mean:.3f} (one cluster)"
+        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """One configuration on the leaderboard."""
+
+    rank: int
+    configuration: str
+    variables: dict[str, Any]
+    n: int
+    """All planned trials, failed ones included."""
+    failures: int
+    scores: dict[str, Estimate]
+    """By metric, over the successes."""
+    bounds: tuple[float, float]
+    """The ranking metric's mean if every failure had scored worst, and best."""
+    difference: Estimate
+    """Paired difference to the best configuration, over the examples where both succeeded."""
+
+    @property
+    def label(self) -> str:
+        """The variables in one line."""
+        return " ".join(f"{name}={_shown(value)}" for name, value in self.variables.items())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leaderboard:
+    """All configurations, best first, by `metric`."""
+
+    metric: str
+    metrics: tuple[str, ...]
+    standings: tuple[Standing, ...]
+
+    def rows(self, limit: int | None = None) -> list[dict[str, str]]:
+        """Return one row of readable text per configuration."""
+        return [
+            {
+                "#": str(standing.rank),
+                "configuration": standing.label or standing.configuration,
+                "n": f"{standing.n:,}",
+                **{name: str(standing.scores[name]) for name in self.metrics},
+                "failures": f"{standing.failures:,}",
+                "bounds": f"{standing.bounds[0]:.3f} … {standing.bounds[1]:.3f}",
+                "vs best": "best" if standing.rank == 1 else _signed(standing.difference),
+            }
+            for standing in self.standings[:limit]
+        ]
+
+    def to_markdown(self, limit: int | None = None) -> str:
+        """Return the rows as a Markdown table."""
+        rows = self.rows(limit)
+        names = list(rows[0]) if rows else []
+        lines = [f"| {' | '.join(names)} |", f"|{'---|' * len(names)}"]
+        lines += [f"| {' | '.join(row[name].replace('|', '/') for name in names)} |" for row in rows]
+        if limit is not None and len(self.standings) > limit:
+            lines.append(f"\n… and {len(self.standings) - limit:,} more")
+        return "\n".join(lines)
+
+
+def leaderboard(
+    trials: pd.DataFrame, *, metric: str | None = None, score_range: tuple[float, float] = (0.0, 1.0)
+) -> Leaderboard:
+    """Rank the configurations of *trials* (one row per trial, as `collect_trials` makes them).
+
+    The rank is by the mean with failures scored worst, then by the mean of the successes, then by name, so
+    that failing on hard examples gains nothing. *metric* is the first score column when not given.
+    """
+    columns = [name.removeprefix("score.") for name in trials.columns if name.startswith("score.")]
+    if not columns or trials.empty:
+        raise InvalidValue(field="trials", value=list(trials.columns), fix="give trials with score columns")
+    metric = metric or columns[0]
+    if metric not in columns:
+        raise InvalidValue(field="metric", value=metric, fix=f"give one of {', '.join(columns)}")
+    metrics = (metric, *(name for name in columns if name != metric))
+    names = [name for name in trials.columns if name.startswith("var.")]
+    found: list[tuple[Any, ...]] = []
+    frames: dict[str, pd.DataFrame] = {}
+    for configuration, frame in trials.groupby("configuration", sort=True):
+        ok = frame[frame["status"] == "ok"]
+        failures = len(frame) - len(ok)
+        scores = {name: estimate(ok, f"score.{name}") for name in metrics}
+        total = float(ok[f"score.{metric}"].sum())
+        bounds = tuple((total + failures * worst) / len(frame) for worst in score_range)
+        variables = {name.removeprefix("var."): _plain(frame[name].iloc[0]) for name in names}
+        frames[str(configuration)] = ok
+        found.append((str(configuration), variables, len(frame), failures, scores, bounds))
+    found.sort(key=lambda one: (-one[5][0], -_or(one[4][metric].mean, -math.inf), one[0]))
+    best = frames[found[0][0]]
+    return Leaderboard(
+        metric=metric,
+        metrics=metrics,
+        standings=tuple(
+            Standing(
+                rank=rank,
+                configuration=configuration,
+                variables=variables,
+                n=n,
+                failures=failures,
+                scores=scores,
+                bounds=bounds,
+                difference=paired_difference(frames[configuration], best, f"score.{metric}"),
+            )
+            for rank, (configuration, variables, n, failures, scores, bounds) in enumerate(found, start=1)
+        ),
+    )
+
+
+def estimate(trials: pd.DataFrame, column: str) -> Estimate:
+    """Return the mean of *column* with a 95% interval clustered by (partition, group).
+
+    Cluster-robust variance of a mean with the small-sample factor (G/(G-1)) * ((N-1)/(N-1)), and Student's t
+    with G-1 degrees of freedom: Cameron & Miller, A Practitioner's Guide to Cluster-Robust Inference (2015),
+    for a regression on a constant.
+    """
+    values = trials[[*_CLUSTER, column]].dropna(subset=[column])
+    return _clustered(values[column].to_numpy(dtype=float), _codes(values))
+
+
+def paired_difference(trials: pd.DataFrame, best: pd.DataFrame, column: str) -> Estimate:
+    """Return the mean of this minus best over the examples where both succeeded, clustered likewise."""
+    both = trials[[*_CLUSTER, "example_id", "repeat", column]].merge(
+        best[[*_PAIR, column]], on=_PAIR, suffixes=("", ".best")
+    )
+    both = both.dropna(subset=[column, f"{column}.best"])
+    difference = both[column].to_numpy(dtype=float) - both[f"{column}.best"].to_numpy(dtype=float)
+    return _clustered(difference, _codes(both))
+
+
+def _codes(trials: pd.DataFrame) -> NDArray[np.intp]:
+    if trials.empty:
+        return np.empty(0, dtype=np.intp)
+    return np.asarray(trials.groupby(_CLUSTER, sort=False).ngroup(), dtype=np.intp)
+
+
+def _clustered(values: NDArray[np.float64], codes: NDArray[np.intp]) -> Estimate:
+    n = len(values)
+    clusters = int(codes.max()) + 1 if n else 0
+    if n == 0:
+        return Estimate(mean=math.nan, low=math.nan, high=math.nan, n=0, clusters=0)
+    mean = float(values.mean())
+    if clusters <= 1:
+        return Estimate(mean=mean, low=math.nan, high=math.nan, n=n, clusters=clusters)
+    sums = np.bincount(codes, weights=values - mean, minlength=clusters)
+    variance = clusters / (clusters - 1) * float((sums**2).sum()) / n**2
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, clusters - 1)) * math.sqrt(variance)
+    return Estimate(mean=mean, low=mean - half, high=mean + half, n=n, clusters=clusters)
+
+
+def _signed(difference: Estimate) -> str:
+    if math.isnan(difference.mean):
+        return "–"
+    if math.isnan(difference.low):
+        return f"{difference.mean:+.3f}"
+    return f"{difference.mean:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else value
+
+
+def _or(value: float, other: float) -> float:
+    return other if math.isnan(value) else value
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def varying(standings: Sequence[Standing]) -> list[str]:
+    """Return the variables that differ between *standings*."""
+    names = list(standings[0].variables) if standings else []
+    return [name for name in names if len({repr(one.variables[name]) for one in standings}) > 1]

@@ -1,0 +1,129 @@
+"""Outcomes as a table: one row per trial, and the digest that versions it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from dspex_pipelines.model.outcome import TrialError, TrialOutcome, TrialResult
+from dspex_pipelines.model.payload import decode
+from dspex_pipelines.model.plan import Plan
+from dspex_pipelines.model.space import ConfigurationSpace
+from dspex_pipelines.model.trial import TrialSpec
+
+OK = "ok"
+SHORT = 12
+"""Hex digits of a configuration's digest that name it in tables."""
+_ARROW = {"float": pa.float64(), "integer": pa.int64(), "boolean": pa.bool_()}
+_FIXED: dict[str, pa.DataType] = {
+    "trial_id": pa.string(),
+    "evaluation": pa.string(),
+    "partition": pa.string(),
+    "example_id": pa.string(),
+    "group": pa.string(),
+    "repeat": pa.int32(),
+    "seed": pa.int64(),
+    "configuration": pa.string(),
+}
+_FOUND: dict[str, pa.DataType] = {
+    "status": pa.string(),
+    "error_type": pa.string(),
+    "error_message": pa.string(),
+    "error_traceback": pa.string(),
+    "run_s": pa.float64(),
+    "queue_s": pa.float64(),
+    "attempts": pa.int32(),
+    "worker": pa.string(),
+    "outputs": pa.string(),
+}
+
+
+def collect_trials(plan: Plan, rows: Iterable[tuple[TrialSpec, TrialOutcome]]) -> tuple[pa.Table, str]:
+    """Return the table of *rows* and its data version.
+
+    Columns: identity, `var.<name>`, `score.<name>` (booleans as 0 and 1; null for errors), then status, error,
+    times, worker and `outputs` as JSON text. The data version is a hex digest of the plan and, in plan order,
+    of statuses, error types, outputs and scores; timings, workers and attempts are not in it.
+    """
+    variables = _variable_columns(plan)
+    columns: dict[str, list[Any]] = {name: [] for name in (*_FIXED, *variables, *_FOUND)}
+    scores: dict[str, dict[int, float]] = {}
+    hasher = hashlib.blake2b(plan.digest.encode() + plan.dataset_digest.encode(), digest_size=16)
+    count = 0
+    for spec, outcome in rows:
+        _identity(columns, plan, spec)
+        for name in variables:
+            columns[name].append(spec.configuration.values.get(name.removeprefix("var.")))
+        _found(columns, outcome)
+        if isinstance(outcome, TrialResult):
+            for name, value in outcome.scores.items():
+                scores.setdefault(f"score.{name}", {})[count] = float(value)
+            parts = (b"ok", outcome.outputs_payload, outcome.scores_payload)
+        else:
+            parts = (outcome.type.encode(), outcome.outputs_payload, b"")
+        for part in parts:
+            hasher.update(len(part).to_bytes(8, "big") + part)
+        count += 1
+    types = {**_FIXED, **variables}
+    arrays = {name: pa.array(columns[name], kind) for name, kind in types.items()}
+    names = sorted(scores) or [f"score.{metric.name}" for metric in plan.metrics]
+    for name in names:
+        found = scores.get(name, {})
+        arrays[name] = pa.array([found.get(row) for row in range(count)], pa.float64())
+    arrays |= {name: pa.array(columns[name], kind) for name, kind in _FOUND.items()}
+    return pa.table(arrays), hasher.hexdigest()
+
+
+def _identity(columns: Mapping[str, list[Any]], plan: Plan, spec: TrialSpec) -> None:
+    columns["trial_id"].append(spec.trial_id.hex())
+    columns["evaluation"].append(plan.evaluation)
+    columns["partition"].append(plan.partition)
+    columns["example_id"].append(spec.example.example_id)
+    columns["group"].append(spec.example.cluster)
+    columns["repeat"].append(spec.repeat)
+    columns["seed"].append(spec.seed)
+    columns["configuration"].append(spec.configuration.digest.hex()[:SHORT])
+
+
+def _found(columns: Mapping[str, list[Any]], outcome: TrialOutcome) -> None:
+    failed = isinstance(outcome, TrialError)
+    columns["status"].append("error" if failed else OK)
+    columns["error_type"].append(outcome.type.value if failed else None)
+    columns["error_message"].append(outcome.message if failed else None)
+    columns["error_traceback"].append(outcome.traceback if failed else None)
+    columns["run_s"].append(outcome.run_s)
+    columns["queue_s"].append(outcome.queue_s)
+    columns["attempts"].append(outcome.attempts)
+    columns["worker"].append(outcome.worker)
+    columns["outputs"].append(as_json(decode(outcome.outputs_payload)) if outcome.outputs_payload else None)
+
+
+def as_json(value: Any) -> str:
+    """Return outputs as JSON text; bytes are ``{"base64": …}``, non-finite numbers their names as strings."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError):
+        return json.dumps(_jsonable(value), ensure_ascii=False)
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return {"base64": base64.b64encode(value).decode()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_jsonable(item) for item in value]
+    return value
+
+
+def _variable_columns(plan: Plan) -> dict[str, pa.DataType]:
+    space = ConfigurationSpace.from_json(plan.space_json)
+    return {f"var.{variable.name}": _ARROW.get(variable.kind, pa.string()) for variable in space.variables}

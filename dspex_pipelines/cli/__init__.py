@@ -1,0 +1,5 @@
+"""The command line: `dspex`."""
+
+from dspex_pipelines.cli.commands import app
+
+__all__ = ["app"]

@@ -1,0 +1,162 @@
+"""`dspex evaluate`: every partition in this process, with a progress bar, then the leaderboard."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import dagster as dg
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from dspex_pipelines.analysis.leaderboard import Leaderboard, leaderboard
+from dspex_pipelines.cli.results import instance
+from dspex_pipelines.engine import executor
+from dspex_pipelines.errors import DspexError, InvalidValue
+from dspex_pipelines.model.evaluation import Evaluation
+from dspex_pipelines.orchestration.build import build_evaluation, keys, run_config
+from dspex_pipelines.orchestration.config import EvaluationConfig
+from dspex_pipelines.orchestration.io_managers import NewestResults
+from dspex_pipelines.orchestration.resources import (
+    ProgressReporter,
+    ProgressResource,
+    ResultStore,
+    WorkerPoolResource,
+)
+from dspex_pipelines.orchestration.tags import RESULTS, run_tags
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluatedPartitionsSummary:
+    """What the command prints."""
+
+    board: Leaderboard
+    left_out: tuple[str, ...]
+    folder: Path
+
+
+class BarReporter(ProgressReporter):
+    """A bar for each partition."""
+
+    def __init__(self, bars: Progress) -> None:
+        self._bars = bars
+        self._tasks: dict[str, TaskID] = {}
+        self._done: dict[str, int] = {}
+        self._partition = ""
+        self._batch = 0
+
+    def expect(self, partition: str) -> None:
+        """A partition is about to be evaluated."""
+        self._partition = partition
+        self._tasks[partition] = self._bars.add_task(partition, total=None, note="planning")
+        self._done[partition] = 0
+
+    def started(self, partition: str, planned: int) -> None:
+        """One more batch of the partition begins."""
+        task = self._tasks[partition]
+        self._batch = planned
+        total = (self._bars.tasks[self._bars.task_ids.index(task)].total or 0) + planned
+        self._bars.update(task, total=total, note="")
+
+    def moved(self, progress: executor.Progress) -> None:
+        """Outcomes have come in."""
+        failed = f", {progress.failed:,} failed" if progress.failed else ""
+        note = f"{progress.rate_per_s:,.0f} trials/s{failed}"
+        done = self._done[self._partition] + progress.done
+        self._bars.update(self._tasks[self._partition], completed=done, note=note)
+
+    def ended(self) -> None:
+        """The batch is over; what was reused counts as done too."""
+        self._done[self._partition] += self._batch
+        self._bars.update(self._tasks[self._partition], completed=self._done[self._partition])
+
+
+def evaluate_partitions(
+    evaluation: Evaluation,
+    config: EvaluationConfig,
+    *,
+    partitions: tuple[str, ...],
+    workers: int,
+    address: str,
+    console: Console,
+) -> EvaluatedPartitionsSummary:
+    """Materialise data set and evaluation of the partitions, then the leaderboard.
+
+    Raises `DspexError` with the first failed step's own message when a run fails.
+    """
+    known = evaluation.dataset.partitions
+    for name in partitions:
+        if name not in known:
+            raise InvalidValue(field="partition", value=name, fix=f"give one of {', '.join(known)}")
+    logging.getLogger("dagster").setLevel(logging.CRITICAL)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with instance() as opened, Progress(*columns, console=console) as bars:
+        reporter = BarReporter(bars)
+        definitions = build_evaluation(
+            evaluation,
+            resources={
+                "worker_pool": WorkerPoolResource(workers=workers, address=address),
+                "progress": ProgressResource.to(reporter),
+            },
+        )
+        dataset, results, board_key = keys(evaluation)
+        job = definitions.resolve_implicit_global_asset_job_def()
+        for partition in partitions or known:
+            reporter.expect(partition)
+            _execute(
+                job,
+                opened,
+                [dataset, results],
+                partition=partition,
+                config=run_config(evaluation, config),
+                tags={**run_tags([[evaluation.name, RESULTS]], partition), **evaluation.tags},
+            )
+        _execute(job, opened, [board_key], partition=None, config={}, tags={})
+        newest = NewestResults.find(opened, evaluation.name, known)
+        folder = ResultStore().folder(opened) / "results" / evaluation.name
+    return EvaluatedPartitionsSummary(
+        board=leaderboard(newest.load(), score_range=evaluation.score_range),
+        left_out=newest.left_out,
+        folder=folder,
+    )
+
+
+def _execute(
+    job: dg.JobDefinition,
+    opened: dg.DagsterInstance,
+    selection: list[dg.AssetKey],
+    *,
+    partition: str | None,
+    config: dict[str, object],
+    tags: dict[str, str],
+) -> None:
+    result = job.execute_in_process(
+        instance=opened,
+        asset_selection=selection,
+        partition_key=partition,
+        run_config=config,
+        tags=tags,
+        raise_on_error=False,
+    )
+    if not result.success:
+        raise DspexError(_reason(result))
+
+
+def _reason(result: dg.ExecuteInProcessResult) -> str:
+    """Return what the first failed step said."""
+    for event in result.all_events:
+        if event.is_step_failure:
+            data = event.step_failure_data
+            if data.user_failure_data and data.user_failure_data.description:
+                return str(data.user_failure_data.description)
+            if data.error:
+                cause = data.error.cause or data.error
+                return f"{event.step_key}: {cause.message.strip()}\n{''.join(cause.stack[-2:])}"
+    return "the run failed; see its log with `dagster dev`"

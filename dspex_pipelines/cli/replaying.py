@@ -1,0 +1,87 @@
+"""`dspex replay`: one trial alone, in this process, with its traceback."""
+
+from __future__ import annotations
+
+import asyncio
+
+from rich.console import Console
+
+from dspex.v1 import types_pb2
+from dspex_pipelines.analysis.results import as_json
+from dspex_pipelines.cli.results import instance, newest_results
+from dspex_pipelines.engine.programs import metric_version, program_version
+from dspex_pipelines.errors import InvalidValue
+from dspex_pipelines.model.evaluation import Evaluation
+from dspex_pipelines.model.outcome import TrialError, TrialOutcome
+from dspex_pipelines.model.plan import Batch, Plan
+from dspex_pipelines.model.trial import MetricSpec, ProgramSpec, TrialSpec
+from dspex_pipelines.orchestration.datasets import load_examples
+from dspex_pipelines.orchestration.resources import ResultStore
+from dspex_pipelines.wire.codec import metric_to_wire, outcome_from_wire, program_to_wire, trial_to_wire
+from dspex_pipelines.worker.program_executor import ProgramExecutor
+
+
+def replay_trial(evaluation: Evaluation, trial: str, console: Console) -> int:
+    """Run the trial again with the program as it is now; return the exit code, 1 when it fails."""
+    spec = _find(evaluation, trial)
+    metrics = [MetricSpec(entry_point=metric, version=metric_version(metric)) for metric in evaluation.metrics]
+    console.print(f"trial          {spec.trial_id.hex()}", highlight=False)
+    console.print(f"configuration  {spec.configuration}", highlight=False)
+    console.print(f"inputs         {as_json(dict(spec.example.inputs))}", highlight=False, soft_wrap=True)
+    console.print(f"labels         {as_json(dict(spec.example.labels))}", highlight=False, soft_wrap=True)
+    outcome = asyncio.run(_run(spec, metrics))
+    if outcome.outputs_payload:
+        console.print(f"outputs        {as_json(outcome.outputs)}", highlight=False, soft_wrap=True)
+    if isinstance(outcome, TrialError):
+        console.print(f"{outcome.type}: {outcome.message}", style="red", highlight=False, soft_wrap=True)
+        console.print(outcome.traceback, highlight=False, soft_wrap=True)
+        return 1
+    console.print(f"scores         {as_json(dict(outcome.scores))}", highlight=False)
+    console.print(f"ran for        {outcome.run_s:.3f} s", highlight=False)
+    return 0
+
+
+def _find(evaluation: Evaluation, trial: str) -> TrialSpec:
+    frame, newest = newest_results(evaluation)
+    found = frame[frame["trial_id"].str.startswith(trial)]
+    if len(found) != 1:
+        fix = "no trial begins with it; `dspex trials` lists them" if found.empty else "several begin with it"
+        raise InvalidValue(field="trial", value=trial, fix=fix)
+    row = found.iloc[0]
+    partition = str(row["partition"])
+    plan = Plan.from_json(newest.plan_file(partition).read_text(encoding="utf-8"))
+    with instance() as opened:
+        folder = ResultStore().datasets(opened, evaluation.name, partition)
+    examples = load_examples(folder, plan.dataset_digest, limit=plan.rows)
+    wanted = str(row["trial_id"])
+    spec = next(
+        spec for spec in plan.trials(Batch(start=0, stop=plan.total), examples) if spec.trial_id.hex() == wanted
+    )
+    version = program_version(evaluation.program, evaluation.init, declared=evaluation.version)
+    program = ProgramSpec(entry_point=evaluation.program, init=evaluation.init, version=version)
+    return TrialSpec(
+        program=program,
+        example=spec.example,
+        configuration=spec.configuration,
+        repeat=spec.repeat,
+        seed=spec.seed,
+    )
+
+
+async def _run(spec: TrialSpec, metrics: list[MetricSpec]) -> TrialOutcome:
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[types_pb2.Outcome] = loop.create_future()
+    executor = ProgramExecutor(
+        slots=1,
+        deliver=lambda outcome: loop.call_soon_threadsafe(done.set_result, outcome) and None,
+        release=lambda _: None,
+    )
+    session = types_pb2.Session(
+        session_id=1,
+        program=program_to_wire(spec.program),
+        metrics=[metric_to_wire(metric) for metric in metrics],
+    )
+    executor.context.open(session)
+    executor.context.put(1, 1, spec.configuration)
+    executor.submit(trial_to_wire(spec, id=1, session_id=1, version=1, timeout_s=0))
+    return outcome_from_wire(await done, spec.trial_id)

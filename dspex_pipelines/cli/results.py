@@ -1,0 +1,39 @@
+"""Reads the newest results of an evaluation through the Dagster instance."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import dagster as dg
+import pandas as pd
+
+from dspex_pipelines.errors import DspexError
+from dspex_pipelines.model.evaluation import Evaluation
+from dspex_pipelines.orchestration.io_managers import NewestResults
+
+HOME = ".dagster_home"
+
+
+@contextmanager
+def instance() -> Iterator[dg.DagsterInstance]:
+    """Open the instance of DAGSTER_HOME, or of ./.dagster_home where that is not set."""
+    home = Path(os.environ.get("DAGSTER_HOME") or Path.cwd() / HOME).absolute()
+    home.mkdir(parents=True, exist_ok=True)
+    os.environ["DAGSTER_HOME"] = str(home)
+    settings = home / "dagster.yaml"
+    if not settings.exists():
+        settings.write_text("telemetry:\n  enabled: false\n")
+    with dg.DagsterInstance.get() as opened:
+        yield opened
+
+
+def newest_results(evaluation: Evaluation) -> tuple[pd.DataFrame, NewestResults]:
+    """Return one row per trial of the newest like-planned results; raises `DspexError` when there are none."""
+    with instance() as opened:
+        newest = NewestResults.find(opened, evaluation.name, evaluation.dataset.partitions)
+    if not newest.paths:
+        raise DspexError(f"{evaluation.name} has no results yet; run `dspex evaluate` first")
+    return newest.load(), newest
