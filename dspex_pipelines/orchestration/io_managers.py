@@ -1,6 +1,5 @@
 """Results as Parquet, a folder for each version: ``<evaluation>/<partition>/<data_version>/``."""
 
-from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -46,7 +45,7 @@ class NewestResults:
     left_out: tuple[str, ...]
 
     @classmethod
-    def find(cls, instance: dg.DagsterInstance, evaluation: str, partitions: Iterable[str]) -> NewestResults:
+    def find(cls, instance: dg.DagsterInstance, evaluation: str, partitions: Iterable[str]) -> "NewestResults":
         """Look the materialisations up; there may be none."""
         found: dict[str, tuple[float, str, Path]] = {}
         for partition in partitions:

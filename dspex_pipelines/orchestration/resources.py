@@ -1,6 +1,5 @@
 """What the ops reach outside Dagster through: the worker pool, the store of results, the progress."""
 
-from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Generator
@@ -32,7 +31,7 @@ class WorkerPoolResource(dg.ConfigurableResource):
     _address: str = PrivateAttr(default="")
 
     @contextlib.contextmanager
-    def yield_for_execution(self, context: dg.InitResourceContext) -> Generator[WorkerPoolResource, None, None]:
+    def yield_for_execution(self, context: dg.InitResourceContext) -> Generator["WorkerPoolResource", None, None]:
         """Hold the local pool for as long as the step (in one process: the run) lasts."""
         del context
         if self.address:
@@ -92,7 +91,7 @@ class ProgressResource(dg.ConfigurableResource):
     _reporter: ProgressReporter = PrivateAttr(default_factory=ProgressReporter)
 
     @classmethod
-    def to(cls, reporter: ProgressReporter) -> ProgressResource:
+    def to(cls, reporter: ProgressReporter) -> "ProgressResource":
         """Return the resource that tells *reporter*."""
         resource = cls()
         resource._reporter = reporter
