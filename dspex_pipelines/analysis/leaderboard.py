@@ -34,7 +34,7 @@ class Estimate:
             return "–"
         if math.isnan(self.low):
             return f"{self.mean:.3f} (one cluster)"
-        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        return f"{self.mean:.3f} ± {self.high - self.mean:.3f}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,10 +54,9 @@ class Standing:
     difference: Estimate
     """Paired difference to the best configuration, over the examples where both succeeded."""
 
-    @property
-    def label(self) -> str:
-        """The variables in one line."""
-        return " ".join(f"{name}={_shown(value)}" for name, value in self.variables.items())
+    def label(self, names: Sequence[str]) -> str:
+        """Return the variables of these *names* in one line."""
+        return " ".join(f"{name}={_shown(self.variables[name])}" for name in names)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,15 +68,16 @@ class Leaderboard:
     standings: tuple[Standing, ...]
 
     def rows(self, limit: int | None = None) -> list[dict[str, str]]:
-        """Return one row of readable text per configuration."""
+        """Return one row of readable text per configuration; variables that never differ are left out."""
+        names = varying(self.standings)
         return [
             {
                 "#": str(standing.rank),
-                "configuration": standing.label or standing.configuration,
+                "configuration": standing.label(names) or standing.configuration,
                 "n": f"{standing.n:,}",
                 **{name: str(standing.scores[name]) for name in self.metrics},
                 "failures": f"{standing.failures:,}",
-                "bounds": f"{standing.bounds[0]:.3f} … {standing.bounds[1]:.3f}",
+                "bounds": f"{standing.bounds[0]:.3f}…{standing.bounds[1]:.3f}",
                 "vs best": "best" if standing.rank == 1 else _signed(standing.difference),
             }
             for standing in self.standings[:limit]
@@ -188,7 +188,7 @@ def _signed(difference: Estimate) -> str:
         return "–"
     if math.isnan(difference.low):
         return f"{difference.mean:+.3f}"
-    return f"{difference.mean:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
+    return f"{difference.mean:+.3f} ± {difference.high - difference.mean:.3f}"
 
 
 def _plain(value: Any) -> Any:

@@ -8,7 +8,7 @@ import math
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from dspex_pipelines.analysis.leaderboard import Leaderboard
+from dspex_pipelines.analysis.leaderboard import Leaderboard, varying
 
 _BEST, _REST, _BOUNDS = "#0b6e4f", "#3b5b8c", "#c9c9c9"
 
@@ -19,6 +19,7 @@ def leaderboard_png(board: Leaderboard, *, top: int = 20) -> bytes:
     The object interface of matplotlib is used, so it may be called from any thread.
     """
     standings = board.standings[:top]
+    names = varying(board.standings)
     figure = Figure(figsize=(9.0, 1.2 + 0.27 * len(standings)), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
@@ -30,7 +31,7 @@ def leaderboard_png(board: Leaderboard, *, top: int = 20) -> bytes:
         if not math.isnan(score.low):
             axes.plot([score.low, score.high], [row, row], color=colour, linewidth=1.6, zorder=2)
         axes.plot([score.mean], [row], "o", color=colour, markersize=5, zorder=3)
-    axes.set_yticks(range(len(standings)), [standing.label or standing.configuration for standing in standings])
+    axes.set_yticks(range(len(standings)), [standing.label(names) or standing.configuration for standing in standings])
     axes.tick_params(axis="y", labelsize=8, length=0)
     axes.invert_yaxis()
     axes.grid(axis="x", color="#e6e6e6", linewidth=0.8)

@@ -44,8 +44,8 @@ _FOUND: dict[str, pa.DataType] = {
 }
 
 
-def collect_trials(plan: Plan, rows: Iterable[tuple[TrialSpec, TrialOutcome]]) -> tuple[pa.Table, str]:
-    """Return the table of *rows* and its data version.
+def collect_trials(plan: Plan, rows: Iterable[tuple[TrialSpec, TrialOutcome]]) -> tuple[Any, str]:
+    """Return *rows* as a `pyarrow.Table`, and its data version.
 
     Columns: identity, `var.<name>`, `score.<name>` (booleans as 0 and 1; null for errors), then status, error,
     times, worker and `outputs` as JSON text. The data version is a hex digest of the plan and, in plan order,
@@ -72,7 +72,10 @@ def collect_trials(plan: Plan, rows: Iterable[tuple[TrialSpec, TrialOutcome]]) -
         count += 1
     types = {**_FIXED, **variables}
     arrays = {name: pa.array(columns[name], kind) for name, kind in types.items()}
-    names = sorted(scores) or [f"score.{metric.name}" for metric in plan.metrics]
+    declared = [f"score.{metric.name}" for metric in plan.metrics]
+    # In the order of the metrics: the first one ranks. A dict's scores follow their metric's name.
+    order = {name: place for place, name in enumerate(declared)}
+    names = sorted(scores, key=lambda name: (order.get(name, len(order)), name)) or declared
     for name in names:
         found = scores.get(name, {})
         arrays[name] = pa.array([found.get(row) for row in range(count)], pa.float64())
@@ -124,6 +127,6 @@ def _jsonable(value: Any) -> Any:
     return value
 
 
-def _variable_columns(plan: Plan) -> dict[str, pa.DataType]:
+def _variable_columns(plan: Plan) -> dict[str, Any]:
     space = ConfigurationSpace.from_json(plan.space_json)
     return {f"var.{variable.name}": _ARROW.get(variable.kind, pa.string()) for variable in space.variables}

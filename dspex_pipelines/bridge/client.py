@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 import grpc
+import grpc.aio
 
 from dspex.v1 import (
     execution_pb2,
@@ -145,7 +146,7 @@ class PoolClient:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._reader
         self._fail(PoolUnreachable(address=self.address, waited_s=0, reason="the client was closed"))
-        await channel.close()
+        await channel.close(None)
 
     # ------------------------------------------------------------------ sessions
 

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,7 +58,7 @@ def lease(
     cwd: Path | None = None,
     environment: Mapping[str, str] | None = None,
     runtime_root: Path | None = None,
-) -> Iterator[LocalPoolLease]:
+) -> Generator[LocalPoolLease]:
     """Join the local pool of this identity, starting it if there is none, and hold it.
 
     The identity is interpreter, package source, working directory, declared *environment*, *workers* and
@@ -146,7 +146,7 @@ def _runtime_dir(root: Path, name: str) -> Path:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _locked(path: Path) -> Generator[None]:
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -9,8 +9,10 @@ import os
 import time
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import grpc
+import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -66,6 +68,7 @@ class Bridge:
         self.hub = Hub(dispatcher=dispatcher or Dispatcher(), sessions=SessionStore())
         self._server: grpc.aio.Server | None = None
         self._watch: asyncio.Task[None] | None = None
+        self._draining: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Bridge:
         # One process owns the address: a second one must fail, not share the port.
@@ -76,7 +79,8 @@ class Bridge:
             ExecutionService(hub, credit_limit=self._credit_limit), server
         )
         worker_pb2_grpc.add_WorkerServiceServicer_to_server(WorkerService(hub), server)
-        checks = health.aio.HealthServicer()
+        aio_health: Any = health.aio  # pyright: ignore[reportAttributeAccessIssue] - not in its stubs
+        checks = aio_health.HealthServicer()
 
         def not_serving() -> None:
             self._draining = asyncio.create_task(checks.set("", health_pb2.HealthCheckResponse.NOT_SERVING))

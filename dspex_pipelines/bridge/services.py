@@ -7,9 +7,10 @@ import contextlib
 import fnmatch
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 import grpc
+import grpc.aio
 
 import dspex_pipelines
 from dspex.v1 import (
@@ -37,7 +38,7 @@ from dspex_pipelines.wire.codec import (
     program_to_wire,
 )
 
-Context = grpc.aio.ServicerContext
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 async def refuse(context: Context, error: DspexError) -> NoReturn:
@@ -179,7 +180,7 @@ class ExecutionService(execution_pb2_grpc.ExecutionServiceServicer):
         finally:
             self._hub.disconnect(link)
 
-    async def ExecutePrograms(  # noqa: N802
+    async def ExecutePrograms(  # noqa: N802  # pyright: ignore[reportIncompatibleMethodOverride] - it writes
         self,
         request_iterator: AsyncIterator[execution_pb2.ExecuteProgramsRequest],
         context: Context,
@@ -242,7 +243,7 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
 
-    async def Attach(  # noqa: N802
+    async def Attach(  # noqa: N802  # pyright: ignore[reportIncompatibleMethodOverride] - it writes
         self, request_iterator: AsyncIterator[worker_pb2.AttachRequest], context: Context
     ) -> None:
         """Send trials and take outcomes until either end goes."""

@@ -20,7 +20,8 @@ app = typer.Typer(
 )
 pool_app = typer.Typer(help="The local worker pool, which starts and ends by itself.", no_args_is_help=True)
 app.add_typer(pool_app, name="pool")
-console = Console()
+# Without a terminal there is nobody to fold lines for.
+console = Console(width=None if sys.stdout.isatty() else 150)
 errors = Console(stderr=True)
 
 Target = Annotated[
@@ -138,8 +139,8 @@ def trials(
     for row in shown.to_dict("records"):
         scores = " ".join(
             f"{name.removeprefix('score.')}={value:.3g}"
-            for name, value in row.items()
-            if str(name).startswith("score.") and row["status"] == "ok"
+            for name, value in ((str(key), one) for key, one in row.items())
+            if name.startswith("score.") and row["status"] == "ok"
         )
         message = str(row["error_message"] or scores).splitlines()[0:1]
         table.add_row(

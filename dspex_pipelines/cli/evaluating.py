@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +33,10 @@ class EvaluatedPartitionsSummary:
     board: Leaderboard
     left_out: tuple[str, ...]
     folder: Path
+
+
+# The run's log is in the instance; here the progress bar speaks.
+_QUIET: dict[str, object] = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
 class BarReporter(ProgressReporter):
@@ -89,7 +92,6 @@ def evaluate_partitions(
     for name in partitions:
         if name not in known:
             raise InvalidValue(field="partition", value=name, fix=f"give one of {', '.join(known)}")
-    logging.getLogger("dagster").setLevel(logging.CRITICAL)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -141,7 +143,7 @@ def _execute(
         instance=opened,
         asset_selection=selection,
         partition_key=partition,
-        run_config=config,
+        run_config={**config, **_QUIET},
         tags=tags,
         raise_on_error=False,
     )

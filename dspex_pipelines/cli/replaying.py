@@ -6,19 +6,17 @@ import asyncio
 
 from rich.console import Console
 
-from dspex.v1 import types_pb2
 from dspex_pipelines.analysis.results import as_json
 from dspex_pipelines.cli.results import instance, newest_results
 from dspex_pipelines.engine.programs import metric_version, program_version
 from dspex_pipelines.errors import InvalidValue
 from dspex_pipelines.model.evaluation import Evaluation
-from dspex_pipelines.model.outcome import TrialError, TrialOutcome
+from dspex_pipelines.model.outcome import TrialError
 from dspex_pipelines.model.plan import Batch, Plan
 from dspex_pipelines.model.trial import MetricSpec, ProgramSpec, TrialSpec
 from dspex_pipelines.orchestration.datasets import load_examples
 from dspex_pipelines.orchestration.resources import ResultStore
-from dspex_pipelines.wire.codec import metric_to_wire, outcome_from_wire, program_to_wire, trial_to_wire
-from dspex_pipelines.worker.program_executor import ProgramExecutor
+from dspex_pipelines.worker.alone import run_alone
 
 
 def replay_trial(evaluation: Evaluation, trial: str, console: Console) -> int:
@@ -29,7 +27,7 @@ def replay_trial(evaluation: Evaluation, trial: str, console: Console) -> int:
     console.print(f"configuration  {spec.configuration}", highlight=False)
     console.print(f"inputs         {as_json(dict(spec.example.inputs))}", highlight=False, soft_wrap=True)
     console.print(f"labels         {as_json(dict(spec.example.labels))}", highlight=False, soft_wrap=True)
-    outcome = asyncio.run(_run(spec, metrics))
+    outcome = asyncio.run(run_alone(spec, metrics))
     if outcome.outputs_payload:
         console.print(f"outputs        {as_json(outcome.outputs)}", highlight=False, soft_wrap=True)
     if isinstance(outcome, TrialError):
@@ -66,22 +64,3 @@ def _find(evaluation: Evaluation, trial: str) -> TrialSpec:
         repeat=spec.repeat,
         seed=spec.seed,
     )
-
-
-async def _run(spec: TrialSpec, metrics: list[MetricSpec]) -> TrialOutcome:
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[types_pb2.Outcome] = loop.create_future()
-    executor = ProgramExecutor(
-        slots=1,
-        deliver=lambda outcome: loop.call_soon_threadsafe(done.set_result, outcome) and None,
-        release=lambda _: None,
-    )
-    session = types_pb2.Session(
-        session_id=1,
-        program=program_to_wire(spec.program),
-        metrics=[metric_to_wire(metric) for metric in metrics],
-    )
-    executor.context.open(session)
-    executor.context.put(1, 1, spec.configuration)
-    executor.submit(trial_to_wire(spec, id=1, session_id=1, version=1, timeout_s=0))
-    return outcome_from_wire(await done, spec.trial_id)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,7 +18,7 @@ HOME = ".dagster_home"
 
 
 @contextmanager
-def instance() -> Iterator[dg.DagsterInstance]:
+def instance() -> Generator[dg.DagsterInstance]:
     """Open the instance of DAGSTER_HOME, or of ./.dagster_home where that is not set."""
     home = Path(os.environ.get("DAGSTER_HOME") or Path.cwd() / HOME).absolute()
     home.mkdir(parents=True, exist_ok=True)

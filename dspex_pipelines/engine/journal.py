@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, cast
 
 import sqlalchemy as sa
+from sqlalchemy import event, exc
 from sqlalchemy.dialects import sqlite
 
 from dspex_pipelines.errors import DspexError
@@ -84,11 +85,11 @@ class Journal:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             engine = sa.create_engine(self._url, poolclass=sa.StaticPool)
-            sa.event.listen(engine, "connect", _prepare)
-            sa.event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+            event.listen(engine, "connect", _prepare)
+            event.listen(engine, "begin", _begin)
             with engine.begin() as connection:
                 _check_schema(connection, path)
-        except (OSError, sa.exc.DBAPIError) as error:
+        except (OSError, exc.DBAPIError) as error:
             raise DspexError(
                 f"the journal {path} cannot be opened ({error}); give a folder on a local disk that can be written"
             ) from error
@@ -169,6 +170,10 @@ def _prepare(connection: Any, _: object) -> None:
     cursor.execute("PRAGMA synchronous = NORMAL")
     cursor.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
     cursor.close()
+
+
+def _begin(connection: sa.Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 def _check_schema(connection: sa.Connection, path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from dspex_pipelines.errors import (
     InvalidValue,
@@ -68,8 +68,8 @@ class TrialRunner:
         self._metrics = tuple(metrics)
         self._space_json = space_json
         self._timeout_s = timeout_s
-        self._sessions: _Remembered[bytes, int] = _Remembered()
-        self._versions: _Remembered[tuple[int, bytes], int] = _Remembered()
+        self._sessions: _Remembered[bytes] = _Remembered()
+        self._versions: _Remembered[tuple[int, bytes]] = _Remembered()
         self.pool_lost: PoolUnreachable | None = None
         """Set once the bridge is gone: outcomes since then say nothing about their trials."""
 
@@ -120,17 +120,21 @@ class TrialRunner:
         return await self._versions.get((session_id, configuration.digest), apply)
 
 
-class _Remembered(dict[Key, "asyncio.Task[int]"]):
+class _Remembered(Generic[Key]):
     """Answers worked out once, however many ask at the same time; a failed one is asked again."""
 
-    async def get(self, key: Key, ask: Callable[[], Awaitable[int]]) -> int:  # type: ignore[override]
-        task = super().get(key)
+    def __init__(self) -> None:
+        self._tasks: dict[Key, asyncio.Task[int]] = {}
+
+    async def get(self, key: Key, ask: Callable[[], Awaitable[int]]) -> int:
+        """Return the answer, asking for it if nobody has."""
+        task = self._tasks.get(key)
         if task is None:
 
             async def answer() -> int:
                 return await ask()
 
-            task = self[key] = asyncio.create_task(answer())
+            task = self._tasks[key] = asyncio.create_task(answer())
         elif task.done() and not task.cancelled() and task.exception() is None:
             return task.result()
         try:
@@ -142,7 +146,8 @@ class _Remembered(dict[Key, "asyncio.Task[int]"]):
             raise
 
     def forget(self, key: Key) -> None:
-        self.pop(key, None)
+        """Ask anew next time."""
+        self._tasks.pop(key, None)
 
 
 def _verified(spec: TrialSpec, outcome: TrialOutcome) -> TrialOutcome:

@@ -83,7 +83,7 @@ class Integer:
     def __post_init__(self) -> None:
         _check_name(self.name)
         for end, bound in (("low", self.low), ("high", self.high)):
-            if isinstance(bound, bool) or not isinstance(bound, int):
+            if type(bound) is not int:
                 raise InvalidValue(field=f"{self.name}.{end}", value=bound, fix="give an integer")
         _check_bounds(self.name, self.low, self.high)
         _check_declared(self, (*self.points, *_given(self.default)))
@@ -157,9 +157,7 @@ class Choice:
         if not self.options:
             raise InvalidValue(field=f"{self.name}.options", value=(), fix="give at least one option")
         for option in self.options:
-            if not isinstance(option, bool | int | float | str) or (
-                isinstance(option, float) and not math.isfinite(option)
-            ):
+            if type(option) not in (bool, int, float, str) or (isinstance(option, float) and not math.isfinite(option)):
                 raise InvalidValue(
                     field=f"{self.name}.options", value=option, fix="give finite numbers, booleans or strings"
                 )

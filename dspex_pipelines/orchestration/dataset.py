@@ -1,5 +1,7 @@
 """The data set asset: one immutable file for each partition and content."""
 
+from typing import Any
+
 import dagster as dg
 
 from dspex_pipelines.errors import InvalidValue
@@ -24,7 +26,7 @@ def dataset_asset(evaluation: Evaluation) -> dg.AssetsDefinition:
         kinds={"parquet"},
         description=evaluation.dataset.description or f"The examples of {evaluation.name}.",
     )
-    def dataset(context: dg.AssetExecutionContext, store: ResultStore) -> dg.MaterializeResult[None]:
+    def dataset(context: dg.AssetExecutionContext, store: ResultStore) -> dg.MaterializeResult[Any]:
         partition = context.partition_key
         try:
             examples = read_examples(evaluation.dataset, partition)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -94,7 +94,7 @@ def store_examples(examples: Sequence[Example], folder: Path) -> StoredDataset:
     return StoredDataset(path=path, digest=content, rows=len(examples))
 
 
-def load_examples(folder: Path, content: str, *, limit: int) -> list[Example]:
+def load_examples(folder: Path, content: str, *, limit: int | None) -> list[Example]:
     """Return the first *limit* examples of the data set with that digest; raises when it is gone."""
     path = folder / f"{content}.parquet"
     if not path.exists():
@@ -107,7 +107,7 @@ def load_examples(folder: Path, content: str, *, limit: int) -> list[Example]:
     return examples
 
 
-def write_table(table: pa.Table, path: Path) -> None:
+def write_table(table: Any, path: Path) -> None:
     """Write Parquet beside *path* and rename it into place, so that nobody sees half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
@@ -118,7 +118,7 @@ def write_table(table: pa.Table, path: Path) -> None:
 def _rows(dataset: Dataset) -> Iterator[Row]:
     source = dataset.source
     if not isinstance(source, Path):
-        yield from cast("Iterable[Row]", source())
+        yield from source()
         return
     if source.suffix not in _READERS:
         raise InvalidValue(

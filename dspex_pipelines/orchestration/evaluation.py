@@ -57,7 +57,11 @@ def evaluation_asset(evaluation: Evaluation) -> dg.AssetsDefinition:
     )
     def trials(dataset: Any) -> Any:
         manifest, batches = plan_trials(dataset)
-        done = batches.map(lambda batch: run_trials(manifest, batch))
+
+        def run(batch: Any) -> Any:
+            return run_trials(manifest, batch)
+
+        done = batches.map(run)
         return collect_evaluation(manifest, done.collect())
 
     return trials

@@ -1,6 +1,5 @@
 """Results as Parquet, a folder for each version: ``<evaluation>/<partition>/<data_version>/``."""
 
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path

@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Mapping
+from typing import Any
 
 import dagster as dg
 
@@ -33,7 +34,7 @@ def leaderboard_asset(evaluation: Evaluation) -> dg.AssetsDefinition:
         kinds={"python"},
         description=f"The configurations of {evaluation.name}, best first, over all partitions.",
     )
-    def ranked(trials: EvaluatedPartitions) -> dg.MaterializeResult[None]:
+    def ranked(trials: EvaluatedPartitions) -> dg.MaterializeResult[Any]:
         board = leaderboard(trials.trials, score_range=evaluation.score_range)
         return dg.MaterializeResult(
             data_version=dg.DataVersion(digest_of(board.to_markdown(limit=10**9)).hex()),

@@ -1,9 +1,9 @@
 """What the ops reach outside Dagster through: the worker pool, the store of results, the progress."""
 
-
 import contextlib
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncGenerator, Generator
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 from pydantic import Field, PrivateAttr
@@ -16,7 +16,7 @@ from dspex_pipelines.engine.journal import Journal
 SLOTS = 256
 
 
-class WorkerPoolResource(dg.ConfigurableResource):
+class WorkerPoolResource(dg.ConfigurableResource[Any]):
     """The pool that runs trials: one at an address, or a local one that starts and ends by itself."""
 
     address: str = Field(
@@ -43,13 +43,13 @@ class WorkerPoolResource(dg.ConfigurableResource):
             yield self
 
     @contextlib.asynccontextmanager
-    async def connect(self) -> AsyncIterator[PoolClient]:
+    async def connect(self) -> AsyncGenerator[PoolClient]:
         """Open the client; raises `PoolUnreachable` or `ProtocolMismatch`, which say what to do."""
         async with PoolClient(self._address or self.address, connect_timeout_s=self.connect_timeout_s) as client:
             yield client
 
 
-class ResultStore(dg.ConfigurableResource):
+class ResultStore(dg.ConfigurableResource[Any]):
     """Where data sets, the journal and results lie: below one folder."""
 
     root: str = Field(default="", description="The folder; empty: `dspex` in the Dagster instance's storage.")
@@ -85,7 +85,7 @@ class ProgressReporter:
         """The batch is over."""
 
 
-class ProgressResource(dg.ConfigurableResource):
+class ProgressResource(dg.ConfigurableResource[Any]):
     """Progress beside the run's log; the command line puts its progress bar here."""
 
     _reporter: ProgressReporter = PrivateAttr(default_factory=ProgressReporter)

@@ -5,25 +5,27 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-import io
 import re
 import sys
+import threading
 import types
 import warnings
-from collections.abc import Iterator
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, Literal, cast
 
 
 def _split(names: str) -> list[str]:
     return names.split()
 
 
+# Modules whose import is felt outside Python (readline sets up the terminal, antigravity opens a browser, tkinter wants a
+# display) are left out, as are deprecated ones.
 TOPICS: dict[str, list[str]] = {
     "text": _split("""
-        string re difflib textwrap unicodedata stringprep readline codecs html html.parser
-        html.entities gettext locale shlex cmd optparse argparse getopt pprint reprlib tokenize
-        token
+        string re difflib textwrap unicodedata stringprep codecs html html.parser
+        html.entities xml.dom.minidom xml.etree.ElementTree xml.sax xml.sax.handler xml.sax.saxutils
+        gettext locale shlex cmd optparse argparse getopt pprint reprlib tokenize token
     """),
     "numbers": _split("""
         numbers math cmath decimal fractions random statistics itertools functools operator datetime
@@ -32,8 +34,7 @@ TOPICS: dict[str, list[str]] = {
     "data": _split("""
         collections collections.abc heapq bisect array weakref types copy enum graphlib json
         json.encoder json.decoder pickle copyreg shelve marshal dbm sqlite3 csv configparser tomllib
-        plistlib xml.dom.minidom xml.etree.ElementTree xml.sax xml.sax.handler xml.sax.saxutils
-        base64 binascii quopri dataclasses builtins
+        plistlib base64 binascii quopri dataclasses builtins
     """),
     "files": _split("""
         pathlib os.path fileinput stat filecmp tempfile glob fnmatch linecache shutil zlib gzip bz2
@@ -56,13 +57,34 @@ TOPICS: dict[str, list[str]] = {
     """),
 }
 _PRIVATE = re.compile(r"(^|\.)_")
+_SIGNATURE_LINE = re.compile(r"[\w.]+\(.*\)(\s*(->|-->|=>).*)?|[\w.]+\(.*\)?\s*(->|-->|=>).*")
+_PLAIN_WORD = re.compile(r"[A-Za-z]{2,}")
+# Test runners, debuggers and notebooks replace these, so what stands there is not the library's.
+_REPLACED_BY_OTHERS = frozenset(
+    ("sys.breakpointhook", "sys.displayhook", "sys.excepthook", "sys.unraisablehook", "threading.excepthook")
+)
+_FUNCTIONS = (
+    types.FunctionType,
+    types.BuiltinFunctionType,
+    types.MethodDescriptorType,
+    types.ClassMethodDescriptorType,
+)
+_LOADING = threading.Lock()
+
+Kind = Literal["class", "function", "method"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Document:
-    """One documented name. `body` is the docstring after its summary."""
+    """One documented name.
+
+    `name` is the public one, as in `json.loads` or `pathlib.Path.glob`. `summary` is the docstring's first paragraph on
+    one line, `body` the rest, which never repeats the summary. `signature` has names and annotations but no default
+    values, and is empty where Python knows none.
+    """
 
     name: str
+    kind: Kind
     module: str
     topic: str
     signature: str
@@ -70,12 +92,22 @@ class Document:
     body: str
 
 
-@functools.cache
 def documents() -> tuple[Document, ...]:
-    """Return the documents in the order of their names; the same ones in every process."""
+    """Return the documents in the order of their names; the same ones in every process.
+
+    The first call imports the modules of `TOPICS`, which takes a quarter of a second; threads that come meanwhile wait
+    for it.
+    """
+    # A cache alone would let all threads that come first do the work, and let them undo each other's warning filters.
+    with _LOADING:
+        return _load()
+
+
+@functools.cache
+def _load() -> tuple[Document, ...]:
     found: dict[str, Document] = {}
     seen: set[int] = set()
-    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for topic, names in TOPICS.items():
             for name in names:
@@ -87,62 +119,88 @@ def documents() -> tuple[Document, ...]:
 def _module(name: str, topic: str, seen: set[int]) -> Iterator[Document]:
     try:
         module = importlib.import_module(name)
-    except ImportError:  # not on this platform
+    except Exception:  # noqa: BLE001 - not on this platform, or broken in this installation
         return
-    public = getattr(module, "__all__", None) or [key for key in vars(module) if key[0] != "_"]
-    for key in sorted(set(public)):
-        value = vars(module).get(key)
+    public: list[str] = getattr(module, "__all__", None) or [key for key in vars(module) if key[0] != "_"]
+    # Not vars(module): some modules load what they export when it is first asked for.
+    exported = {key: getattr(module, key, None) for key in public if f"{name}.{key}" not in _REPLACED_BY_OTHERS}
+    for key, value in _own_names_first(exported):
         if not _is_documented_kind(value) or id(value) in seen or not _belongs(value, name):
             continue
         seen.add(id(value))
-        yield from _document(f"{name}.{key}", value, topic)
+        yield from _document(f"{name}.{key}", value, "class" if inspect.isclass(value) else "function", topic)
         if inspect.isclass(value):
-            for method_name, method in sorted(vars(value).items()):
-                function = getattr(method, "__func__", method)
-                if not method_name.startswith("_") and _is_documented_kind(function):
-                    yield from _document(f"{name}.{key}.{method_name}", function, topic)
+            yield from _members(value, f"{name}.{key}", topic)
 
 
-_CALLABLES = (
-    types.FunctionType,
-    types.BuiltinFunctionType,
-    types.MethodDescriptorType,
-    types.ClassMethodDescriptorType,
-)
+def _members(owner: type, name: str, topic: str) -> Iterator[Document]:
+    for key, member in sorted(vars(owner).items()):
+        value = getattr(member, "__func__", member)
+        # A member that was defined elsewhere is an alias: a class kept as an attribute, a shim, a second name.
+        own = getattr(value, "__qualname__", None) == f"{owner.__qualname__}.{key}"
+        if own and _is_documented_kind(value):
+            yield from _document(f"{name}.{key}", value, "class" if inspect.isclass(value) else "method", topic)
+
+
+def _own_names_first(values: Mapping[str, object]) -> list[tuple[str, object]]:
+    """Return the pairs by name, aliases last, so that an object is met under the name it was defined with."""
+    return sorted(values.items(), key=lambda item: (getattr(item[1], "__name__", None) != item[0], item[0]))
 
 
 def _is_documented_kind(value: object) -> bool:
-    return inspect.isclass(value) or isinstance(value, _CALLABLES)
+    return inspect.isclass(value) or isinstance(value, _FUNCTIONS)
 
 
 def _belongs(value: object, module: str) -> bool:
     """Whether the object is the module's own: re-exports of other public modules appear there."""
     home = getattr(value, "__module__", None) or module
-    top = module.partition(".")[0]
-    return home == module or home.lstrip("_").partition(".")[0] == top or home.startswith("_") or home == "builtins"
+    top = home.partition(".")[0]
+    is_private = top.startswith("_") and top in sys.stdlib_module_names
+    return top.lstrip("_") == module.partition(".")[0] or is_private or home == "builtins"
 
 
-def _document(name: str, value: object, topic: str) -> Iterator[Document]:
+def _document(name: str, value: object, kind: Kind, topic: str) -> Iterator[Document]:
     written = getattr(value, "__doc__", None)
     text = inspect.cleandoc(written) if isinstance(written, str) else ""
     if _PRIVATE.search(name) or not text:
         return
-    lines = text.splitlines()
-    if re.match(r"^[\w.]+\(.*\)( ->.*)?$", lines[0]):
-        lines = lines[1:]  # a signature, as builtins have it
-    paragraphs = re.split(r"\n\s*\n", "\n".join(lines).strip(), maxsplit=1)
+    paragraphs = re.split(r"\n\s*\n", _without_signature(text), maxsplit=1)
     summary = " ".join(paragraphs[0].split())
     body = paragraphs[1].strip() if len(paragraphs) > 1 else ""
-    if not summary or not body or summary in " ".join(body.split()):
+    is_question = len(_PLAIN_WORD.findall(summary)) > 1
+    if not is_question or not body or summary in " ".join(body.split()):
         return
-    yield Document(name, name.partition(".")[0], topic, _signature(value), summary, body)
+    module = name.partition(".")[0]
+    signature = _signature(cast("Callable[..., Any]", value))
+    yield Document(name=name, kind=kind, module=module, topic=topic, signature=signature, summary=summary, body=body)
 
 
-def _signature(value: object) -> str:
+def _without_signature(text: str) -> str:
+    """Return the docstring without the signatures that those of C functions begin with, and their continuations."""
+    lines = text.splitlines()
+    while lines and _SIGNATURE_LINE.fullmatch(lines[0]):
+        del lines[0]
+        while lines and (not lines[0] or lines[0][0].isspace()):
+            del lines[0]
+    return "\n".join(lines).strip()
+
+
+class _Elided:
+    def __repr__(self) -> str:
+        return "..."
+
+
+def _signature(value: Callable[..., Any]) -> str:
+    """Return the signature without default values: some are paths or objects of this very process."""
     try:
-        return re.sub(r" at 0x[0-9a-f]+", "", str(inspect.signature(value)))  # type: ignore[arg-type]
+        signature = inspect.signature(value)
     except (TypeError, ValueError):
         return ""
+    parameters = [
+        parameter if parameter.default is parameter.empty else parameter.replace(default=_Elided())
+        for parameter in signature.parameters.values()
+    ]
+    return str(signature.replace(parameters=parameters))
 
 
 def python() -> str:

@@ -21,20 +21,20 @@ CHANNEL_OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_send_message_length", MESSAGE_LIMIT),
 ]
 
-_TO_WIRE: dict[ErrorType, types_pb2.ErrorType] = {
-    kind: cast("types_pb2.ErrorType", types_pb2.ErrorType.Value(f"ERROR_TYPE_{kind.name}")) for kind in ErrorType
+_TO_WIRE: dict[ErrorType, types_pb2.ErrorType.ValueType] = {
+    kind: types_pb2.ErrorType.Value(f"ERROR_TYPE_{kind.name}") for kind in ErrorType
 }
 _FROM_WIRE = {number: kind for kind, number in _TO_WIRE.items()}
 
 
-def error_type_to_wire(kind: ErrorType) -> types_pb2.ErrorType:
+def error_type_to_wire(kind: ErrorType) -> types_pb2.ErrorType.ValueType:
     """Return the wire's number of an error type."""
     return _TO_WIRE[kind]
 
 
 def error_type_from_wire(number: int) -> ErrorType:
     """Return the error type of a wire number; one this release does not know is a lost worker's."""
-    return _FROM_WIRE.get(cast("types_pb2.ErrorType", number), ErrorType.WORKER_LOST)
+    return _FROM_WIRE.get(cast("types_pb2.ErrorType.ValueType", number), ErrorType.WORKER_LOST)
 
 
 def program_to_wire(program: ProgramSpec) -> types_pb2.Program:

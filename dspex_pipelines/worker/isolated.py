@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import multiprocessing
 import os
@@ -72,36 +73,12 @@ def _child(
     values: dict[str, Any],
     trial_bytes: bytes,
 ) -> None:
-    import asyncio
-
-    from dspex_pipelines.wire.codec import metric_to_wire, program_to_wire
     from dspex_pipelines.worker.__main__ import make_importable
-    from dspex_pipelines.worker.program_executor import ProgramExecutor
+    from dspex_pipelines.worker.alone import answer_alone
 
     make_importable(folder)
+    shared = ProgramSpec(entry_point=program.entry_point, init=program.init, version=program.version)
     trial = types_pb2.Trial.FromString(trial_bytes)
-    shared = ProgramSpec(
-        entry_point=program.entry_point, init=program.init, version=program.version, isolation="shared"
-    )
-
-    async def run() -> types_pb2.Outcome:
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[types_pb2.Outcome] = loop.create_future()
-        executor = ProgramExecutor(
-            slots=1,
-            deliver=lambda outcome: loop.call_soon_threadsafe(done.set_result, outcome),
-            release=lambda _: None,
-        )
-        executor.context.open(
-            types_pb2.Session(
-                session_id=trial.session_id,
-                program=program_to_wire(shared),
-                metrics=[metric_to_wire(metric) for metric in metrics],
-            )
-        )
-        executor.context.put(trial.session_id, trial.version, Configuration(values))
-        executor.submit(trial)
-        return await done
-
-    there.send_bytes(asyncio.run(run()).SerializeToString())
+    outcome = asyncio.run(answer_alone(shared, metrics, Configuration(values), trial))
+    there.send_bytes(outcome.SerializeToString())
     there.close()

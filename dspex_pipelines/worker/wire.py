@@ -11,8 +11,10 @@ import os
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import grpc
+import grpc.aio
 
 import dspex_pipelines
 from dspex.v1 import types_pb2, worker_pb2, worker_pb2_grpc
@@ -101,7 +103,7 @@ class WorkerWire:
                 await asyncio.wait_for(channel.channel_ready(), CONNECT_S)
             except TimeoutError as error:
                 raise PoolUnreachable(address=self._address, waited_s=CONNECT_S) from error
-            stub = worker_pb2_grpc.WorkerServiceStub(channel)
+            stub: Any = worker_pb2_grpc.WorkerServiceStub(channel)
             try:
                 async for frame in stub.Attach(self._frames()):
                     self._on_frame(frame)
