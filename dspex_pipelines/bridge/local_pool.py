@@ -179,7 +179,7 @@ def _start(
     options = ["--workers", str(workers), "--slots", str(slots), "--idle-s", str(idle_s)]
     with (runtime_dir / "pool.log").open("ab") as log, os.fdopen(reading, "rb") as ready:
         try:
-            subprocess.Popen(  # noqa: S603 - our own command
+            subprocess.run(  # noqa: S603 - our own command; it leaves a child of its own behind
                 [*command, *options, "--ready-fd", str(writing)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -188,6 +188,7 @@ def _start(
                 env={**os.environ, **environment},
                 start_new_session=True,
                 pass_fds=(writing,),
+                check=True,
             )
         finally:
             os.close(writing)

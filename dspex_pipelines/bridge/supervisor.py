@@ -181,7 +181,8 @@ class Supervisor:
 def started_at(pid: int) -> str:
     """Return what tells a process from a later one with its pid; empty when there is none."""
     with contextlib.suppress(OSError, IndexError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return "" if fields[0] == "Z" else fields[19]
     return ""
 
 
@@ -219,6 +220,9 @@ def main() -> None:
     for name, options in _arguments():
         parser.add_argument(name, **options)  # type: ignore[arg-type]
     arguments = parser.parse_args()
+    # The starter has ended one child already when the pool ends, and is left no zombie.
+    if os.fork():
+        os._exit(0)
     supervisor = Supervisor(
         runtime_dir=arguments.runtime_dir,
         workers=arguments.workers,

@@ -140,8 +140,11 @@ class ConfigurationSpace:
     constraints: tuple[Constraint, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "variables", tuple(self.variables))
-        object.__setattr__(self, "constraints", tuple(self.constraints))
+        for part in ("variables", "constraints"):
+            given: object = getattr(self, part)
+            if not isinstance(given, tuple | list):
+                raise InvalidValue(field=f"space.{part}", value=given, fix="give a tuple; one alone needs a comma")
+            object.__setattr__(self, part, tuple(cast("list[object]", given)))
         names = [variable.name for variable in self.variables]
         for name in names:
             if names.count(name) > 1:

@@ -19,8 +19,8 @@ def _split(names: str) -> list[str]:
     return names.split()
 
 
-# Modules whose import is felt outside Python (readline sets up the terminal, antigravity opens a browser, tkinter wants a
-# display) are left out, as are deprecated ones.
+# Modules whose import is felt outside Python (readline sets up the terminal, antigravity opens a browser, tkinter wants
+# a display) are left out, as are deprecated ones.
 TOPICS: dict[str, list[str]] = {
     "text": _split("""
         string re difflib textwrap unicodedata stringprep codecs html html.parser

@@ -10,7 +10,9 @@ class Labelled(Protocol):
     """An example, as far as a metric looks at it: `labels["name"]` is the right name."""
 
     @property
-    def labels(self) -> Mapping[str, Any]: ...
+    def labels(self) -> Mapping[str, Any]:
+        """What is right, by name."""
+        ...
 
 
 def reciprocal_rank(example: Labelled, outputs: Mapping[str, Any]) -> float:

@@ -1,0 +1,103 @@
+"""The local pool: one for each identity, joined by all, gone without a trace."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from dspex_pipelines.bridge import local_pool
+from dspex_pipelines.errors import InvalidValue
+
+
+@pytest.fixture
+def root() -> Iterator[Path]:
+    import shutil
+    import tempfile
+
+    folder = Path(tempfile.mkdtemp(prefix="dspex-t-"))
+    yield folder
+    local_pool.stop(runtime_root=folder)
+    shutil.rmtree(folder)
+
+
+def until(true: Callable[[], bool], within_s: float = 30) -> None:
+    deadline = time.monotonic() + within_s
+    while not true():
+        assert time.monotonic() < deadline, "it did not come true"
+        time.sleep(0.02)
+
+
+def gone(process: psutil.Process) -> bool:
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+def family(pid: int) -> list[psutil.Process]:
+    return psutil.Process(pid).children(recursive=True)
+
+
+def test_leases_share_one_pool_that_ends_when_idle(root: Path) -> None:
+    with (
+        local_pool.lease(workers=1, slots=4, idle_s=0.5, runtime_root=root) as first,
+        local_pool.lease(workers=1, slots=4, idle_s=0.5, runtime_root=root) as second,
+    ):
+        assert first.address == second.address
+        (pool,) = local_pool.status(runtime_root=root)
+        processes = [psutil.Process(pool.pid), *family(pool.pid)]
+        socket = Path(first.address.removeprefix("unix:"))
+        assert stat.S_IMODE(socket.stat().st_mode) == 0o600
+        until(lambda: len(family(pool.pid)) == 2)
+    until(lambda: all(map(gone, processes)))
+    assert not socket.exists()
+    assert local_pool.status(runtime_root=root) == ()
+
+
+def test_a_killed_worker_is_replaced(root: Path) -> None:
+    with local_pool.lease(workers=1, slots=4, idle_s=5, runtime_root=root):
+        (pool,) = local_pool.status(runtime_root=root)
+
+        def workers() -> list[psutil.Process]:
+            alive = [child for child in family(pool.pid) if not gone(child)]
+            return [child for child in alive if "dspex_pipelines.worker" in child.cmdline()]
+
+        until(lambda: len(workers()) == 1)
+        (first,) = workers()
+        first.kill()
+        until(lambda: [worker.pid for worker in workers()] not in ([], [first.pid]))
+
+
+def test_a_killed_supervisor_leaves_nobody_and_is_followed(root: Path) -> None:
+    with local_pool.lease(workers=1, slots=4, idle_s=5, runtime_root=root):
+        (pool,) = local_pool.status(runtime_root=root)
+        children = family(pool.pid)
+        os.kill(pool.pid, signal.SIGKILL)
+        until(lambda: all(map(gone, children)))
+    with local_pool.lease(workers=1, slots=4, idle_s=5, runtime_root=root):
+        (next_pool,) = local_pool.status(runtime_root=root)
+        assert next_pool.pid != pool.pid
+
+
+def test_stop_leaves_no_process_and_no_socket(root: Path) -> None:
+    with local_pool.lease(workers=1, slots=4, idle_s=60, runtime_root=root) as lease:
+        (pool,) = local_pool.status(runtime_root=root)
+        children = family(pool.pid)
+        assert local_pool.stop(runtime_root=root) == 1
+        assert all(map(gone, children))
+        assert not Path(lease.address.removeprefix("unix:")).exists()
+
+
+def test_a_folder_that_others_may_read_is_refused(root: Path) -> None:
+    root.chmod(0o755)
+    with pytest.raises(InvalidValue, match="mode 700"), local_pool.lease(runtime_root=root):
+        pass
+
+
+def test_a_path_too_long_for_a_socket_is_refused(root: Path) -> None:
+    with pytest.raises(InvalidValue, match="107 bytes"), local_pool.lease(runtime_root=root / ("x" * 100)):
+        pass

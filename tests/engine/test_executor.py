@@ -1,0 +1,180 @@
+"""The executor's promises: bounded, complete, back-pressured, cancellable."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dspex_pipelines.engine.executor import JobComplete, ParallelExecutor
+from dspex_pipelines.errors import InvalidValue
+
+
+async def double(item: int) -> int:
+    await asyncio.sleep(0)
+    return 2 * item
+
+
+@given(
+    count=st.integers(min_value=0, max_value=60),
+    concurrency=st.integers(min_value=1, max_value=20),
+    raising=st.sets(st.integers(min_value=0, max_value=59)),
+)
+@settings(deadline=None)
+def test_every_item_has_one_outcome_and_the_bound_holds(count: int, concurrency: int, raising: set[int]) -> None:
+    running = most = 0
+
+    async def runner(item: int) -> int:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        for _ in range(item % 4):
+            await asyncio.sleep(0)
+        running -= 1
+        if item in raising:
+            raise ValueError(item)
+        return item
+
+    async def run() -> list[tuple[int, bool]]:
+        executor = ParallelExecutor[int, int](max_concurrency=concurrency)
+        found = [(outcome.item, outcome.ok) async for outcome in executor.run(range(count), runner)]
+        progress = executor.get_progress()
+        assert progress.done == count
+        assert progress.failed == len([item for item in range(count) if item in raising])
+        assert progress.in_flight == 0
+        return found
+
+    found = asyncio.run(run())
+    assert sorted(found) == [(item, item not in raising) for item in range(count)]
+    assert most <= concurrency
+
+
+async def test_input_is_pulled_only_as_there_is_room() -> None:
+    pulled = 0
+
+    def endless() -> Iterator[int]:
+        nonlocal pulled
+        while True:
+            pulled += 1
+            yield pulled
+
+    executor = ParallelExecutor[int, int](max_concurrency=4)
+    outcomes = executor.run(endless(), double)
+    seen = 0
+    async for _ in outcomes:
+        seen += 1
+        if seen == 20:
+            break
+    await outcomes.aclose()  # type: ignore[attr-defined]
+    assert pulled <= 20 + 3 * 4
+    assert len(asyncio.all_tasks()) == 1
+
+
+async def test_a_slow_consumer_holds_the_runners_back() -> None:
+    finished = 0
+
+    async def runner(item: int) -> int:
+        nonlocal finished
+        finished += 1
+        return item
+
+    executor = ParallelExecutor[int, int](max_concurrency=3)
+    outcomes = executor.run_batches(range(1_000), runner)
+    await anext(outcomes)
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert finished <= 3 * 3
+    await outcomes.aclose()  # type: ignore[attr-defined]
+
+
+async def test_an_input_that_raises_keeps_what_was_started() -> None:
+    def broken() -> Iterator[int]:
+        yield 1
+        yield 2
+        raise RuntimeError("the input broke")
+
+    seen: list[int] = []
+    with pytest.raises(RuntimeError, match="the input broke"):
+        async for outcome in ParallelExecutor[int, int](max_concurrency=5).run(broken(), double):
+            seen.append(outcome.item)
+    assert sorted(seen) == [1, 2]
+
+
+async def test_an_async_input_is_taken_too() -> None:
+    async def items() -> AsyncIterator[int]:
+        for item in range(10):
+            await asyncio.sleep(0)
+            yield item
+
+    executor = ParallelExecutor[int, int](max_concurrency=3)
+    assert sorted([outcome.item async for outcome in executor.run(items(), double)]) == list(range(10))
+
+
+async def test_cancel_ends_the_run_and_the_runners() -> None:
+    started = asyncio.Event()
+    cancelled = 0
+
+    async def hang(_: int) -> int:
+        nonlocal cancelled
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled += 1
+            raise
+        return 0
+
+    executor = ParallelExecutor[int, int](max_concurrency=2)
+
+    async def consume() -> int:
+        return len([outcome async for outcome in executor.run(range(100), hang)])
+
+    consumer = asyncio.create_task(consume())
+    await started.wait()
+    executor.cancel()
+    executor.cancel()
+    assert await consumer == 0
+    assert cancelled >= 1
+
+
+async def test_a_timeout_is_an_outcome() -> None:
+    async def hang(_: int) -> int:
+        await asyncio.Event().wait()
+        return 0
+
+    executor = ParallelExecutor[int, int](max_concurrency=2, timeout_per_trial_s=0.01)
+    outcomes = [outcome async for outcome in executor.run(range(3), hang)]
+    assert [type(outcome.error) for outcome in outcomes] == [TimeoutError] * 3
+
+
+async def test_run_async_answers_at_once_and_completes_once() -> None:
+    told: asyncio.Queue[JobComplete[int, int]] = asyncio.Queue()
+    executor = ParallelExecutor[int, int](max_concurrency=2)
+    job_id = executor.run_async(range(5), double, on_complete=told.put_nowait)
+    assert told.empty()
+    complete = await told.get()
+    assert complete.job_id == job_id
+    assert sorted(outcome.result for outcome in complete.results) == [0, 2, 4, 6, 8]  # type: ignore[type-var]
+    assert complete.error is None
+    await asyncio.sleep(0)
+    assert told.empty()
+
+
+async def test_progress_counts_and_estimates() -> None:
+    now = 0.0
+    executor = ParallelExecutor[int, int](max_concurrency=1, clock=lambda: now)
+    async for outcome in executor.run(range(10), double, total=10):
+        now += 1.0
+        if outcome.item == 4:
+            progress = executor.get_progress()
+            assert progress.done in (5, 6)
+            assert progress.eta_s == pytest.approx((10 - progress.done) / progress.rate_per_s)
+
+
+@pytest.mark.parametrize("options", [{"max_concurrency": 0}, {"max_concurrency": 1, "timeout_per_trial_s": 0}])
+def test_bad_bounds_are_refused(options: dict[str, float]) -> None:
+    with pytest.raises(InvalidValue):
+        ParallelExecutor(**options)  # type: ignore[arg-type]

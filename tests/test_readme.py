@@ -1,0 +1,131 @@
+"""The README is followed to the letter, in an empty folder, by subprocesses."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("own-program")
+
+
+def dspex(home: Path, *arguments: str, code: int = 0) -> str:
+    command = [str(Path(sys.executable).with_name("dspex")), *arguments]
+    environment = {key: value for key, value in os.environ.items() if key != "DAGSTER_HOME"}
+    done = subprocess.run(command, cwd=home, capture_output=True, text=True, env=environment, timeout=110, check=False)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_the_readme_names_only_targets_that_the_makefile_has() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"make ([a-z]+)", README):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_evaluate_your_own_program(home: Path) -> None:
+    """The commands of the section, in order, exactly as they stand there."""
+    section = README.partition("## Evaluate your own program")[2].partition("\n## ")[0]
+    commands = re.search(r"```sh\n(.*?)```", section, re.DOTALL)
+    assert commands
+    told = [dspex(home, *line.split()[1:]) for line in commands[1].strip().splitlines()]
+    assert "evaluation.py" in told[0]
+    assert "words=3 ellipsis=True" in told[1]
+    assert "best" in told[2]
+    assert "0 of 0" in told[3]
+
+
+def test_the_declaration_becomes_dagster_definitions(home: Path) -> None:
+    snippet = re.search(r"```python\n(.*?)```", README, re.DOTALL)
+    assert snippet
+    source = snippet[1] + "\nprint(sorted(key.to_user_string() for key in defs.resolve_all_asset_keys()))"
+    done = subprocess.run(
+        [sys.executable, "-c", source], cwd=home, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "['shorten/dataset', 'shorten/evaluation', 'shorten/leaderboard']"
+
+
+def test_again_runs_nothing_and_an_edit_runs_all(home: Path) -> None:
+    rows = json.loads(dspex(home, "trials", "--json", "--limit", "0"))
+    again = dspex(home, "evaluate")
+    assert json.loads(dspex(home, "trials", "--json", "--limit", "0")) == rows
+    assert "best" in again
+    program = home / "program.py"
+    program.write_text(
+        program.read_text().replace("found = text.split()", "found = text.split()\n    1 / len(found[1:])")
+    )
+    told = dspex(home, "evaluate")
+    assert "best" in told
+    failed = json.loads(dspex(home, "trials", "--failed", "--json", "--limit", "0"))
+    assert len(failed) == 6
+    assert {row["error_type"] for row in failed} == {"program_exception"}
+    assert all("ZeroDivisionError" in row["error_traceback"] for row in failed)
+    replayed = dspex(home, "replay", failed[0]["trial_id"][:16], code=1)
+    assert "ZeroDivisionError" in replayed
+    assert "program.py" in replayed
+    good = next(row for row in json.loads(dspex(home, "trials", "--json", "--limit", "0")) if row["status"] == "ok")
+    assert "scores" in dspex(home, "replay", good["trial_id"])
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        pytest.param(("program:shorten", "program:shortn"), "did you mean shorten", id="unknown-program"),
+        pytest.param(("program:shorten", "nowhere:f"), "no module 'nowhere'", id="unknown-module"),
+        pytest.param(("program:shorten", "program:<lambda>"), "top of a module", id="lambda"),
+        pytest.param(("program:shorten", "__main__:shorten"), "into a module", id="notebook"),
+        pytest.param(('name="words"', 'name="wrods"'), "wrods", id="unknown-variable"),
+        pytest.param((' Boolean(name="ellipsis")', ""), "'ellipsis'", id="parameter-nobody-supplies"),
+        pytest.param(("points=(2, 3, 4)", "points=(2, 9)"), "[1, 5]", id="out-of-bounds"),
+        pytest.param(
+            ('inputs=("text",)', 'inputs=("txt",)'), "the columns are id, text, expected", id="no-such-column"
+        ),
+        pytest.param(("data.csv", "absent.csv"), "no such file", id="no-such-file"),
+        pytest.param(('example_id="id"', 'example_id="expected"'), "an id of its own", id="repeated-id"),
+    ],
+)
+def test_bad_input_is_named_with_its_fix(tmp_path: Path, change: tuple[str, str], says: str) -> None:
+    dspex(tmp_path, "init")
+    data = tmp_path / "data.csv"
+    data.write_text(data.read_text() + "6,Short again,Short\n")
+    declaration = tmp_path / "evaluation.py"
+    assert change[0] in declaration.read_text()
+    declaration.write_text(declaration.read_text().replace(*change))
+    told = dspex(tmp_path, "evaluate", code=2)
+    assert says in told
+    assert "Traceback" not in told
+
+
+def test_an_empty_input_and_an_unreachable_pool_are_named(tmp_path: Path) -> None:
+    dspex(tmp_path, "init")
+    assert "no worker pool answered" in dspex(
+        tmp_path, "evaluate", "--pool-address", f"unix:{tmp_path}/none.sock", code=2
+    )
+    (tmp_path / "data.csv").write_text("id,text,expected\n1,,x\n")
+    assert "column 'text'" in dspex(tmp_path, "evaluate", code=2)
+    (tmp_path / "data.csv").write_text("id,text,expected\n")
+    assert "no examples" in dspex(tmp_path, "evaluate", code=2)
+
+
+def test_init_overwrites_nothing(tmp_path: Path) -> None:
+    dspex(tmp_path, "init")
+    (tmp_path / "program.py").write_text("mine")
+    assert "exists already" in dspex(tmp_path, "init", code=2)
+    assert (tmp_path / "program.py").read_text() == "mine"
+
+
+@pytest.mark.parametrize("command", ["", "init", "evaluate", "leaderboard", "trials", "replay", "pool"])
+def test_every_command_has_help(tmp_path: Path, command: str) -> None:
+    assert "Usage" in dspex(tmp_path, *command.split(), "--help")
