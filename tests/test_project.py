@@ -6,8 +6,9 @@ import sys
 import tomllib
 from pathlib import Path
 
-import conftest
 import pytest
+
+from tests import conftest
 
 ROOT = Path(__file__).resolve().parent.parent
 PINS = dict(line.split("==", 1) for line in (ROOT / "constraints.txt").read_text().splitlines() if line)
