@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
@@ -94,13 +95,13 @@ async def run_batch(
         flushed = time.monotonic()
         on_progress(executor.get_progress())
 
-    async for finished in executor.run_batches(missing, runner.run, total=batch.stop - batch.start):
-        if runner.pool_lost is not None:
-            executor.cancel()
-            break
-        group.extend((scoring.key(done.item), _outcome(done)) for done in finished)
-        if len(group) >= GROUP or time.monotonic() - flushed >= GROUP_S:
-            flush()
+    async with aclosing(executor.run_batches(missing, runner.run, total=batch.stop - batch.start)) as batches:
+        async for finished in batches:
+            if runner.pool_lost is not None:
+                break
+            group.extend((scoring.key(done.item), _outcome(done)) for done in finished)
+            if len(group) >= GROUP or time.monotonic() - flushed >= GROUP_S:
+                flush()
     flush()
     if runner.pool_lost is not None:
         raise runner.pool_lost

@@ -9,9 +9,10 @@ import asyncio
 import time
 import uuid
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Generic, TypeAlias, TypeVar, cast
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from dspex_pipelines.errors import InvalidValue
 
@@ -25,7 +26,7 @@ class Outcome(Generic[Item, Result]):
 
     item: Item
     result: Result | None
-    error: Exception | None
+    error: BaseException | None
 
     @property
     def ok(self) -> bool:
@@ -69,8 +70,9 @@ def _never(_: object) -> bool:
 class ParallelExecutor(Generic[Item, Result]):
     """At most `max_concurrency` items in flight; input is pulled only as there is room.
 
-    `is_failure` says which returned results count as failed in the progress. One executor makes one run at
-    a time; a second `run` starts its progress anew.
+    A runner that raises is an outcome, one that takes longer than *timeout_per_trial_s* is a `TimeoutError`.
+    *is_failure* says which returned results count as failed in the progress. One executor makes one run at
+    a time (`RuntimeError` otherwise); a second run starts its progress anew.
     """
 
     def __init__(
@@ -89,142 +91,54 @@ class ParallelExecutor(Generic[Item, Result]):
         self._timeout_s = timeout_per_trial_s
         self._is_failure = is_failure
         self._clock = clock
-        self._begin(None)
-        self._jobs: dict[str, asyncio.Task[JobComplete[Item, Result]]] = {}
-        self._run_tasks: set[asyncio.Task[None]] = set()
-
-    def _begin(self, total: int | None) -> None:
-        self._total = total
-        self._done = self._failed = self._in_flight = 0
-        self._started: float | None = None
-        self._ended: float | None = None
-        self._cancelled = False
-        self._wake = asyncio.Event()
+        self._run: _Run[Item, Result] | None = None
+        self._jobs: set[asyncio.Task[None]] = set()
 
     def get_progress(self) -> Progress:
         """Return the counts of the current (or last) run; costs the same at any size."""
-        now = self._ended if self._ended is not None else self._clock()
-        elapsed = 0.0 if self._started is None else max(0.0, now - self._started)
-        rate = self._done / elapsed if elapsed > 0 else 0.0
-        eta = None
-        if self._total is not None and rate > 0:
-            eta = max(0, self._total - self._done) / rate
+        run = self._run
+        if run is None:
+            return Progress(total=None, done=0, failed=0, in_flight=0, elapsed_s=0.0, rate_per_s=0.0, eta_s=None)
+        elapsed = max(0.0, (run.ended if run.ended is not None else self._clock()) - run.started)
+        rate = run.done / elapsed if elapsed > 0 else 0.0
+        eta = max(0, run.total - run.done) / rate if run.total is not None and rate > 0 else None
         return Progress(
-            total=self._total,
-            done=self._done,
-            failed=self._failed,
-            in_flight=self._in_flight,
+            total=run.total,
+            done=run.done,
+            failed=run.failed,
+            in_flight=run.in_flight,
             elapsed_s=elapsed,
             rate_per_s=rate,
             eta_s=eta,
         )
 
     def cancel(self) -> None:
-        """Stop: no more input is pulled, runners in flight are cancelled, the iterator ends."""
-        self._cancelled = True
-        for task in self._run_tasks:
-            task.cancel()
-        self._wake.set()
+        """Stop the run: no more input is pulled, runners in flight are cancelled, the iterator ends."""
+        if self._run is not None:
+            self._run.cancel()
 
     async def run(
         self, items: Items[Item], runner: Runner[Item, Result], *, total: int | None = None
-    ) -> AsyncIterator[Outcome[Item, Result]]:
+    ) -> AsyncGenerator[Outcome[Item, Result], None]:
         """Yield one outcome per item, as they finish. See `run_batches` for what else holds."""
-        batches = self.run_batches(items, runner, total=total)
-        try:
+        async with aclosing(self.run_batches(items, runner, total=total)) as batches:
             async for batch in batches:
                 for outcome in batch:
                     yield outcome
-        finally:
-            await cast("AsyncGeneratorLike", batches).aclose()
 
     async def run_batches(
         self, items: Items[Item], runner: Runner[Item, Result], *, total: int | None = None
-    ) -> AsyncIterator[list[Outcome[Item, Result]]]:
+    ) -> AsyncGenerator[list[Outcome[Item, Result]], None]:
         """Yield lists of outcomes: whatever finished since the last look.
 
-        A runner that raises is an outcome. An input that raises lets what is in flight finish and be
-        yielded, then its exception comes out here. Leaving early cancels what is in flight. At most
-        `max_concurrency` finished outcomes wait for a slow consumer.
+        An input that raises lets what is in flight finish and be yielded, then its exception comes out here.
+        Closing the generator cancels what is in flight; after a ``break`` that is the caller's to do
+        (`contextlib.aclosing`). No item starts while `max_concurrency` outcomes wait for a slow consumer.
         """
-        self._begin(total)
-        self._started = self._clock()
-        source = _Source(items)
-        finished: deque[Outcome[Item, Result]] = deque()
-        wake = self._wake
-        run_item = self._bounded(runner)
-        input_error: list[BaseException] = []
-
-        async def lane() -> None:
-            # Lanes outlive items: a task per item would cost three times as much.
-            while not self._cancelled:
-                while len(finished) >= self.max_concurrency:
-                    room = asyncio.get_running_loop().create_future()
-                    waiting.append(room)
-                    await room
-                try:
-                    item = await source.next()
-                except StopAsyncIteration:
-                    return
-                except Exception as error:  # noqa: BLE001 - handed to the consumer below
-                    if not input_error:
-                        input_error.append(error)
-                    return
-                self._in_flight += 1
-                try:
-                    result = await run_item(item)
-                except Exception as error:  # noqa: BLE001 - a raising runner is an outcome
-                    outcome: Outcome[Item, Result] = Outcome(item=item, result=None, error=error)
-                    self._failed += 1
-                else:
-                    outcome = Outcome(item=item, result=result, error=None)
-                    if self._is_failure(result):
-                        self._failed += 1
-                finally:
-                    self._in_flight -= 1
-                self._done += 1
-                finished.append(outcome)
-                wake.set()
-
-        waiting: deque[asyncio.Future[None]] = deque()
-        lanes: set[asyncio.Task[None]] = set()
-        self._run_tasks = lanes
-
-        def ended(task: asyncio.Task[None]) -> None:
-            lanes.discard(task)
-            # What escapes a lane is a bug of ours; it must end the run, not thin it out.
-            if not task.cancelled() and (error := task.exception()) and not input_error:
-                input_error.append(error)
-            wake.set()
-
-        count = self.max_concurrency if total is None else max(1, min(self.max_concurrency, total))
-        try:
-            for _ in range(count):
-                task = asyncio.create_task(lane())
-                lanes.add(task)
-                task.add_done_callback(ended)
-            while lanes or finished:
-                if not finished:
-                    await wake.wait()
-                wake.clear()
-                if not finished:
-                    continue
-                batch = list(finished)
-                finished.clear()
-                for _ in range(min(len(batch), len(waiting))):
-                    room = waiting.popleft()
-                    if not room.done():
-                        room.set_result(None)
+        run = self._begin(total)
+        async with aclosing(run.outcomes(items, self._bounded(runner))) as batches:
+            async for batch in batches:
                 yield batch
-            if input_error:
-                raise input_error[0]
-        finally:
-            self._ended = self._clock()
-            left = list(lanes)
-            for task in left:
-                task.cancel()
-            await asyncio.gather(*left, return_exceptions=True)
-            await source.close()
 
     def run_async(
         self,
@@ -239,25 +153,36 @@ class ParallelExecutor(Generic[Item, Result]):
         *on_complete* is called exactly once, with a `JobComplete` that carries every outcome there is.
         """
         job_id = uuid.uuid4().hex
+        run = self._begin(total)
+        results: list[Outcome[Item, Result]] = []
 
-        async def job() -> JobComplete[Item, Result]:
-            results: list[Outcome[Item, Result]] = []
-            error: BaseException | None = None
-            try:
-                async for batch in self.run_batches(items, runner, total=total):
+        async def job() -> None:
+            async with aclosing(run.outcomes(items, self._bounded(runner))) as batches:
+                async for batch in batches:
                     results.extend(batch)
-            except (Exception, asyncio.CancelledError) as caught:  # noqa: BLE001 - told, not lost
-                error = caught
-            if error is None and self._cancelled:
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._jobs.discard(task)
+            run.ended = self._clock() if run.ended is None else run.ended
+            error = asyncio.CancelledError() if task.cancelled() else task.exception()
+            if error is None and run.cancelled:
                 error = asyncio.CancelledError("the job was cancelled")
-            complete = JobComplete(job_id=job_id, results=tuple(results), error=error)
-            on_complete(complete)
-            return complete
+            on_complete(JobComplete(job_id=job_id, results=tuple(results), error=error))
 
         task = asyncio.get_running_loop().create_task(job())
-        self._jobs[job_id] = task
-        task.add_done_callback(lambda _: self._jobs.pop(job_id, None))
+        self._jobs.add(task)
+        # A callback, not the job's last line: a task cancelled before its first step has none.
+        task.add_done_callback(ended)
         return job_id
+
+    def _begin(self, total: int | None) -> _Run[Item, Result]:
+        if self._run is not None and self._run.ended is None:
+            msg = "this executor has a run already; close its iterator first, or make another executor"
+            raise RuntimeError(msg)
+        self._run = _Run(
+            total=total, max_concurrency=self.max_concurrency, is_failure=self._is_failure, clock=self._clock
+        )
+        return self._run
 
     def _bounded(self, runner: Runner[Item, Result]) -> Runner[Item, Result]:
         timeout_s = self._timeout_s
@@ -271,24 +196,127 @@ class ParallelExecutor(Generic[Item, Result]):
         return run
 
 
+class _Run(Generic[Item, Result]):
+    """One run: its counters, its lanes, and the outcomes that nobody has taken yet."""
+
+    def __init__(
+        self,
+        *,
+        total: int | None,
+        max_concurrency: int,
+        is_failure: Callable[[Result], bool],
+        clock: Callable[[], float],
+    ) -> None:
+        self.total = total
+        self.done = self.failed = self.in_flight = 0
+        self.cancelled = False
+        self.started = clock()
+        self.ended: float | None = None
+        self._max_concurrency = max_concurrency
+        self._is_failure = is_failure
+        self._clock = clock
+        self._lanes: set[asyncio.Task[None]] = set()
+        self._finished: deque[Outcome[Item, Result]] = deque()
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._wake = asyncio.Event()
+        self._error: BaseException | None = None
+
+    def cancel(self) -> None:
+        self.cancelled = True
+        for lane in self._lanes:
+            lane.cancel()
+        self._wake.set()
+
+    async def outcomes(
+        self, items: Items[Item], runner: Runner[Item, Result]
+    ) -> AsyncGenerator[list[Outcome[Item, Result]], None]:
+        source = _Source(items)
+        count = self._max_concurrency if self.total is None else max(1, min(self._max_concurrency, self.total))
+        try:
+            for _ in range(0 if self.cancelled else count):
+                lane = asyncio.create_task(self._lane(source, runner))
+                self._lanes.add(lane)
+                lane.add_done_callback(self._lane_ended)
+            while self._lanes or self._finished:
+                if not self._finished:
+                    await self._wake.wait()
+                self._wake.clear()
+                if batch := list(self._finished):
+                    self._finished.clear()
+                    self._make_room(len(batch))
+                    yield batch
+            if self._error is not None:
+                raise self._error
+        finally:
+            left = list(self._lanes)
+            for lane in left:
+                lane.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
+            self.ended = self._clock()
+            await source.close()
+
+    async def _lane(self, source: _Source[Item], runner: Runner[Item, Result]) -> None:
+        """Take items and run them, one after the other: a task per item would cost three times as much."""
+        this = asyncio.current_task()
+        assert this is not None
+        while not self.cancelled and self._error is None:
+            while len(self._finished) >= self._max_concurrency:
+                room = asyncio.get_running_loop().create_future()
+                self._waiting.append(room)
+                await room
+            try:
+                item = await source.next()
+            except StopAsyncIteration:
+                return
+            self.in_flight += 1
+            result: Result | None = None
+            error: BaseException | None = None
+            try:
+                result = await runner(item)
+            except asyncio.CancelledError as caught:
+                if this.cancelling():
+                    raise
+                error = caught  # the runner's own: something that it awaited was cancelled
+            except Exception as caught:  # noqa: BLE001 - a raising runner is an outcome
+                error = caught
+            finally:
+                self.in_flight -= 1
+            self.done += 1
+            self._finished.append(Outcome(item=item, result=result, error=error))
+            if error is not None or self._is_failure(result):  # type: ignore[arg-type]
+                self.failed += 1
+            self._wake.set()
+
+    def _lane_ended(self, lane: asyncio.Task[None]) -> None:
+        self._lanes.discard(lane)
+        # The input's exception, or a bug of ours: it must end the run, not thin it out.
+        if not lane.cancelled() and (error := lane.exception()) is not None and self._error is None:
+            self._error = error
+        self._wake.set()
+
+    def _make_room(self, count: int) -> None:
+        for _ in range(min(count, len(self._waiting))):
+            room = self._waiting.popleft()
+            if not room.done():
+                room.set_result(None)
+
+
 class _Source(Generic[Item]):
     """One `next` over both kinds of iterables; ends for good at the first exception."""
 
     def __init__(self, items: Items[Item]) -> None:
-        self._lock: asyncio.Lock | None = None
+        self._lock = asyncio.Lock()
         self._over = False
+        self._asynchronous: AsyncIterator[Item] | None = None
         if isinstance(items, AsyncIterable):
             self._asynchronous = aiter(items)
-            self._synchronous = None
-            self._lock = asyncio.Lock()
         else:
-            self._asynchronous = None
             self._synchronous = iter(items)
 
     async def next(self) -> Item:
-        if self._over:
-            raise StopAsyncIteration
-        if self._synchronous is not None:
+        """Return the next item; raises `StopAsyncIteration` once there is none, and what the input raises once."""
+        if self._asynchronous is None:
+            self._check()
             try:
                 return next(self._synchronous)
             except StopIteration:
@@ -297,30 +325,23 @@ class _Source(Generic[Item]):
             except BaseException:
                 self._over = True
                 raise
-        assert self._lock is not None
-        assert self._asynchronous is not None
         async with self._lock:
-            if self._over:
-                raise StopAsyncIteration
+            self._check()
             try:
                 return await anext(self._asynchronous)
             except BaseException:
                 self._over = True
                 raise
 
+    def _check(self) -> None:
+        if self._over:
+            raise StopAsyncIteration
+
     async def close(self) -> None:
         """Let a generator run its `finally`."""
         self._over = True
-        if self._synchronous is not None:
-            close = getattr(self._synchronous, "close", None)
-            if close is not None:
-                close()
-        elif hasattr(self._asynchronous, "aclose"):
-            await cast("AsyncGeneratorLike", self._asynchronous).aclose()
-
-
-class AsyncGeneratorLike:
-    """What an async generator offers beyond iteration."""
-
-    async def aclose(self) -> None:
-        """Run the generator's `finally`."""
+        generator: Any = self._asynchronous or self._synchronous
+        if hasattr(generator, "aclose"):
+            await generator.aclose()
+        elif hasattr(generator, "close"):
+            generator.close()

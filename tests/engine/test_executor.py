@@ -68,7 +68,7 @@ async def test_input_is_pulled_only_as_there_is_room() -> None:
         seen += 1
         if seen == 20:
             break
-    await outcomes.aclose()  # type: ignore[attr-defined]
+    await outcomes.aclose()
     assert pulled <= 20 + 3 * 4
     assert len(asyncio.all_tasks()) == 1
 
@@ -87,7 +87,7 @@ async def test_a_slow_consumer_holds_the_runners_back() -> None:
     for _ in range(100):
         await asyncio.sleep(0)
     assert finished <= 3 * 3
-    await outcomes.aclose()  # type: ignore[attr-defined]
+    await outcomes.aclose()
 
 
 async def test_an_input_that_raises_keeps_what_was_started() -> None:
@@ -140,6 +140,40 @@ async def test_cancel_ends_the_run_and_the_runners() -> None:
     assert cancelled >= 1
 
 
+async def test_a_runner_that_is_cancelled_by_something_else_is_an_outcome() -> None:
+    """What the runner awaits may have been cancelled by anybody; the other items must not go with it."""
+
+    async def runner(item: int) -> int:
+        if item % 3 == 0:
+            raise asyncio.CancelledError
+        return item
+
+    executor = ParallelExecutor[int, int](max_concurrency=2)
+    outcomes = [outcome async for outcome in executor.run(range(10), runner)]
+    assert sorted((outcome.item, outcome.ok) for outcome in outcomes) == [(item, item % 3 != 0) for item in range(10)]
+    assert executor.get_progress().failed == 4
+
+
+async def test_a_bug_in_counting_ends_the_run() -> None:
+    def broken(_: int) -> bool:
+        raise RuntimeError("a bug")
+
+    executor = ParallelExecutor[int, int](max_concurrency=3, is_failure=broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        assert [outcome async for outcome in executor.run(range(1_000), double)]
+    assert executor.get_progress().done <= 3
+
+
+async def test_a_second_run_waits_for_the_first_to_end() -> None:
+    executor = ParallelExecutor[int, int](max_concurrency=1)
+    first = executor.run_batches(range(5), double)
+    await anext(first)
+    with pytest.raises(RuntimeError, match="has a run already"):
+        await anext(executor.run(range(5), double))
+    await first.aclose()
+    assert len([outcome async for outcome in executor.run(range(5), double)]) == 5
+
+
 async def test_a_timeout_is_an_outcome() -> None:
     async def hang(_: int) -> int:
         await asyncio.Event().wait()
@@ -161,6 +195,29 @@ async def test_run_async_answers_at_once_and_completes_once() -> None:
     assert complete.error is None
     await asyncio.sleep(0)
     assert told.empty()
+
+
+async def test_a_job_cancelled_before_its_first_step_completes_once() -> None:
+    told: asyncio.Queue[JobComplete[int, int]] = asyncio.Queue()
+    executor = ParallelExecutor[int, int](max_concurrency=2)
+    executor.run_async(range(5), double, on_complete=told.put_nowait)
+    executor.cancel()
+    complete = await told.get()
+    assert complete.results == ()
+    assert isinstance(complete.error, asyncio.CancelledError)
+    assert told.empty()
+
+
+async def test_a_job_reports_what_it_has_when_its_input_breaks() -> None:
+    def broken() -> Iterator[int]:
+        yield 1
+        raise RuntimeError("the input broke")
+
+    told: asyncio.Queue[JobComplete[int, int]] = asyncio.Queue()
+    ParallelExecutor[int, int](max_concurrency=2).run_async(broken(), double, on_complete=told.put_nowait)
+    complete = await told.get()
+    assert [outcome.result for outcome in complete.results] == [2]
+    assert isinstance(complete.error, RuntimeError)
 
 
 async def test_progress_counts_and_estimates() -> None:
