@@ -11,6 +11,7 @@ import threading
 
 from dspex_pipelines.bridge.server import CREDIT_LIMIT, HEARTBEAT_TIMEOUT_S, Bridge
 from dspex_pipelines.errors import DspexError
+from dspex_pipelines.wire.loop import run_process
 
 
 async def serve(arguments: argparse.Namespace) -> None:
@@ -45,7 +46,7 @@ def main() -> None:
     parser.add_argument("--heartbeat-timeout-s", type=float, default=HEARTBEAT_TIMEOUT_S)
     parser.add_argument("--die-with-stdin", action="store_true", help="end when standard input does")
     try:
-        asyncio.run(serve(parser.parse_args()))
+        run_process(serve(parser.parse_args()))
     except DspexError as error:
         sys.exit(f"error: {error}")
 

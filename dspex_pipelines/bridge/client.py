@@ -45,6 +45,7 @@ from dspex_pipelines.wire.codec import (
     program_to_wire,
     trial_to_wire,
 )
+from dspex_pipelines.wire.frames import grown
 
 CALL_S = 30.0
 
@@ -259,6 +260,7 @@ class PoolClient:
                 self._wake.clear()
                 await self._wake.wait()
                 continue
+            await grown(self._outbox)
             trials: list[types_pb2.Trial] = []
             size = 0
             while self._outbox and len(trials) < FRAME_TRIALS:

@@ -37,6 +37,7 @@ from dspex_pipelines.wire.codec import (
     program_from_wire,
     program_to_wire,
 )
+from dspex_pipelines.wire.frames import grown
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -205,6 +206,7 @@ class ExecutionService(execution_pb2_grpc.ExecutionServiceServicer):
                     link.wake.clear()
                     await link.wake.wait()
                 if link.outcomes:
+                    await grown(link.outcomes)
                     await context.write(link.next_frame())
             if reader.exception() is not None:
                 facts = f"more than {self._credit_limit} trials sent and not committed"
@@ -269,6 +271,7 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
             reader = asyncio.create_task(read())
             reader.add_done_callback(lambda _: link.wake.set())
             while not reader.done() and not link.gone:
+                await grown(link.trials)
                 frame = link.next_frame()
                 if frame is None:
                     link.wake.clear()

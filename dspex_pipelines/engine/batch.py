@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from itertools import islice
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from dspex_pipelines.engine.executor import Outcome, ParallelExecutor, Progress
 from dspex_pipelines.engine.journal import Journal, execution_key
@@ -22,6 +22,8 @@ GROUP = 1_000
 """Outcomes in a journal transaction."""
 GROUP_S = 0.25
 """Longest time that a finished outcome waits for its transaction."""
+Keyed: TypeAlias = tuple[bytes, TrialSpec]
+"""A trial with its key in the journal."""
 
 
 class DurablePool(TrialPool, Protocol):
@@ -79,9 +81,13 @@ async def run_batch(
     """
     scoring = Scoring(plan)
     runner = TrialRunner(pool, metrics=plan.metrics, space_json=plan.space_json, timeout_s=timeout_s)
-    executor = ParallelExecutor[TrialSpec, TrialOutcome](
+    executor = ParallelExecutor[Keyed, TrialOutcome](
         max_concurrency=max_concurrency, is_failure=lambda outcome: isinstance(outcome, TrialError)
     )
+
+    async def run(keyed: Keyed) -> TrialOutcome:
+        return await runner.run(keyed[1])
+
     missing = _Missing(plan.trials(batch, examples), scoring, journal)
     group: list[tuple[bytes, TrialOutcome]] = []
     flushed = time.monotonic()
@@ -95,11 +101,11 @@ async def run_batch(
         flushed = time.monotonic()
         on_progress(executor.get_progress())
 
-    async with aclosing(executor.run_batches(missing, runner.run, total=batch.stop - batch.start)) as batches:
+    async with aclosing(executor.run_batches(missing, run, total=batch.stop - batch.start)) as batches:
         async for finished in batches:
             if runner.pool_lost is not None:
                 break
-            group.extend((scoring.key(done.item), _outcome(done)) for done in finished)
+            group.extend((done.item[0], _outcome(done)) for done in finished)
             if len(group) >= GROUP or time.monotonic() - flushed >= GROUP_S:
                 flush()
     flush()
@@ -140,7 +146,7 @@ def planned_outcomes(
         raise EvaluationIncomplete(planned=plan.total, found=found, examples=tuple(lacking[:3]))
 
 
-class _Missing(Iterable[TrialSpec]):
+class _Missing(Iterable[Keyed]):
     """The trials without a reusable outcome, looked up a page at a time as they are pulled."""
 
     def __init__(self, trials: Iterator[TrialSpec], scoring: Scoring, journal: Journal) -> None:
@@ -149,17 +155,17 @@ class _Missing(Iterable[TrialSpec]):
         self._journal = journal
         self.reused = 0
 
-    def __iter__(self) -> Iterator[TrialSpec]:
+    def __iter__(self) -> Iterator[Keyed]:
         while page := list(islice(self._trials, GROUP)):
             keys = [self._scoring.key(spec) for spec in page]
             known = self._journal.reusable(keys)
             self.reused += len(known)
             for key, spec in zip(keys, page, strict=True):
                 if key not in known:
-                    yield spec
+                    yield key, spec
 
 
-def _outcome(done: Outcome[TrialSpec, TrialOutcome]) -> TrialOutcome:
+def _outcome(done: Outcome[Keyed, TrialOutcome]) -> TrialOutcome:
     if done.result is None:
         assert done.error is not None
         raise done.error  # a runner lets nothing escape, so this is a bug in it

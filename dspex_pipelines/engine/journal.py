@@ -29,6 +29,7 @@ _metadata = sa.MetaData()
 _executions = sa.Table(
     "executions",
     _metadata,
+    # A rowid table: keys are random, so only their small index is written all over the place, never the wide rows.
     sa.Column("key", sa.LargeBinary(16), primary_key=True),
     sa.Column("trial_id", sa.LargeBinary(16), nullable=False),
     sa.Column("status", sa.SmallInteger, nullable=False),
@@ -45,7 +46,6 @@ _executions = sa.Table(
     sa.Column("trace", sa.LargeBinary, nullable=False),
     sa.Column("usage", sa.LargeBinary, nullable=False),
     sa.Column("failure", sa.LargeBinary, nullable=False),
-    sqlite_with_rowid=False,
 )
 _COLUMNS = tuple(column.name for column in _executions.columns)
 _OK = 0

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, Generic, Protocol, TypeVar
 
 from dspex_pipelines.errors import (
     InvalidValue,
@@ -90,16 +90,18 @@ class TrialRunner:
     async def _run(self, spec: TrialSpec) -> TrialOutcome:
         outcome: TrialOutcome | None = None
         for _ in range(_STALE_TRIES):
-            session_id = await self._context(spec.program)
+            # Applied already, as almost always: nothing to await.
+            session_id = self._sessions.answers.get(spec.program.digest) or await self._context(spec.program)
+            key = (session_id, spec.configuration.digest)
             try:
-                version = await self._apply(session_id, spec)
+                version = self._versions.answers.get(key) or await self._apply(key, spec)
             except UnknownSession:
                 self._sessions.forget(spec.program.digest)
                 continue
             outcome = await self._pool.execute(spec, session_id=session_id, version=version, timeout_s=self._timeout_s)
             if isinstance(outcome, TrialError) and outcome.type is ErrorType.STALE_STATE:
                 # The bridge let the snapshot go, or was another one: apply again.
-                self._versions.forget((session_id, spec.configuration.digest))
+                self._versions.forget(key)
                 continue
             return _verified(spec, outcome)
         return outcome or _failed(spec, ErrorType.STALE_STATE, "its session was closed again and again", retryable=True)
@@ -110,44 +112,38 @@ class TrialRunner:
             lambda: self._pool.open_session(program, self._metrics, self._space_json),
         )
 
-    async def _apply(self, session_id: int, spec: TrialSpec) -> int:
-        configuration = spec.configuration
-
+    async def _apply(self, key: tuple[int, bytes], spec: TrialSpec) -> int:
         async def apply() -> int:
-            snapshot = await self._pool.set_variables(session_id, configuration.values)
+            snapshot = await self._pool.set_variables(key[0], spec.configuration.values)
             return snapshot.version
 
-        return await self._versions.get((session_id, configuration.digest), apply)
+        return await self._versions.get(key, apply)
 
 
 class _Remembered(Generic[Key]):
     """Answers worked out once, however many ask at the same time; a failed one is asked again."""
 
     def __init__(self) -> None:
-        self._tasks: dict[Key, asyncio.Task[int]] = {}
+        self.answers: dict[Key, int] = {}
+        self._asked: dict[Key, asyncio.Task[int]] = {}
 
-    async def get(self, key: Key, ask: Callable[[], Awaitable[int]]) -> int:
+    async def get(self, key: Key, ask: Callable[[], Coroutine[Any, Any, int]]) -> int:
         """Return the answer, asking for it if nobody has."""
-        task = self._tasks.get(key)
+        task = self._asked.get(key)
         if task is None:
-
-            async def answer() -> int:
-                return await ask()
-
-            task = self._tasks[key] = asyncio.create_task(answer())
-        elif task.done() and not task.cancelled() and task.exception() is None:
-            return task.result()
-        try:
-            # Shielded: one caller's cancellation is not the others'.
-            return await asyncio.shield(task)
-        except BaseException:
-            if task.done():
-                self.forget(key)
-            raise
+            task = self._asked[key] = asyncio.create_task(ask())
+            task.add_done_callback(lambda done: self._answered(key, done))
+        # Shielded: one caller's cancellation is not the others'.
+        return await asyncio.shield(task)
 
     def forget(self, key: Key) -> None:
         """Ask anew next time."""
-        self._tasks.pop(key, None)
+        self.answers.pop(key, None)
+
+    def _answered(self, key: Key, task: asyncio.Task[int]) -> None:
+        del self._asked[key]
+        if not task.cancelled() and task.exception() is None:
+            self.answers[key] = task.result()
 
 
 def _verified(spec: TrialSpec, outcome: TrialOutcome) -> TrialOutcome:

@@ -57,7 +57,12 @@ def digest_of(value: object) -> bytes:
     return digest(canonical(value))
 
 
+_SCALARS = frozenset((str, int, float, bool, bytes, type(None)))
+
+
 def _sorted(value: object) -> object:
+    if type(value) in _SCALARS:
+        return value
     if isinstance(value, Mapping):
         mapping = cast("Mapping[object, object]", value)
         items = [(encode(key), key, _sorted(item)) for key, item in mapping.items()]

@@ -7,10 +7,12 @@ import asyncio
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 
 from dspex.v1 import types_pb2, worker_pb2
 from dspex_pipelines.errors import ProtocolMismatch
+from dspex_pipelines.wire.loop import run_process
 from dspex_pipelines.worker.program_executor import ProgramExecutor
 from dspex_pipelines.worker.wire import WorkerWire
 
@@ -33,6 +35,7 @@ async def serve(*, address: str, worker_id: str, slots: int) -> int:
     def on_end(error: Exception | None) -> None:
         loop.call_soon_threadsafe(lambda: ended.done() or ended.set_result(error))
 
+    program_thread = threading.get_ident()
     wire = WorkerWire(
         address=address,
         worker_id=worker_id,
@@ -40,7 +43,25 @@ async def serve(*, address: str, worker_id: str, slots: int) -> int:
         on_frame=lambda frame: loop.call_soon_threadsafe(take, frame) and None,
         on_end=on_end,
     )
-    executor = ProgramExecutor(slots=slots, deliver=wire.send, release=wire.release)
+    poking = False
+
+    def poke() -> None:
+        nonlocal poking
+        poking = False
+        wire.poke()
+
+    def deliver(outcome: types_pb2.Outcome) -> None:
+        nonlocal poking
+        wire.put(outcome)
+        if threading.get_ident() != program_thread:
+            wire.poke()
+        elif not poking:
+            # Once, after every program that is ready has had its turn. Should one of them block, the next
+            # heartbeat takes along what is there.
+            poking = True
+            loop.call_soon(poke)
+
+    executor = ProgramExecutor(slots=slots, deliver=deliver, release=wire.release)
 
     def take(frame: worker_pb2.AttachResponse) -> None:
         for session in frame.sessions:
@@ -91,7 +112,7 @@ def main() -> None:
     make_importable(str(Path.cwd()))
     # What programs print goes where the worker's log goes.
     os.dup2(2, 1)
-    code = asyncio.run(_until_end(arguments.address, arguments.worker_id, arguments.slots))
+    code = run_process(_until_end(arguments.address, arguments.worker_id, arguments.slots))
     os._exit(code)
 
 

@@ -28,8 +28,6 @@ from dspex_pipelines.worker.isolated import run_isolated
 from dspex_pipelines.worker.session_context import KnownSession, SessionContext
 
 MOST_READY = 64
-GRACE_S = 0.5
-"""How long after its deadline an async program is cancelled here, if the bridge has not done so."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -182,11 +180,7 @@ class ProgramExecutor:
     async def _run_coroutine(self, trial: types_pb2.Trial, ready: Ready, example: Any) -> None:
         started = time.perf_counter()
         try:
-            if trial.timeout_s > 0:
-                async with asyncio.timeout(trial.timeout_s + GRACE_S):
-                    outputs = await ready.instance(**_arguments(ready, trial, example))
-            else:
-                outputs = await ready.instance(**_arguments(ready, trial, example))
+            outputs = await ready.instance(**_arguments(ready, trial, example))
         except asyncio.CancelledError as error:
             if trial.id in self._cancelled:
                 raise

@@ -15,6 +15,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+import uvloop
 
 import dspex_pipelines
 from dspex.v1 import types_pb2, worker_pb2, worker_pb2_grpc
@@ -26,6 +27,7 @@ from dspex_pipelines.wire.codec import (
     HEARTBEAT_S,
     PROTOCOL_VERSION,
 )
+from dspex_pipelines.wire.frames import grown
 
 CONNECT_S = 20.0
 
@@ -33,7 +35,7 @@ CONNECT_S = 20.0
 class WorkerWire:
     """Holds the `Attach` stream. *on_frame* and *on_end* are called on the wire's thread.
 
-    `send` and `release` may be called from any thread; what waits when the writer is free goes in one frame.
+    `put`, `poke` and `release` may be called from any thread; what waits when the writer is free goes in one frame.
     """
 
     def __init__(
@@ -54,7 +56,7 @@ class WorkerWire:
         self._released: deque[int] = deque()
         self._draining = False
         self._woken = False
-        self._loop = asyncio.new_event_loop()
+        self._loop = uvloop.new_event_loop()
         self._wake = asyncio.Event()
         self._idle = threading.Event()
 
@@ -62,31 +64,31 @@ class WorkerWire:
         """Dial the bridge from a thread of its own."""
         threading.Thread(target=self._main, name="wire", daemon=True).start()
 
-    def send(self, outcome: types_pb2.Outcome) -> None:
-        """Hand over an outcome."""
+    def put(self, outcome: types_pb2.Outcome) -> None:
+        """Hand over an outcome; it goes with the next `poke`, or the next heartbeat."""
         self._outcomes.append(outcome)
-        self._poke()
 
-    def release(self, attempt_id: int) -> None:
-        """Say that the slot of a trial settled earlier is free."""
-        self._released.append(attempt_id)
-        self._poke()
-
-    def drain(self) -> None:
-        """Ask the bridge for no more trials."""
-        self._draining = True
-        self._poke()
-
-    def flushed(self, timeout_s: float) -> bool:
-        """Wait until everything handed over has been written; return whether it was."""
-        return self._idle.wait(timeout_s)
-
-    def _poke(self) -> None:
+    def poke(self) -> None:
+        """Write what waits."""
         self._idle.clear()
         if not self._woken:
             # One wake-up for however many outcomes come before the writer looks.
             self._woken = True
             self._loop.call_soon_threadsafe(self._wake.set)
+
+    def release(self, attempt_id: int) -> None:
+        """Say that the slot of a trial settled earlier is free."""
+        self._released.append(attempt_id)
+        self.poke()
+
+    def drain(self) -> None:
+        """Ask the bridge for no more trials."""
+        self._draining = True
+        self.poke()
+
+    def flushed(self, timeout_s: float) -> bool:
+        """Wait until everything handed over has been written; return whether it was."""
+        return self._idle.wait(timeout_s)
 
     def _main(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -132,6 +134,7 @@ class WorkerWire:
                 except TimeoutError:
                     yield worker_pb2.AttachRequest(draining=self._draining)
                     continue
+            await grown(self._outcomes)
             self._wake.clear()
             self._woken = False
             yield self._next_frame()

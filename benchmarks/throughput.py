@@ -1,0 +1,114 @@
+"""Trials per second of programs that do nothing: executor → bridge → two workers, journal on.
+
+Beside it, in the same rounds, the raw ceiling: the same frames over two bare hops (`benchmarks._ceiling`).
+Values are medians over the rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+from statistics import median
+
+from benchmarks import _ceiling
+from benchmarks._report import report
+from dspex_pipelines.bridge import local_pool
+from dspex_pipelines.bridge.client import PoolClient
+from dspex_pipelines.engine.batch import run_batch
+from dspex_pipelines.engine.journal import Journal
+from dspex_pipelines.engine.programs import metric_version, program_version
+from dspex_pipelines.model.plan import Batch, Plan
+from dspex_pipelines.model.space import ConfigurationSpace
+from dspex_pipelines.model.trial import Example, MetricSpec, ProgramSpec
+from dspex_pipelines.model.variables import Integer
+from dspex_pipelines.wire.loop import run
+
+ROOT = Path(__file__).resolve().parent.parent
+PROGRAMS = {"async": "benchmarks._programs:asynchronous", "threads": "benchmarks._programs:synchronous"}
+METRIC = "benchmarks._programs:same"
+CONFIGURATIONS = 20
+SPACE = ConfigurationSpace(
+    variables=(Integer(name="k", low=1, high=CONFIGURATIONS, points=tuple(range(1, CONFIGURATIONS + 1))),)
+)
+WORKERS = 2
+SLOTS = 512
+
+
+def plan_of(case: str, count: int, generation: str) -> Plan:
+    """Return a plan of *count* trials, in `CONFIGURATIONS` configurations."""
+    entry_point = PROGRAMS[case]
+    return Plan(
+        evaluation="throughput",
+        partition=case,
+        dataset_digest="none",
+        rows=count // CONFIGURATIONS,
+        program=ProgramSpec(entry_point=entry_point, version=program_version(entry_point, {})),
+        metrics=(MetricSpec(entry_point=METRIC, version=metric_version(METRIC)),),
+        space_json=SPACE.to_json(),
+        configurations=tuple(SPACE.grid()),
+        generation=generation,
+    )
+
+
+async def trials_per_s(address: str, folder: Path, *, case: str, count: int, generation: str) -> float:
+    """Run *count* trials through the pool at *address* into a fresh journal; return the rate."""
+    examples = [Example(example_id=str(number), inputs={"x": number}) for number in range(count // CONFIGURATIONS)]
+    plan = plan_of(case, count, generation)
+    async with PoolClient(address) as pool:
+        with Journal(str(folder / f"{generation}.sqlite")) as journal:
+            done = await run_batch(
+                plan=plan,
+                batch=Batch(start=0, stop=plan.total),
+                examples=examples,
+                pool=pool,
+                journal=journal,
+                max_concurrency=WORKERS * SLOTS,
+                timeout_s=60,
+            )
+    if done.ran != count or done.failed:
+        msg = f"{done.ran} of {count} trials ran, {done.failed} failed"
+        raise RuntimeError(msg)
+    return count / done.elapsed_s
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="make bench BENCH=throughput", description=__doc__)
+    parser.add_argument("--trials", type=int, default=40_000, help="in a round of a case")
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    rates: dict[str, list[float]] = {"ceiling": [], **{case: [] for case in PROGRAMS}}
+    with tempfile.TemporaryDirectory(prefix="dspex-") as name:
+        folder = Path(name)
+        with (
+            local_pool.lease(workers=WORKERS, slots=SLOTS, cwd=ROOT, runtime_root=folder / "pool") as lease,
+            _ceiling.ceiling_pool(folder, workers=WORKERS) as bare,
+        ):
+            for case in PROGRAMS:  # imports and first connections are not what is measured
+                run(trials_per_s(lease.address, folder, case=case, count=1_000, generation=f"warm-{case}"))
+            for number in range(arguments.rounds):
+                window = WORKERS * SLOTS
+                rates["ceiling"].append(run(_ceiling.trials_per_s(bare, count=arguments.trials, window=window)))
+                for case in PROGRAMS:
+                    rate = trials_per_s(
+                        lease.address, folder, case=case, count=arguments.trials, generation=f"{case}-{number}"
+                    )
+                    rates[case].append(run(rate))
+        local_pool.stop(runtime_root=folder / "pool")
+    ceiling = median(rates["ceiling"])
+    for case in PROGRAMS:
+        report(
+            benchmark="throughput",
+            case=case,
+            value=median(rates[case]),
+            unit="trials/s",
+            reference="raw ceiling",
+            reference_value=ceiling,
+            rounds=[round(rate) for rate in rates[case]],
+            reference_rounds=[round(rate) for rate in rates["ceiling"]],
+        )
+
+
+if __name__ == "__main__":
+    main()
