@@ -97,7 +97,7 @@ class Hub:
         self.clients: dict[int, ClientLink] = {}
         self.workers_lost = 0
         self.draining = False
-        self.changed = asyncio.Event()
+        self.closing = asyncio.Event()
         self._next_client = 1
         self._timer: asyncio.TimerHandle | None = None
 
@@ -187,6 +187,16 @@ class Hub:
             if worker.known.pop(session_id, None) is not None:
                 worker.closed_sessions.append(session_id)
                 worker.wake.set()
+
+    def close(self) -> None:
+        """End every stream of this hub; nothing is settled any more."""
+        self.closing.set()
+        for link in (*self.workers.values(), *self.clients.values()):
+            link.gone = True
+            link.wake.set()
+        self.sessions.close_all()
+        if self._timer is not None:
+            self._timer.cancel()
 
     # ------------------------------------------------------------------ orders
 

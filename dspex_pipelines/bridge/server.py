@@ -132,7 +132,8 @@ class Bridge:
         self._watch.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._watch
-        await server.stop(0)
+        self.hub.close()
+        await server.stop(STOP_S)
         if path := socket_path(self.address):
             path.unlink(missing_ok=True)
 

@@ -170,11 +170,12 @@ class ExecutionService(execution_pb2_grpc.ExecutionServiceServicer):
         self, request: execution_pb2.ExecuteProgramRequest, context: Context
     ) -> execution_pb2.ExecuteProgramResponse:
         """Run one trial, through the same dispatcher as all others."""
-        del context
         link = self._hub.connect()
         try:
             self._hub.submit(link, [request.trial])
             while not link.outcomes:
+                if link.gone:
+                    await context.abort(grpc.StatusCode.UNAVAILABLE, "the pool is shutting down")
                 link.wake.clear()
                 await link.wake.wait()
             return execution_pb2.ExecuteProgramResponse(outcome=link.outcomes.popleft())
@@ -201,14 +202,14 @@ class ExecutionService(execution_pb2_grpc.ExecutionServiceServicer):
             )
             reader = asyncio.create_task(self._read(link, first, request_iterator))
             reader.add_done_callback(lambda _: link.wake.set())
-            while not reader.done():
+            while not reader.done() and not link.gone:
                 if not link.outcomes:
                     link.wake.clear()
                     await link.wake.wait()
                 if link.outcomes:
                     await grown(link.outcomes)
                     await context.write(link.next_frame())
-            if reader.exception() is not None:
+            if reader.done() and reader.exception() is not None:
                 facts = f"more than {self._credit_limit} trials sent and not committed"
                 await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, facts)
         finally:
@@ -304,9 +305,11 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
     ) -> AsyncIterator[pool_pb2.WatchPoolResponse]:
         """Stream the status at an interval."""
         del context
-        while True:
+        interval_s = max(0.05, request.interval_s or 1.0)
+        while not self._hub.closing.is_set():
             yield pool_pb2.WatchPoolResponse(status=self._status())
-            await asyncio.sleep(max(0.05, request.interval_s or 1.0))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._hub.closing.wait(), interval_s)
 
     async def Drain(  # noqa: N802
         self, request: pool_pb2.DrainRequest, context: Context

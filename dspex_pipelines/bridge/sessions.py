@@ -156,6 +156,11 @@ class SessionStore:
         _announce(session)
         self._forget_if_done(session)
 
+    def close_all(self) -> None:
+        """Close every session, so that whoever watches one hears of its end."""
+        for session_id in [session_id for session_id, session in self._sessions.items() if not session.closed]:
+            self.close(session_id)
+
     def _forget_if_done(self, session: Session) -> None:
         if not session.pins:
             self._sessions.pop(session.session_id, None)
