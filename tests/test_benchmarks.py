@@ -1,0 +1,28 @@
+"""Every benchmark runs and prints what readers of its lines rely on."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = {"throughput": ["--trials", "200", "--rounds", "1"]}
+CASES = {"throughput": ["async", "threads"]}
+NAMES = sorted(path.stem for path in (ROOT / "benchmarks").glob("[!_]*.py"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_benchmark_prints_a_line_for_each_case(name: str) -> None:
+    command = [sys.executable, "-m", f"benchmarks.{name}", *SMALL[name]]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["case"] for line in lines] == CASES[name]
+    for line in lines:
+        assert line["benchmark"] == name
+        assert {"value", "unit", "reference", "reference_value", "ratio"} <= line.keys()
+        assert line["ratio"] == pytest.approx(line["value"] / line["reference_value"], abs=1e-3)
