@@ -135,6 +135,9 @@ def trials(
     if as_json:
         print(shown.to_json(orient="records", indent=2))
         return
+    if frame.empty:
+        console.print("No trial failed." if failed else "No trial is of that configuration.")
+        return
     table = Table("trial", "configuration", "example", "outcome", "message")
     for row in shown.to_dict("records"):
         scores = " ".join(
@@ -152,7 +155,7 @@ def trials(
         )
     console.print(table)
     console.print(f"{len(shown):,} of {len(frame):,} trials shown", highlight=False)
-    if failed and len(frame):
+    if failed:
         console.print(f"Look closer: dspex replay {shown['trial_id'].iloc[0][:12]} {target}".rstrip(), highlight=False)
 
 
