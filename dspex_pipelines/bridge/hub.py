@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 from dspex.v1 import execution_pb2, types_pb2, worker_pb2
 from dspex_pipelines.bridge.sessions import SessionStore
-from dspex_pipelines.engine.dispatcher import Dispatcher, Orders, Ticket
+from dspex_pipelines.engine.dispatcher import Dispatcher
+from dspex_pipelines.engine.tickets import Orders, Ticket
 from dspex_pipelines.errors import UnknownSession
 from dspex_pipelines.model.outcome import ErrorType
 from dspex_pipelines.wire.codec import (

@@ -7,88 +7,13 @@ Every event costs a constant time per trial it moves, whatever the number of tri
 
 from __future__ import annotations
 
-import heapq
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
-from typing import NamedTuple
 
+from dspex_pipelines.engine.fleet import Fleet, Worker
+from dspex_pipelines.engine.tickets import Orders, Settled, Stats, Ticket, WorkerStats
+from dspex_pipelines.engine.timers import UNSET, Timers
 from dspex_pipelines.model.outcome import ErrorType
-
-REMEMBERED_SNAPSHOTS = 1024
-"""How many snapshots a worker is remembered to have run; about what it keeps instances of itself."""
-
-_PROBES = 8
-"""How many workers that know a snapshot are asked for a free slot before the freest worker is taken."""
-
-_UNSET = -1.0
-_STALE_TIMERS = 64
-
-
-# Named tuples: as immutable as a frozen dataclass, at a third of the price, and there is one of each per trial.
-class Ticket(NamedTuple):
-    """A trial as the dispatcher knows it; `body` is the caller's and is handed back untouched."""
-
-    client: int
-    client_trial_id: int
-    session_id: int
-    version: int
-    timeout_s: float
-    """Run time allowed from dispatch on; 0 is no limit."""
-    body: object
-
-
-class Settled(NamedTuple):
-    """The one answer to a ticket: the worker's `outcome`, or the `error` that stands for it."""
-
-    ticket: Ticket
-    outcome: object | None
-    error: ErrorType | None
-    message: str
-    worker_id: str
-    """Empty when no worker has it."""
-    attempts: int
-    """How often it was dispatched; 0 for one cancelled in the queue."""
-    queue_s: float
-    """Time waited for a slot, over all attempts."""
-    run_s: float
-    """Time since the last dispatch; 0 in the queue."""
-
-
-@dataclass(slots=True)
-class Orders:
-    """What an event asks its caller to do."""
-
-    dispatch: dict[str, list[tuple[int, Ticket]]] = field(default_factory=dict[str, list[tuple[int, Ticket]]])
-    """Worker to (attempt id, ticket), in the order in which they are to be sent."""
-    cancel: dict[str, list[int]] = field(default_factory=dict[str, list[int]])
-    """Worker to attempt ids that it is to stop and then `release`."""
-    settle: list[Settled] = field(default_factory=list[Settled])
-    retire: list[str] = field(default_factory=list[str])
-    """Workers to replace: too many of their slots are held by trials that do not stop. Each is named once."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerStats:
-    """One worker, now."""
-
-    slots: int
-    in_flight: int
-    abandoned: int
-    """Slots held by trials that were settled without it and have not stopped yet."""
-    done: int
-    draining: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stats:
-    """The dispatcher, now."""
-
-    queue_depth: int
-    in_flight: int
-    settled: int
-    workers: dict[str, WorkerStats]
 
 
 class _Client:
@@ -98,35 +23,6 @@ class _Client:
         self.queue: OrderedDict[int, _Trial] = OrderedDict()
         self.trials: dict[int, _Trial] = {}
         self.ready = False
-
-
-class _Worker:
-    __slots__ = (
-        "abandoned",
-        "done",
-        "free",
-        "open",
-        "retired",
-        "running",
-        "slots",
-        "stuck",
-        "stuck_limit",
-        "warm",
-        "worker_id",
-    )
-
-    def __init__(self, worker_id: str, slots: int) -> None:
-        self.worker_id = worker_id
-        self.slots = slots
-        self.free = slots
-        self.running: dict[int, _Trial] = {}
-        self.abandoned: dict[int, _Trial] = {}
-        self.stuck = 0
-        self.stuck_limit = max(1, slots // 4)
-        self.warm: OrderedDict[tuple[int, int], None] = OrderedDict()
-        self.open = True
-        self.retired = False
-        self.done = 0
 
 
 class _Trial:
@@ -145,13 +41,13 @@ class _Trial:
     def __init__(self, ticket: Ticket, client: _Client, now: float) -> None:
         self.ticket = ticket
         self.client = client
-        self.worker: _Worker | None = None
+        self.worker: Worker[_Trial] | None = None
         self.attempt_id = 0
         self.attempts = 0
         self.since = now
         """When it was queued or dispatched, whichever was later."""
         self.queue_s = 0.0
-        self.due = _UNSET
+        self.due = UNSET
         """When its timer fires: its deadline while it runs, the end of its grace once it is abandoned."""
         self.stuck = False
 
@@ -174,17 +70,10 @@ class Dispatcher:
     def __init__(self, *, max_losses: int = 3, grace_s: float = 1.0, affinity_lead: float = 0.25) -> None:
         self._max_losses = max_losses
         self._grace_s = grace_s
-        self._busier = 1.0 + affinity_lead
         self._clients: dict[int, _Client] = {}
         self._ready: deque[_Client] = deque()
-        self._workers: dict[str, _Worker] = {}
-        # Open workers by number of free slots, and the highest number there is.
-        self._by_free: dict[int, dict[_Worker, None]] = {}
-        self._most_free = 0
-        self._warm: dict[tuple[int, int], dict[_Worker, None]] = {}
-        self._timers: list[tuple[float, int, _Trial]] = []
-        self._timers_live = 0
-        self._timers_made = 0
+        self._fleet: Fleet[_Trial] = Fleet(affinity_lead=affinity_lead)
+        self._timers: Timers[_Trial] = Timers()
         self._last_attempt_id = 0
         self._settled = 0
 
@@ -192,15 +81,7 @@ class Dispatcher:
 
     def attach(self, worker_id: str, slots: int, now: float) -> Orders:
         """Take a worker into use; raises `ValueError` when one of that id is attached or *slots* is below 1."""
-        if worker_id in self._workers:
-            msg = f"worker {worker_id} is attached already"
-            raise ValueError(msg)
-        if slots < 1:
-            msg = f"worker {worker_id} offers {slots} slots; at least 1 is needed"
-            raise ValueError(msg)
-        worker = self._workers[worker_id] = _Worker(worker_id, slots)
-        self._by_free.setdefault(slots, {})[worker] = None
-        self._most_free = max(self._most_free, slots)
+        self._fleet.add(worker_id, slots)
         orders = Orders()
         self._fill(orders, now)
         return orders
@@ -208,24 +89,23 @@ class Dispatcher:
     def drain_worker(self, worker_id: str, now: float) -> Orders:
         """Send a worker no more trials; those it runs may finish. An unknown worker is ignored."""
         del now
-        worker = self._workers.get(worker_id)
+        worker = self._fleet.get(worker_id)
         if worker is not None:
-            self._close(worker)
+            self._fleet.close(worker)
         return Orders()
 
     def lose(self, worker_id: str, now: float, reason: str) -> Orders:
         """Requeue what the worker was running, or settle it as `WORKER_LOST`; an unknown worker is ignored."""
         orders = Orders()
-        worker = self._workers.pop(worker_id, None)
+        worker = self._fleet.remove(worker_id)
         if worker is None:
             return orders
-        self._close(worker)
         for trial in worker.abandoned.values():
-            self._disarm(trial)
+            self._timers.disarm(trial)
         # Backwards, so that the first to be dispatched ends up first in the queue.
         kept: list[_Trial] = []
         for trial in worker.running.values():
-            self._disarm(trial)
+            self._timers.disarm(trial)
             if trial.attempts >= self._max_losses:
                 times = "once" if trial.attempts == 1 else f"{trial.attempts} times"
                 message = f"lost with its worker {times}, last with {worker_id}: {reason}"
@@ -256,11 +136,11 @@ class Dispatcher:
         does not have is ignored. An outcome that arrives late but before `tick` has seen the deadline counts.
         """
         orders = Orders()
-        worker = self._workers.get(worker_id)
+        worker = self._fleet.get(worker_id)
         if worker is None:
             return orders
         freed = 0
-        running = worker.running
+        running, timers = worker.running, self._timers
         settle = orders.settle
         for attempt_id, outcome in outcomes:
             trial = running.pop(attempt_id, None)
@@ -268,9 +148,7 @@ class Dispatcher:
                 freed += self._release(worker, attempt_id)
                 continue
             freed += 1
-            if trial.due >= 0.0:
-                trial.due = _UNSET
-                self._timers_live -= 1
+            timers.disarm(trial)
             ticket = trial.ticket
             del trial.client.trials[ticket[1]]
             settle.append(
@@ -288,7 +166,7 @@ class Dispatcher:
         worker.done += len(settle)
         self._settled += len(settle)
         if freed:
-            self._move(worker, worker.free + freed)
+            self._fleet.move(worker, worker.free + freed)
             if self._ready:
                 self._fill(orders, now)
         return orders
@@ -296,12 +174,12 @@ class Dispatcher:
     def release(self, worker_id: str, attempt_ids: Iterable[int], now: float) -> Orders:
         """Use the slots of abandoned attempts again; attempts that are not abandoned are ignored."""
         orders = Orders()
-        worker = self._workers.get(worker_id)
+        worker = self._fleet.get(worker_id)
         if worker is None:
             return orders
         freed = sum(self._release(worker, attempt_id) for attempt_id in attempt_ids)
         if freed:
-            self._move(worker, worker.free + freed)
+            self._fleet.move(worker, worker.free + freed)
             self._fill(orders, now)
         return orders
 
@@ -368,39 +246,31 @@ class Dispatcher:
     def tick(self, now: float) -> Orders:
         """Carry out what was due at or before *now*: deadlines, and grace given to abandoned trials."""
         orders = Orders()
-        timers = self._timers
-        while timers and timers[0][0] <= now:
-            due, _, trial = heapq.heappop(timers)
-            if trial.due != due or trial.worker is None:
-                continue
-            self._disarm(trial)
+        while (trial := self._timers.pop(now)) is not None:
             worker = trial.worker
+            assert worker is not None
             if trial.attempt_id in worker.running:
                 message = f"no outcome within {trial.ticket.timeout_s:g} s of its start"
                 self._settle(orders, trial, None, ErrorType.TIMEOUT_RUN, message, now)
                 self._abandon(orders, trial, now)
-                timers = self._timers
                 continue
             trial.stuck = True
             worker.stuck += 1
             if worker.stuck >= worker.stuck_limit and not worker.retired:
                 worker.retired = True
-                self._close(worker)
+                self._fleet.close(worker)
                 orders.retire.append(worker.worker_id)
         return orders
 
     def next_deadline(self) -> float | None:
         """Return when `tick` has something to do next, or ``None``."""
-        timers = self._timers
-        while timers and timers[0][2].due != timers[0][0]:
-            heapq.heappop(timers)
-        return timers[0][0] if timers else None
+        return self._timers.next()
 
     def stats(self) -> Stats:
         """Return the state in numbers; costs a step per client and worker."""
         return Stats(
             queue_depth=sum(len(client.queue) for client in self._clients.values()),
-            in_flight=sum(len(worker.running) for worker in self._workers.values()),
+            in_flight=sum(len(worker.running) for worker in self._fleet),
             settled=self._settled,
             workers={
                 worker.worker_id: WorkerStats(
@@ -410,7 +280,7 @@ class Dispatcher:
                     done=worker.done,
                     draining=not worker.open,
                 )
-                for worker in self._workers.values()
+                for worker in self._fleet
             },
         )
 
@@ -419,7 +289,7 @@ class Dispatcher:
     def _fill(self, orders: Orders, now: float) -> None:
         """Give waiting trials to free slots until one of the two runs out."""
         ready = self._ready
-        while ready and self._most_free:
+        while ready and self._fleet.most_free:
             client = ready[0]
             if not client.queue:
                 client.ready = False
@@ -429,8 +299,8 @@ class Dispatcher:
             if len(ready) > 1:
                 ready.rotate(-1)
             ticket = trial.ticket
-            worker = self._choose((ticket[2], ticket[3]))
-            self._move(worker, worker.free - 1)
+            worker = self._fleet.choose((ticket[2], ticket[3]))
+            self._fleet.move(worker, worker.free - 1)
             self._last_attempt_id = attempt_id = self._last_attempt_id + 1
             trial.worker = worker
             trial.attempt_id = attempt_id
@@ -439,74 +309,12 @@ class Dispatcher:
             trial.since = now
             worker.running[attempt_id] = trial
             if ticket[4] > 0:
-                self._arm(trial, now + ticket[4])
+                self._timers.arm(trial, now + ticket[4])
             sent = orders.dispatch.get(worker.worker_id)
             if sent is None:
                 orders.dispatch[worker.worker_id] = [(attempt_id, ticket)]
             else:
                 sent.append((attempt_id, ticket))
-
-    def _choose(self, snapshot: tuple[int, int]) -> _Worker:
-        """Return the worker for a trial of *snapshot* and note that it will have run it; one must be free."""
-        freest = next(iter(self._by_free[self._most_free]))
-        if snapshot in freest.warm:
-            return freest
-        knowing = self._warm.get(snapshot)
-        if knowing is None:
-            knowing = self._warm[snapshot] = {}
-        else:
-            busiest = (freest.slots - freest.free) * self._busier
-            for worker in islice(knowing, _PROBES):
-                # An infinite lead over an idle worker is not a number; such a lead always prefers.
-                if worker.free and not worker.slots - worker.free > busiest:
-                    return worker
-        knowing[freest] = None
-        freest.warm[snapshot] = None
-        if len(freest.warm) > REMEMBERED_SNAPSHOTS:
-            self._forget(freest, freest.warm.popitem(last=False)[0])
-        return freest
-
-    def _forget(self, worker: _Worker, snapshot: tuple[int, int]) -> None:
-        knowing = self._warm[snapshot]
-        del knowing[worker]
-        if not knowing:
-            del self._warm[snapshot]
-
-    def _move(self, worker: _Worker, free: int) -> None:
-        """Note that an open worker has *free* slots now."""
-        before, worker.free = worker.free, free
-        if not worker.open:
-            return
-        by_free = self._by_free
-        peers = by_free[before]
-        del peers[worker]
-        if not peers:
-            del by_free[before]
-        others = by_free.get(free)
-        if others is None:
-            by_free[free] = {worker: None}
-        else:
-            others[worker] = None
-        if free > self._most_free:
-            self._most_free = free
-        elif not peers and before == self._most_free:
-            # The worker itself went down by one (a dispatch): nobody can be between.
-            self._most_free = free
-
-    def _close(self, worker: _Worker) -> None:
-        """Send the worker nothing more."""
-        if not worker.open:
-            return
-        worker.open = False
-        peers = self._by_free[worker.free]
-        del peers[worker]
-        if not peers:
-            del self._by_free[worker.free]
-            if worker.free == self._most_free:
-                self._most_free = max(self._by_free, default=0)
-        for snapshot in worker.warm:
-            self._forget(worker, snapshot)
-        worker.warm.clear()
 
     def _settle(
         self,
@@ -541,32 +349,15 @@ class Dispatcher:
         assert worker is not None
         del worker.running[trial.attempt_id]
         worker.abandoned[trial.attempt_id] = trial
-        self._disarm(trial)
-        self._arm(trial, now + self._grace_s)
+        self._timers.disarm(trial)
+        self._timers.arm(trial, now + self._grace_s)
         orders.cancel.setdefault(worker.worker_id, []).append(trial.attempt_id)
 
-    def _release(self, worker: _Worker, attempt_id: int) -> int:
+    def _release(self, worker: Worker[_Trial], attempt_id: int) -> int:
         """Return how many slots an abandoned attempt gives back: 1, or 0 where there is none."""
         trial = worker.abandoned.pop(attempt_id, None)
         if trial is None:
             return 0
-        self._disarm(trial)
+        self._timers.disarm(trial)
         worker.stuck -= trial.stuck
         return 1
-
-    # A cancelled timer stays in the heap until it comes up or until stale ones are the majority.
-
-    def _arm(self, trial: _Trial, due: float) -> None:
-        timers = self._timers
-        trial.due = due
-        self._timers_live += 1
-        self._timers_made += 1
-        heapq.heappush(timers, (due, self._timers_made, trial))
-        if len(timers) > 2 * self._timers_live + _STALE_TIMERS:
-            timers[:] = [entry for entry in timers if entry[2].due == entry[0]]
-            heapq.heapify(timers)
-
-    def _disarm(self, trial: _Trial) -> None:
-        if trial.due >= 0.0:
-            trial.due = _UNSET
-            self._timers_live -= 1

@@ -126,7 +126,7 @@ def inspect_program(
             is_async=_is_async(target),
         )
     call = _call_of(entry_point, target)
-    is_dspy = _is_dspy_module(target)
+    is_dspy = is_dspy_module(target)
     in_constructor = names & _parameters(target, skip_self=False).keys()
     if callable(getattr(target, "configure", None)) and names:
         kind, to_call = ProgramKind.CLASS_CONFIGURE, frozenset[str]()
@@ -151,7 +151,7 @@ def inspect_program(
 
 
 def _call_of(entry_point: str, target: type) -> Callable[..., Any]:
-    if _is_dspy_module(target):
+    if is_dspy_module(target):
         call = getattr(target, "aforward", None) or getattr(target, "forward", None)
     else:
         call = getattr(target, "__call__", None)  # noqa: B004 - the method itself is wanted
@@ -164,7 +164,8 @@ def _call_of(entry_point: str, target: type) -> Callable[..., Any]:
     return cast("Callable[..., Any]", call)
 
 
-def _is_dspy_module(target: type) -> bool:
+def is_dspy_module(target: type) -> bool:
+    """Return whether the class is a `dspy.Module`, without importing dspy."""
     return any(base.__name__ == "Module" and base.__module__.split(".")[0] == "dspy" for base in target.__mro__)
 
 

@@ -1,0 +1,150 @@
+"""The attached workers: who has room, and who knows a snapshot already."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from itertools import islice
+from typing import Generic, TypeAlias, TypeVar
+
+Snapshot: TypeAlias = tuple[int, int]
+Attempt = TypeVar("Attempt")
+
+REMEMBERED_SNAPSHOTS = 1024
+"""How many snapshots a worker is remembered to have run; about what it keeps instances of itself."""
+
+_PROBES = 8
+"""How many workers that know a snapshot are asked for a free slot before the freest worker is taken."""
+
+
+class Worker(Generic[Attempt]):
+    """One worker. Its slots are free, running an attempt, or held by one that was settled without it."""
+
+    __slots__ = (
+        "abandoned",
+        "done",
+        "free",
+        "open",
+        "retired",
+        "running",
+        "slots",
+        "stuck",
+        "stuck_limit",
+        "warm",
+        "worker_id",
+    )
+
+    def __init__(self, worker_id: str, slots: int) -> None:
+        self.worker_id = worker_id
+        self.slots = slots
+        self.free = slots
+        self.running: dict[int, Attempt] = {}
+        self.abandoned: dict[int, Attempt] = {}
+        self.stuck = 0
+        self.stuck_limit = max(1, slots // 4)
+        self.warm: OrderedDict[Snapshot, None] = OrderedDict()
+        self.open = True
+        self.retired = False
+        self.done = 0
+
+
+class Fleet(Generic[Attempt]):
+    """Workers by number of free slots and by the snapshots they have run; every step costs the same at any size.
+
+    *affinity_lead*: how much busier, as a fraction, a worker that knows a snapshot may be than the freest one.
+    """
+
+    def __init__(self, *, affinity_lead: float) -> None:
+        self._busier = 1.0 + affinity_lead
+        self._workers: dict[str, Worker[Attempt]] = {}
+        # Open workers by number of free slots, and the highest number there is.
+        self._by_free: dict[int, dict[Worker[Attempt], None]] = {}
+        self._knowing: dict[Snapshot, dict[Worker[Attempt], None]] = {}
+        self.most_free = 0
+
+    def __iter__(self) -> Iterator[Worker[Attempt]]:
+        return iter(self._workers.values())
+
+    def get(self, worker_id: str) -> Worker[Attempt] | None:
+        """Return the worker of that id."""
+        return self._workers.get(worker_id)
+
+    def add(self, worker_id: str, slots: int) -> None:
+        """Take a worker into use; raises `ValueError` when one of that id is attached or *slots* is below 1."""
+        if worker_id in self._workers:
+            raise ValueError(f"worker {worker_id} is attached already")
+        if slots < 1:
+            raise ValueError(f"worker {worker_id} offers {slots} slots; at least 1 is needed")
+        worker: Worker[Attempt] = Worker(worker_id, slots)
+        self._workers[worker_id] = worker
+        self._by_free.setdefault(slots, {})[worker] = None
+        self.most_free = max(self.most_free, slots)
+
+    def remove(self, worker_id: str) -> Worker[Attempt] | None:
+        """Forget a worker; return what it was."""
+        worker = self._workers.pop(worker_id, None)
+        if worker is not None:
+            self.close(worker)
+        return worker
+
+    def choose(self, snapshot: Snapshot) -> Worker[Attempt]:
+        """Return the worker for a trial of *snapshot* and note that it will have run it; one must be free."""
+        freest = next(iter(self._by_free[self.most_free]))
+        if snapshot in freest.warm:
+            return freest
+        knowing = self._knowing.get(snapshot)
+        if knowing is None:
+            knowing = self._knowing[snapshot] = {}
+        else:
+            busiest = (freest.slots - freest.free) * self._busier
+            for worker in islice(knowing, _PROBES):
+                # An infinite lead over an idle worker is not a number; such a lead always prefers.
+                if worker.free and not worker.slots - worker.free > busiest:
+                    return worker
+        knowing[freest] = None
+        freest.warm[snapshot] = None
+        if len(freest.warm) > REMEMBERED_SNAPSHOTS:
+            self._forget(freest, freest.warm.popitem(last=False)[0])
+        return freest
+
+    def move(self, worker: Worker[Attempt], free: int) -> None:
+        """Note that a worker has *free* slots now."""
+        before, worker.free = worker.free, free
+        if not worker.open:
+            return
+        by_free = self._by_free
+        peers = by_free[before]
+        del peers[worker]
+        if not peers:
+            del by_free[before]
+        others = by_free.get(free)
+        if others is None:
+            by_free[free] = {worker: None}
+        else:
+            others[worker] = None
+        if free > self.most_free:
+            self.most_free = free
+        elif not peers and before == self.most_free:
+            # The worker itself went down by one (a dispatch): nobody can be between.
+            self.most_free = free
+
+    def close(self, worker: Worker[Attempt]) -> None:
+        """Choose the worker no more."""
+        if not worker.open:
+            return
+        worker.open = False
+        peers = self._by_free[worker.free]
+        del peers[worker]
+        if not peers:
+            del self._by_free[worker.free]
+            if worker.free == self.most_free:
+                self.most_free = max(self._by_free, default=0)
+        for snapshot in worker.warm:
+            self._forget(worker, snapshot)
+        worker.warm.clear()
+
+    def _forget(self, worker: Worker[Attempt], snapshot: Snapshot) -> None:
+        knowing = self._knowing[snapshot]
+        del knowing[worker]
+        if not knowing:
+            del self._knowing[snapshot]

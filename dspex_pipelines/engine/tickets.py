@@ -1,0 +1,73 @@
+"""What goes into the dispatcher and what comes out of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from dspex_pipelines.model.outcome import ErrorType
+
+
+# Named tuples: as immutable as a frozen dataclass, at a third of the price, and there is one of each per trial.
+class Ticket(NamedTuple):
+    """A trial as the dispatcher knows it; `body` is the caller's and is handed back untouched."""
+
+    client: int
+    client_trial_id: int
+    session_id: int
+    version: int
+    timeout_s: float
+    """Run time allowed from dispatch on; 0 is no limit."""
+    body: object
+
+
+class Settled(NamedTuple):
+    """The one answer to a ticket: the worker's `outcome`, or the `error` that stands for it."""
+
+    ticket: Ticket
+    outcome: object | None
+    error: ErrorType | None
+    message: str
+    worker_id: str
+    """Empty when no worker has it."""
+    attempts: int
+    """How often it was dispatched; 0 for one cancelled in the queue."""
+    queue_s: float
+    """Time waited for a slot, over all attempts."""
+    run_s: float
+    """Time since the last dispatch; 0 in the queue."""
+
+
+@dataclass(slots=True)
+class Orders:
+    """What an event asks its caller to do."""
+
+    dispatch: dict[str, list[tuple[int, Ticket]]] = field(default_factory=dict[str, list[tuple[int, Ticket]]])
+    """Worker to (attempt id, ticket), in the order in which they are to be sent."""
+    cancel: dict[str, list[int]] = field(default_factory=dict[str, list[int]])
+    """Worker to attempt ids that it is to stop and then `release`."""
+    settle: list[Settled] = field(default_factory=list[Settled])
+    retire: list[str] = field(default_factory=list[str])
+    """Workers to replace: too many of their slots are held by trials that do not stop. Each is named once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerStats:
+    """One worker, now."""
+
+    slots: int
+    in_flight: int
+    abandoned: int
+    """Slots held by trials that were settled without it and have not stopped yet."""
+    done: int
+    draining: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stats:
+    """The dispatcher, now."""
+
+    queue_depth: int
+    in_flight: int
+    settled: int
+    workers: dict[str, WorkerStats]
