@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import stats
+from scipy.special import stdtrit
 
 from dspex_pipelines.errors import InvalidValue
 
 CONFIDENCE = 0.95
+SHOWN_LENGTH = 40
+"""Characters of a variable's value in a label."""
 _CLUSTER = ["partition", "group"]
 _PAIR = ["partition", "example_id", "repeat"]
 
@@ -50,7 +52,7 @@ class Standing:
     scores: dict[str, Estimate]
     """By metric, over the successes."""
     bounds: tuple[float, float]
-    """The ranking metric's mean if every failure had scored worst, and best."""
+    """The ranking metric's mean if every trial without that score had scored worst, and best."""
     difference: Estimate
     """Paired difference to the best configuration, over the examples where both succeeded."""
 
@@ -103,6 +105,8 @@ def leaderboard(
     that failing on hard examples gains nothing. *metric* is the first score column when not given.
     """
     columns = [name.removeprefix("score.") for name in trials.columns if name.startswith("score.")]
+    # A partition where every trial failed has columns by the metrics' names, whatever their scores are called.
+    columns = [name for name in columns if trials[f"score.{name}"].notna().any()] or columns
     if not columns or trials.empty:
         raise InvalidValue(field="trials", value=list(trials.columns), fix="give trials with score columns")
     metric = metric or columns[0]
@@ -117,7 +121,8 @@ def leaderboard(
         failures = len(frame) - len(ok)
         scores = {name: estimate(ok, f"score.{name}") for name in metrics}
         total = float(ok[f"score.{metric}"].sum())
-        bounds = tuple((total + failures * worst) / len(frame) for worst in score_range)
+        unknown = len(frame) - int(ok[f"score.{metric}"].count())
+        bounds = tuple((total + unknown * score) / len(frame) for score in score_range)
         variables = {name.removeprefix("var."): _plain(frame[name].iloc[0]) for name in names}
         frames[str(configuration)] = ok
         found.append((str(configuration), variables, len(frame), failures, scores, bounds))
@@ -179,7 +184,7 @@ def _clustered(values: NDArray[np.float64], codes: NDArray[np.intp]) -> Estimate
         return Estimate(mean=mean, low=math.nan, high=math.nan, n=n, clusters=clusters)
     sums = np.bincount(codes, weights=values - mean, minlength=clusters)
     variance = clusters / (clusters - 1) * float((sums**2).sum()) / n**2
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, clusters - 1)) * math.sqrt(variance)
+    half = float(stdtrit(clusters - 1, (1 + CONFIDENCE) / 2)) * math.sqrt(variance)
     return Estimate(mean=mean, low=mean - half, high=mean + half, n=n, clusters=clusters)
 
 
@@ -200,7 +205,10 @@ def _or(value: float, other: float) -> float:
 
 
 def _shown(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    text = " ".join(str(value).split())  # a prompt may have lines, a cell has not
+    return text if len(text) <= SHOWN_LENGTH else f"{text[: SHOWN_LENGTH - 1]}…"
 
 
 def varying(standings: Sequence[Standing]) -> list[str]:

@@ -31,7 +31,8 @@ def leaderboard_png(board: Leaderboard, *, top: int = 20) -> bytes:
         if not math.isnan(score.low):
             axes.plot([score.low, score.high], [row, row], color=colour, linewidth=1.6, zorder=2)
         axes.plot([score.mean], [row], "o", color=colour, markersize=5, zorder=3)
-    axes.set_yticks(range(len(standings)), [standing.label(names) or standing.configuration for standing in standings])
+    labels = [standing.label(names) or standing.configuration for standing in standings]
+    axes.set_yticks(range(len(standings)), labels, parse_math=False)  # a prompt may have dollar signs
     axes.tick_params(axis="y", labelsize=8, length=0)
     axes.invert_yaxis()
     axes.grid(axis="x", color="#e6e6e6", linewidth=0.8)

@@ -6,7 +6,7 @@ import base64
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -16,6 +16,7 @@ from dspex_pipelines.model.payload import decode
 from dspex_pipelines.model.plan import Plan
 from dspex_pipelines.model.space import ConfigurationSpace
 from dspex_pipelines.model.trial import TrialSpec
+from dspex_pipelines.model.variables import Choice, Variable
 
 OK = "ok"
 SHORT = 12
@@ -58,8 +59,8 @@ def collect_trials(plan: Plan, rows: Iterable[tuple[TrialSpec, TrialOutcome]]) -
     count = 0
     for spec, outcome in rows:
         _identity(columns, plan, spec)
-        for name in variables:
-            columns[name].append(spec.configuration.values.get(name.removeprefix("var.")))
+        for name, (_, shown) in variables.items():
+            columns[name].append(shown(spec.configuration.values.get(name.removeprefix("var."))))
         _found(columns, outcome)
         if isinstance(outcome, TrialResult):
             for name, value in outcome.scores.items():
@@ -70,12 +71,12 @@ def collect_trials(plan: Plan, rows: Iterable[tuple[TrialSpec, TrialOutcome]]) -
         for part in parts:
             hasher.update(len(part).to_bytes(8, "big") + part)
         count += 1
-    types = {**_FIXED, **variables}
+    types = {**_FIXED, **{name: kind for name, (kind, _) in variables.items()}}
     arrays = {name: pa.array(columns[name], kind) for name, kind in types.items()}
     declared = [f"score.{metric.name}" for metric in plan.metrics]
-    # In the order of the metrics: the first one ranks. A dict's scores follow their metric's name.
+    # In the order of the metrics: the first one ranks. A dict's scores are called metric.name, and stand in its place.
     order = {name: place for place, name in enumerate(declared)}
-    names = sorted(scores, key=lambda name: (order.get(name, len(order)), name)) or declared
+    names = sorted(scores, key=lambda name: (order[".".join(name.split(".")[:2])], name)) or declared
     for name in names:
         found = scores.get(name, {})
         arrays[name] = pa.array([found.get(row) for row in range(count)], pa.float64())
@@ -127,6 +128,21 @@ def _jsonable(value: Any) -> Any:
     return value
 
 
-def _variable_columns(plan: Plan) -> dict[str, Any]:
+def _variable_columns(plan: Plan) -> dict[str, tuple[Any, Callable[[Any], Any]]]:
     space = ConfigurationSpace.from_json(plan.space_json)
-    return {f"var.{variable.name}": _ARROW.get(variable.kind, pa.string()) for variable in space.variables}
+    return {f"var.{variable.name}": _variable_column(variable) for variable in space.variables}
+
+
+def _variable_column(variable: Variable) -> tuple[Any, Callable[[Any], Any]]:
+    """Return the column's type, and what makes a value fit it: options of several types are JSON text."""
+    kind = variable.kind
+    if isinstance(variable, Choice):
+        types = {type(option) for option in variable.options}
+        if len(types) > 1:
+            return pa.string(), json.dumps
+        kind = {"float": "float", "int": "integer", "bool": "boolean"}.get(types.pop().__name__, kind)
+    return _ARROW.get(kind, pa.string()), _unchanged
+
+
+def _unchanged(value: Any) -> Any:
+    return value

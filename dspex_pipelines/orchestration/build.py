@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any
 
 import dagster as dg
@@ -12,25 +12,23 @@ from dspex_pipelines.model.evaluation import Evaluation
 from dspex_pipelines.orchestration.config import EvaluationConfig
 from dspex_pipelines.orchestration.dataset import dataset_asset
 from dspex_pipelines.orchestration.evaluation import evaluation_asset
-from dspex_pipelines.orchestration.io_managers import TrialsIOManager
+from dspex_pipelines.orchestration.io_managers import trials_io_manager
 from dspex_pipelines.orchestration.leaderboard import leaderboard_asset
 from dspex_pipelines.orchestration.resources import (
     ProgressResource,
     ResultStore,
     WorkerPoolResource,
 )
-from dspex_pipelines.orchestration.tags import RESULTS, run_tags
+from dspex_pipelines.orchestration.tags import EVALUATION, KIND, RESULTS
 
 # Step processes fork from a server that has imported all this already; importing it in each costs seconds.
 PRELOADED = [
     "dagster",
     "dagster._core.storage.sqlite_storage",
     "dagster._core.storage.event_log.sqlite.sqlite_event_log",
-    "sqlalchemy",
-    "alembic",
-    "pandas",
-    "pyarrow.parquet",
-    "dspex_pipelines.engine.batch",
+    "sqlalchemy.dialects.sqlite",
+    "alembic.runtime.migration",
+    "dspex_pipelines.orchestration.build",
 ]
 
 
@@ -39,12 +37,14 @@ def build_evaluation(evaluation: Evaluation, *, resources: Mapping[str, Any] | N
 
     The assets are ``<name>/dataset`` and ``<name>/evaluation``, partitioned alike, and
     ``<name>/leaderboard`` over all partitions. *resources* replace the standard ones by key:
-    ``worker_pool``, ``store``, ``progress``.
+    ``worker_pool``, ``store``, ``progress``, ``trials_io_manager``. Definitions of several evaluations
+    become one by `dagster.Definitions.merge`; a resource that is replaced must be the same object in all.
     """
     dataset = dataset_asset(evaluation)
     trials = evaluation_asset(evaluation)
     leaderboard = leaderboard_asset(evaluation)
-    tags = run_tags([[evaluation.name, RESULTS]], "")
+    # What the run works on depends on its partition, so that tag is the run coordinator's.
+    tags = {KIND: "evaluation", EVALUATION: evaluation.name}
     job = dg.define_asset_job(
         name=f"{evaluation.name}_job",
         selection=dg.AssetSelection.assets(dataset.key, trials.key),
@@ -64,17 +64,18 @@ def build_evaluation(evaluation: Evaluation, *, resources: Mapping[str, Any] | N
     )
 
 
-def standard_resources() -> dict[str, Any]:
+@cache
+def standard_resources() -> Mapping[str, Any]:
     """Return the resources that evaluations ask for, with their defaults."""
-    store = ResultStore()
     return {
         "worker_pool": WorkerPoolResource(),
-        "store": store,
+        "store": ResultStore(),
         "progress": ProgressResource(),
-        "trials_io_manager": TrialsIOManager(store=store),
+        "trials_io_manager": trials_io_manager,
     }
 
 
+@cache
 def shipped_executor() -> dg.ExecutorDefinition:
     """Return the multiprocess executor over a warm forkserver, one `run_trials` step at a time.
 
@@ -89,21 +90,9 @@ def shipped_executor() -> dg.ExecutorDefinition:
     )
 
 
-def merge(definitions: Iterable[dg.Definitions]) -> dg.Definitions:
-    """Return one definitions object of several evaluations, with the standard resources once."""
-    parts = list(definitions)
-    return dg.Definitions(
-        assets=[asset for part in parts for asset in part.assets or ()],
-        jobs=[job for part in parts for job in part.jobs or ()],
-        resources=parts[0].resources if parts else {},
-        executor=shipped_executor(),
-    )
-
-
 def run_config(evaluation: Evaluation, config: EvaluationConfig) -> dict[str, Any]:
     """Return the run config that gives *config* to the evaluation's asset."""
-    values: dict[str, Any] = json.loads(config.model_dump_json())
-    return {"ops": {f"{evaluation.name}__{RESULTS}": {"config": values}}}
+    return {"ops": {f"{evaluation.name}__{RESULTS}": {"config": config.model_dump()}}}
 
 
 def keys(evaluation: Evaluation) -> Iterator[dg.AssetKey]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import dagster as dg
@@ -16,6 +17,7 @@ ONE_BY_ONE = 20
 """So many trials are worth a step each in the UI."""
 TRIALS_PER_STEP = 5_000
 MOST_STEPS = 20
+LARGEST = 2**31 - 1
 
 
 class EvaluationConfig(dg.Config):
@@ -46,14 +48,15 @@ def checked(config: EvaluationConfig, evaluation: Evaluation, tags: dict[str, st
         ("repeats", 1),
         ("max_concurrency", 0),
         ("trials_per_op", 0),
-        ("timeout_s", 0),
     ):
         value = getattr(config, name)
-        if not value >= least:
-            raise InvalidValue(field=name, value=value, fix=f"give {least} or more")
+        if not least <= value <= LARGEST:
+            raise InvalidValue(field=name, value=value, fix=f"give an integer in [{least}, {LARGEST}]")
+    if not (math.isfinite(config.timeout_s) and config.timeout_s >= 0):
+        raise InvalidValue(field="timeout_s", value=config.timeout_s, fix="give seconds, 0 or more")
     limit = config.max_concurrency or evaluation.max_concurrency
     if tag := tags.get(MAX_CONCURRENCY_TAG):
-        if not tag.isdigit() or int(tag) < 1:
+        if not tag.isdecimal() or int(tag) < 1:
             raise InvalidValue(field=MAX_CONCURRENCY_TAG, value=tag, fix="give an integer of 1 or more")
         limit = min(limit, int(tag))
     return {"max_concurrency": limit, "timeout_s": config.timeout_s or evaluation.timeout_s}

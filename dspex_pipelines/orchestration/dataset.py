@@ -4,7 +4,7 @@ from typing import Any
 
 import dagster as dg
 
-from dspex_pipelines.errors import InvalidValue
+from dspex_pipelines.errors import DspexError
 from dspex_pipelines.model.evaluation import Evaluation
 from dspex_pipelines.orchestration.datasets import read_examples, store_examples
 from dspex_pipelines.orchestration.resources import ResultStore
@@ -22,6 +22,7 @@ def dataset_asset(evaluation: Evaluation) -> dg.AssetsDefinition:
         name="dataset",
         key_prefix=evaluation.name,
         partitions_def=partitions(evaluation),
+        backfill_policy=dg.BackfillPolicy.multi_run(1),
         group_name=evaluation.name,
         kinds={"parquet"},
         description=evaluation.dataset.description or f"The examples of {evaluation.name}.",
@@ -30,7 +31,7 @@ def dataset_asset(evaluation: Evaluation) -> dg.AssetsDefinition:
         partition = context.partition_key
         try:
             examples = read_examples(evaluation.dataset, partition)
-        except InvalidValue as error:
+        except DspexError as error:
             raise dg.Failure(str(error), allow_retries=False) from error
         folder = store.datasets(context.instance, evaluation.name, partition)
         stored = store_examples(examples, folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,12 +14,13 @@ from typing import Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dspex_pipelines.errors import DspexError, InvalidValue
+from dspex_pipelines.errors import DspexError, InvalidValue, SerializationError
 from dspex_pipelines.model.evaluation import Dataset, Row
-from dspex_pipelines.model.payload import decode, digest
+from dspex_pipelines.model.payload import decode, digest, encode
 from dspex_pipelines.model.trial import Example
 
 _READERS = (".csv", ".jsonl", ".parquet")
+_TOO_MANY = "\0"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +35,8 @@ class StoredDataset:
 def read_examples(dataset: Dataset, partition: str) -> list[Example]:
     """Return the examples of *partition* in the source's order.
 
-    Raises `InvalidValue` naming the row, the column and the fix: a missing column, an empty input, a
-    repeated id, or a partition without rows.
+    Raises `InvalidValue` naming the row, the column and the fix: a missing column, an empty input, a value
+    that is not a number or cannot be sent to a worker, a missing or repeated id, or a partition without rows.
     """
     examples: list[Example] = []
     seen: set[str] = set()
@@ -42,30 +44,32 @@ def read_examples(dataset: Dataset, partition: str) -> list[Example]:
     for number, row in enumerate(_rows(dataset), start=1):
         where = f"dataset row {number}"
         if dataset.partition_by:
-            value = str(_cell(row, dataset.partition_by, where))
+            value = _text(row, dataset.partition_by, where)
             found.add(value)
             if value != partition:
                 continue
         inputs = {name: _cell(row, name, where) for name in dataset.inputs}
+        labels = {name: _cell(row, name, where) for name in dataset.labels}
         for name, value in inputs.items():
-            if value is None or value == "":
+            if value is None or value == "" or _is_nan(value):
                 raise InvalidValue(field=f"{where}, column {name!r}", value=value, fix="give every example its input")
-        example_id = str(_cell(row, dataset.example_id, where)) if dataset.example_id else str(number)
-        if example_id in seen:
+        for name, value in labels.items():
+            if _is_nan(value):
+                raise InvalidValue(
+                    field=f"{where}, column {name!r}", value=value, fix="give a number, or null for no label"
+                )
+        example_id = _text(row, dataset.example_id, where) if dataset.example_id else str(number)
+        if not example_id or example_id in seen:
             raise InvalidValue(
                 field=f"{where}, column {dataset.example_id!r}",
                 value=example_id,
                 fix="give each example an id of its own",
             )
         seen.add(example_id)
-        examples.append(
-            Example(
-                example_id=example_id,
-                inputs=inputs,
-                labels={name: _cell(row, name, where) for name in dataset.labels},
-                group=str(_cell(row, dataset.group, where)) if dataset.group else "",
-            )
-        )
+        group = _text(row, dataset.group, where) if dataset.group else ""
+        example = Example(example_id=example_id, inputs=inputs, labels=labels, group=group)
+        _check_sendable(example, where)
+        examples.append(example)
     if not examples:
         there = f"column {dataset.partition_by!r} has {', '.join(sorted(found)) or 'no values'}"
         raise InvalidValue(
@@ -120,6 +124,15 @@ def _rows(dataset: Dataset) -> Iterator[Row]:
     if not isinstance(source, Path):
         yield from source()
         return
+    try:
+        yield from _read(source)
+    except InvalidValue:
+        raise
+    except (OSError, ValueError, csv.Error) as error:
+        raise InvalidValue(field="dataset.source", value=str(source), fix=f"it cannot be read: {error}") from error
+
+
+def _read(source: Path) -> Iterator[Row]:
     if source.suffix not in _READERS:
         raise InvalidValue(
             field="dataset.source", value=str(source), fix=f"give a file that ends in {', '.join(_READERS)}"
@@ -132,7 +145,14 @@ def _rows(dataset: Dataset) -> Iterator[Row]:
         return
     with source.open(encoding="utf-8-sig", newline="") as file:
         if source.suffix == ".csv":
-            yield from csv.DictReader(file)
+            for number, cells in enumerate(csv.DictReader(file, restkey=_TOO_MANY), start=1):
+                if _TOO_MANY in cells:
+                    raise InvalidValue(
+                        field=f"dataset row {number}",
+                        value=cells[_TOO_MANY],
+                        fix="the row has more cells than the header; put quotes around cells with commas",
+                    )
+                yield cells
             return
         for number, line in enumerate(file, start=1):
             if line.strip():
@@ -151,6 +171,27 @@ def _cell(row: Row, column: str, where: str) -> Any:
     if column not in row:
         raise InvalidValue(field=f"{where}, column {column!r}", value=None, fix=f"the columns are {', '.join(row)}")
     return row[column]
+
+
+def _text(row: Row, column: str, where: str) -> str:
+    value = _cell(row, column, where)
+    return "" if value is None or _is_nan(value) else str(value)
+
+
+def _is_nan(value: object) -> bool:
+    return isinstance(value, float) and math.isnan(value)
+
+
+def _check_sendable(example: Example, where: str) -> None:
+    try:
+        _ = example.payload
+    except SerializationError:
+        for name, value in (*example.inputs.items(), *example.labels.items()):
+            try:
+                encode(value)
+            except SerializationError as error:
+                raise InvalidValue(field=f"{where}, column {name!r}", value=value, fix=error.reason) from error
+        raise
 
 
 def _readable(values: Mapping[str, Any]) -> str:

@@ -1,6 +1,5 @@
 """The evaluation asset: plan_trials ─▶ run_trials × N (dynamic) ─▶ collect_evaluation."""
 
-import asyncio
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from dspex_pipelines.engine.executor import Progress
 from dspex_pipelines.engine.programs import inspect_program, metric_version, program_version
 from dspex_pipelines.errors import DspexError, EvaluationIncomplete, PoolUnreachable
 from dspex_pipelines.model.evaluation import Evaluation
+from dspex_pipelines.model.payload import digest_of
 from dspex_pipelines.model.plan import Batch, Plan
 from dspex_pipelines.model.trial import MetricSpec, ProgramSpec
 from dspex_pipelines.orchestration.config import (
@@ -31,7 +31,8 @@ from dspex_pipelines.orchestration.resources import (
     WorkerPoolResource,
 )
 from dspex_pipelines.orchestration.summary import trials_metadata
-from dspex_pipelines.orchestration.tags import POOL, RESULTS
+from dspex_pipelines.orchestration.tags import EVALUATION, POOL, RESULTS
+from dspex_pipelines.wire import loop
 
 LOG_EVERY_S = 5.0
 
@@ -42,7 +43,7 @@ def evaluation_asset(evaluation: Evaluation) -> dg.AssetsDefinition:
 
     @dg.config_mapping
     def to_plan(config: EvaluationConfig) -> dict[str, Any]:
-        return {"plan_trials": {"config": json.loads(config.model_dump_json())}}
+        return {"plan_trials": {"config": config.model_dump()}}
 
     @dg.graph_asset(
         name=RESULTS,
@@ -53,10 +54,11 @@ def evaluation_asset(evaluation: Evaluation) -> dg.AssetsDefinition:
         group_name=evaluation.name,
         kinds={"parquet"},
         config=to_plan,
+        code_version=_code_version(evaluation),
         description=evaluation.description or f"Every trial of {evaluation.name}, one row each.",
     )
     def trials(dataset: Any) -> Any:
-        manifest, batches = plan_trials(dataset)
+        manifest, batches = plan_trials.alias("plan_trials")(dataset)
 
         def run(batch: Any) -> Any:
             return run_trials(manifest, batch)
@@ -67,11 +69,21 @@ def evaluation_asset(evaluation: Evaluation) -> dg.AssetsDefinition:
     return trials
 
 
+def _code_version(evaluation: Evaluation) -> str | None:
+    """Return the digest of program, space and metrics; none when they cannot be found, as planning will say."""
+    try:
+        metrics = [[metric.name, metric.entry_point, metric.version] for metric in _metrics(evaluation)]
+        return digest_of([_program(evaluation).digest, evaluation.space.digest, metrics]).hex()
+    except DspexError:
+        return None
+
+
 def _plan_op(evaluation: Evaluation) -> dg.OpDefinition:
     @dg.op(
-        name="plan_trials",
+        name=f"{evaluation.name}__plan_trials",  # definitions of several evaluations live side by side
         ins={"dataset": dg.In(dg.Nothing)},
         out={"manifest": dg.Out(str), "batches": dg.DynamicOut(dict)},
+        tags={**evaluation.tags, EVALUATION: evaluation.name},
         description="Works out every trial of the run, and says so before any of them runs.",
     )
     def plan_trials(context: dg.OpExecutionContext, config: EvaluationConfig, store: ResultStore) -> Iterator[Any]:
@@ -112,7 +124,24 @@ def _plan(
         inputs=evaluation.dataset.inputs,
         variables=evaluation.space.names,
     )
-    program = ProgramSpec(
+    return Plan(
+        evaluation=evaluation.name,
+        partition=partition,
+        dataset_digest=content,
+        rows=len(examples),
+        limit=config.limit,
+        program=_program(evaluation),
+        metrics=_metrics(evaluation),
+        space_json=evaluation.space.to_json(),
+        configurations=chosen_configurations(config, evaluation.space),
+        repeats=config.repeats,
+        seed=config.seed,
+        generation="" if config.reuse else context.run.root_run_id or context.run_id,
+    )
+
+
+def _program(evaluation: Evaluation) -> ProgramSpec:
+    return ProgramSpec(
         entry_point=evaluation.program,
         init=evaluation.init,
         version=program_version(
@@ -120,20 +149,10 @@ def _plan(
         ),
         isolation=evaluation.isolation,
     )
-    return Plan(
-        evaluation=evaluation.name,
-        partition=partition,
-        dataset_digest=content,
-        rows=len(examples),
-        limit=config.limit,
-        program=program,
-        metrics=tuple(MetricSpec(entry_point=metric, version=metric_version(metric)) for metric in evaluation.metrics),
-        space_json=evaluation.space.to_json(),
-        configurations=chosen_configurations(config, evaluation.space),
-        repeats=config.repeats,
-        seed=config.seed,
-        generation="" if config.reuse else context.run.root_run_id or context.run_id,
-    )
+
+
+def _metrics(evaluation: Evaluation) -> tuple[MetricSpec, ...]:
+    return tuple(MetricSpec(entry_point=metric, version=metric_version(metric)) for metric in evaluation.metrics)
 
 
 def _dataset_digest(instance: dg.DagsterInstance, evaluation: Evaluation, partition: str) -> str:
@@ -158,7 +177,7 @@ def run_trials(
     context: dg.OpExecutionContext,
     worker_pool: WorkerPoolResource,
     store: ResultStore,
-    progress: ProgressResource,
+    progress: dg.ResourceParam[ProgressResource],
     manifest: str,
     batch: dict[str, int],
 ) -> dict[str, Any]:
@@ -190,7 +209,7 @@ def run_trials(
 
     reporter.started(plan.partition, batch["stop"] - batch["start"])
     try:
-        summary = asyncio.run(run())
+        summary = loop.run(run())
     except PoolUnreachable as error:
         raise dg.Failure(f"{error}. Outcomes so far are kept; run again to go on.") from error
     except DspexError as error:

@@ -70,15 +70,16 @@ class NewestResults:
         return self.paths[partition].with_name(PLAN_FILE)
 
 
-class TrialsIOManager(dg.ConfigurableIOManager):
+class TrialsIOManager(dg.IOManager):
     """Writes an evaluated partition; loads all partitions whose plan is like the newest one's."""
 
-    store: dg.ResourceDependency[ResultStore]
+    def __init__(self, store: ResultStore) -> None:
+        self._store = store
 
     def handle_output(self, context: dg.OutputContext, obj: EvaluatedPartition) -> None:
         """Write the version's folder unless it is there: equal versions have equal results."""
         instance = context.step_context.instance
-        folder = self.store.results(instance, obj.plan.evaluation, obj.plan.partition) / obj.data_version
+        folder = self._store.results(instance, obj.plan.evaluation, obj.plan.partition) / obj.data_version
         if not (folder / TRIALS_FILE).exists():
             folder.mkdir(parents=True, exist_ok=True)
             (folder / PLAN_FILE).write_text(obj.plan.to_json(), encoding="utf-8")
@@ -91,3 +92,11 @@ class TrialsIOManager(dg.ConfigurableIOManager):
         if not newest.paths:
             raise dg.Failure("no partition has been evaluated yet; materialise one first")
         return EvaluatedPartitions(trials=newest.load(), partitions=tuple(newest.paths), left_out=newest.left_out)
+
+
+@dg.io_manager(
+    required_resource_keys={"store"}, description="Results of an evaluation: a folder of Parquet for each version."
+)
+def trials_io_manager(context: dg.InitResourceContext) -> TrialsIOManager:
+    """Return the IO manager over whichever ``store`` the definitions have."""
+    return TrialsIOManager(context.resources.store)

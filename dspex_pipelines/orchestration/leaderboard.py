@@ -1,6 +1,7 @@
 """The leaderboard asset: every configuration over all evaluated partitions, ranked."""
 
 import base64
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,8 @@ from dspex_pipelines.orchestration.tags import RESULTS
 
 SHOWN = 50
 """Configurations in the asset's metadata; the file has all."""
+TOP = 10
+"""Configurations shown without a click."""
 
 
 def leaderboard_asset(evaluation: Evaluation) -> dg.AssetsDefinition:
@@ -37,7 +40,7 @@ def leaderboard_asset(evaluation: Evaluation) -> dg.AssetsDefinition:
     def ranked(trials: EvaluatedPartitions) -> dg.MaterializeResult[Any]:
         board = leaderboard(trials.trials, score_range=evaluation.score_range)
         return dg.MaterializeResult(
-            data_version=dg.DataVersion(digest_of(board.to_markdown(limit=10**9)).hex()),
+            data_version=dg.DataVersion(digest_of(repr(board)).hex()),
             metadata=leaderboard_metadata(board, trials),
         )
 
@@ -45,13 +48,41 @@ def leaderboard_asset(evaluation: Evaluation) -> dg.AssetsDefinition:
 
 
 def leaderboard_metadata(board: Leaderboard, trials: EvaluatedPartitions) -> Mapping[str, dg.MetadataValue]:
-    """Return the table, the plot and the counts that the UI shows."""
+    """Return the tables, the plot and the counts; the UI shows `top` in place, `leaderboard` and `plot` at a click."""
     picture = base64.b64encode(leaderboard_png(board)).decode()
-    return {
-        "leaderboard": dg.MetadataValue.md(board.to_markdown(limit=SHOWN)),
+    best = board.standings[0].scores[board.metric].mean
+    metadata: dict[str, dg.MetadataValue] = {
+        "best": dg.MetadataValue.text(board.rows(1)[0]["configuration"]),
         "plot": dg.MetadataValue.md(f"![leaderboard](data:image/png;base64,{picture})"),
+        "leaderboard": dg.MetadataValue.md(_unbroken(board.to_markdown(limit=SHOWN))),
+        "top": _top(board),
         "partitions": dg.MetadataValue.text(", ".join(trials.partitions)),
         "left out (other plans)": dg.MetadataValue.text(", ".join(trials.left_out) or "none"),
         "trials": dg.MetadataValue.int(len(trials.trials)),
         "failures": dg.MetadataValue.int(int((trials.trials["status"] != "ok").sum())),
     }
+    # A number of its own, which the UI plots over materialisations.
+    return (
+        metadata if math.isnan(best) else {**metadata, f"best {board.metric}": dg.MetadataValue.float(round(best, 6))}
+    )
+
+
+def _top(board: Leaderboard) -> dg.MetadataValue:
+    """Return the best few, with only the columns that fit beside one another."""
+    columns = {
+        "#": "rank",
+        "configuration": "the variables that differ",
+        board.metric: "mean of the successes, and its 95% interval clustered by group",
+        "vs best": "paired difference to the best configuration, and its 95% interval",
+    }
+    if any(standing.failures for standing in board.standings[:TOP]):
+        columns["failures"] = "trials that failed; for the rank they scored worst"
+    return dg.MetadataValue.table(
+        [dg.TableRecord({name: _unbroken(row[name]) for name in columns}) for row in board.rows(TOP)],
+        dg.TableSchema(columns=[dg.TableColumn(name, "string", text) for name, text in columns.items()]),
+    )
+
+
+def _unbroken(text: str) -> str:
+    """Keep a mean and its interval in one line of a narrow cell."""
+    return text.replace(" ± ", "\u00a0±\u00a0").replace("…", "\u2060…\u2060")

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import AsyncGenerator, Generator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -85,19 +86,17 @@ class ProgressReporter:
         """The batch is over."""
 
 
-class ProgressResource(dg.ConfigurableResource[Any]):
-    """Progress beside the run's log; the command line puts its progress bar here."""
+@dataclass(frozen=True, slots=True)
+class ProgressResource:
+    """Progress beside the run's log; the command line puts its progress bar here.
 
-    _reporter: ProgressReporter = PrivateAttr(default_factory=ProgressReporter)
+    It is a plain object because Dagster rebuilds configurable resources from their config alone.
+    """
+
+    reporter: ProgressReporter = field(default_factory=ProgressReporter)
+    """Who is told."""
 
     @classmethod
     def to(cls, reporter: ProgressReporter) -> "ProgressResource":
         """Return the resource that tells *reporter*."""
-        resource = cls()
-        resource._reporter = reporter
-        return resource
-
-    @property
-    def reporter(self) -> ProgressReporter:
-        """Who is told."""
-        return self._reporter
+        return cls(reporter)

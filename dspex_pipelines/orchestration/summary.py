@@ -37,7 +37,7 @@ def trials_metadata(plan: Plan, table: Any, *, ran: int) -> Mapping[str, dg.Meta
         if name.startswith("score."):
             mean = compute.mean(table[name]).as_py()
             if mean is not None:
-                metadata[f"mean {name.removeprefix('score.')}"] = dg.MetadataValue.float(mean)
+                metadata[f"mean {name.removeprefix('score.')}"] = dg.MetadataValue.float(round(mean, 6))
     if failed.num_rows:
         metadata["sample failures"] = dg.MetadataValue.md(_failures(failed.slice(0, SAMPLES)))
     return metadata

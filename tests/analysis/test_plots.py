@@ -1,0 +1,60 @@
+"""The picture of a leaderboard is a picture, whatever is on the board."""
+
+from __future__ import annotations
+
+import io
+
+import matplotlib.image
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from dspex_pipelines.analysis.leaderboard import leaderboard
+from dspex_pipelines.analysis.plots import leaderboard_png
+from tests.analysis.test_leaderboard import frame, trial
+
+BOUNDS_GREY = np.array([0xC9, 0xC9, 0xC9]) / 255
+
+
+def draw(scores: dict[str, list[float | None]]) -> NDArray[np.float64]:
+    rows = [
+        trial(name, score, example_id=str(number), group=str(number))
+        for name, given in scores.items()
+        for number, score in enumerate(given)
+    ]
+    picture = leaderboard_png(leaderboard(frame(rows)))
+    assert picture.startswith(b"\x89PNG\r\n\x1a\n")
+    return matplotlib.image.imread(io.BytesIO(picture), format="png")
+
+
+def grey(picture: NDArray[np.float64]) -> int:
+    """How many pixels have the colour of the bounds that failures leave."""
+    return int(np.isclose(picture[:, :, :3], BOUNDS_GREY, atol=0.004).all(axis=2).sum())
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [
+        {"a": [1.0, 0.5], "b": [0.25, 0.0]},
+        {"a": [1.0]},
+        {"a": [None, None], "b": [None, None]},
+        {"a": [1.0, None], "b": [None, None]},
+        {"$a_b^$": [1.0], "\\frac": [0.5]},
+    ],
+    ids=["two", "one", "all-failed", "some-failed", "names-that-look-like-formulas"],
+)
+def test_every_board_has_a_picture(scores: dict[str, list[float | None]]) -> None:
+    picture = draw(scores)
+    assert picture.shape[1] == 900
+    assert picture[:, :, :3].std() > 0
+
+
+def test_the_picture_shows_bounds_only_where_something_failed() -> None:
+    fine = draw({"a": [1.0, 0.5], "b": [0.25, 0.0]})
+    failed = draw({"a": [1.0, 0.5], "b": [0.25, None]})
+    assert grey(failed) > grey(fine) + 100
+
+
+def test_the_picture_grows_with_the_board_up_to_its_top() -> None:
+    heights = [draw({f"c{number}": [number / 99] for number in range(count)}).shape[0] for count in (2, 20, 60)]
+    assert heights[0] < heights[1] == heights[2]

@@ -1,0 +1,66 @@
+"""Programs and metrics of the evaluations that these tests materialise."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+
+def fifth_raises(x: int, k: int) -> int:
+    if x % 5 == 0:
+        raise ValueError(f"example {x} is not liked")
+    return x * k
+
+
+def always_raises(x: int) -> int:
+    raise RuntimeError("never")
+
+
+def logged(x: int, k: int, log: str) -> int:
+    """Leave a line in the file *log*: what really ran can be counted."""
+    with open(log, "a") as file:
+        file.write(f"{x} {k}\n")
+    return x * k
+
+
+def noisy(x: int, seed: int) -> int:
+    return x + seed
+
+
+def plain(x: int) -> int:
+    return x
+
+
+def chosen(x: int, size: int, mix: object) -> str:
+    return f"{size} {mix!r}"
+
+
+async def crowd(x: int, folder: str, least: int) -> int:
+    """Wait until *least* trials are in flight at once; return the most that were seen, over all workers."""
+    here, full = Path(folder) / str(x), Path(folder).with_suffix(".full")
+    here.touch()
+    seen = _present(folder)
+    while seen < least and not full.exists():
+        await asyncio.sleep(0.001)
+        seen = max(seen, _present(folder))
+    full.touch()
+    await asyncio.sleep(0.02)
+    seen = max(seen, _present(folder))
+    here.unlink()
+    return seen
+
+
+def _present(folder: str) -> int:
+    return sum(1 for _ in Path(folder).iterdir())
+
+
+def right(example, outputs) -> bool:
+    return outputs == example.labels["y"]
+
+
+def size(example, outputs) -> float:
+    return float(outputs) / 1e9
+
+
+def parts(example, outputs) -> dict[str, float]:
+    return {"zeta": 0.25, "alpha": 0.75}

@@ -1,0 +1,107 @@
+"""The shipped executor: a process for each step, forked from a warm server, over the local pool."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+import pandas as pd
+import pytest
+
+from dspex_pipelines.bridge import local_pool
+
+ROOT = Path(__file__).parents[2]
+RESULTS = dg.AssetKey(["served", "evaluation"])
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, runtime_root: Path, pool_address: str) -> Path:
+    """An instance as it is shipped, after one run of the job; the runs join the pool that is there."""
+    folder = tmp_path_factory.mktemp("home")
+    shutil.copy(ROOT / "dagster.yaml", folder)
+    config = {"ops": {"served__evaluation": {"config": {"trials_per_op": 10}}}}
+    (folder / "run.json").write_text(json.dumps(config))
+    command = [
+        sys.executable,
+        "-m",
+        "dagster",
+        "job",
+        "execute",
+        "-m",
+        "tests.orchestration.served",
+        "-j",
+        "served_job",
+    ]
+    tags = json.dumps({"dagster/partition": "text"})
+    done = subprocess.run(
+        [*command, "--tags", tags, "-c", str(folder / "run.json")],
+        cwd=ROOT,
+        env={**os.environ, "DAGSTER_HOME": str(folder), "XDG_RUNTIME_DIR": str(runtime_root)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+@pytest.fixture
+def instance(home: Path) -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.from_config(str(home)) as opened:
+        yield opened
+
+
+def test_the_job_succeeds_with_every_trial_in_its_table(instance: dg.DagsterInstance) -> None:
+    wanted = dg.AssetRecordsFilter(asset_key=RESULTS, asset_partitions=["text"])
+    (record,) = instance.fetch_materializations(wanted, limit=1).records
+    assert record.asset_materialization
+    table = pd.read_parquet(str(record.asset_materialization.metadata["path"].value))
+    assert len(table) == 20
+    failed = table[table["status"] == "error"]
+    assert sorted(failed["example_id"]) == sorted(["e0", "e5"] * 2)
+    assert record.asset_materialization.metadata["trials run"].value == 20
+
+
+def test_every_step_joined_the_pool_that_was_there(home: Path, runtime_root: Path, pool_address: str) -> None:
+    assert [pool.address for pool in local_pool.status(runtime_root=runtime_root / "dspex")] == [pool_address]
+
+
+def test_each_step_is_a_process_of_its_own(instance: dg.DagsterInstance) -> None:
+    (run,) = instance.get_runs()
+    assert run.status is dg.DagsterRunStatus.SUCCESS
+    assert run.tags["dspex/evaluation"] == "served"
+    events = [entry.dagster_event for entry in instance.all_logs(run.run_id) if entry.dagster_event]
+    started = {event.step_key for event in events if event.event_type is dg.DagsterEventType.STEP_WORKER_STARTED}
+    assert started == {
+        "served__dataset",
+        "served__evaluation.plan_trials",
+        "served__evaluation.run_trials[batch_000000]",
+        "served__evaluation.run_trials[batch_000001]",
+        "served__evaluation.collect_evaluation",
+    }
+    pids = {
+        entry.value
+        for event in events
+        if event.event_type is dg.DagsterEventType.STEP_WORKER_STARTED
+        for name, entry in event.engine_event_data.metadata.items()
+        if name == "pid"
+    }
+    assert len(pids) == 5
+
+
+def test_run_trials_steps_take_turns(instance: dg.DagsterInstance) -> None:
+    """One at a time, so that max_concurrency holds for the whole run."""
+    (run,) = instance.get_runs()
+    kinds = (dg.DagsterEventType.STEP_START, dg.DagsterEventType.STEP_SUCCESS)
+    events = [entry.dagster_event for entry in instance.all_logs(run.run_id) if entry.dagster_event]
+    order = [
+        event.event_type for event in events if event.event_type in kinds and "run_trials" in (event.step_key or "")
+    ]
+    assert order == [*kinds, *kinds]

@@ -1,0 +1,121 @@
+"""Runs are submitted to a real instance that has our run coordinator; each carries its evaluation's tags."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+import yaml
+from dagster._core.test_utils import in_process_test_workspace
+from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
+from dagster._core.workspace.context import WorkspaceRequestContext
+from dagster_graphql.client.query import LAUNCH_PIPELINE_EXECUTION_MUTATION
+from dagster_graphql.test.utils import execute_dagster_graphql, infer_job_selector
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def workspace() -> Iterator[WorkspaceRequestContext]:
+    shipped = yaml.safe_load((ROOT / "dagster.yaml").read_text())
+    with dg.instance_for_test(
+        overrides={name: shipped[name] for name in ("run_coordinator", "concurrency")}
+    ) as instance:
+        origin = LoadableTargetOrigin(module_name="tests.orchestration.served", working_directory=str(ROOT))
+        with in_process_test_workspace(instance, origin) as opened:
+            yield opened
+
+
+def launch(
+    workspace: WorkspaceRequestContext, job: str, *assets: str, tags: dict[str, str] | None = None
+) -> dg.DagsterRun:
+    """Launch as the UI does; return the run as it is queued."""
+    selector = infer_job_selector(workspace, job, asset_selection=[{"path": key.split("/")} for key in assets] or None)
+    answer = execute_dagster_graphql(
+        workspace,
+        LAUNCH_PIPELINE_EXECUTION_MUTATION,
+        variables={
+            "executionParams": {
+                "selector": selector,
+                "mode": "default",
+                "executionMetadata": {"tags": [{"key": key, "value": value} for key, value in (tags or {}).items()]},
+            }
+        },
+    )
+    launched: dict[str, Any] = answer.data["launchPipelineExecution"]
+    assert launched["__typename"] == "LaunchRunSuccess", launched
+    run = workspace.instance.get_run_by_id(launched["run"]["runId"])
+    assert run
+    assert run.status is dg.DagsterRunStatus.QUEUED
+    return run
+
+
+def ours(run: dg.DagsterRun) -> dict[str, str]:
+    return {name: value for name, value in run.tags.items() if name.startswith("dspex/") or name == "team"}
+
+
+TEXT = {"dagster/partition": "text"}
+TAGGED = {
+    "dspex/kind": "evaluation",
+    "dspex/evaluation": "served",
+    "dspex/target": "served/text",
+    "team": "search",
+}
+
+
+@pytest.mark.parametrize(
+    ("job", "assets", "tags"),
+    [
+        pytest.param("__ASSET_JOB", ["served/evaluation"], TEXT, id="materialize"),
+        pytest.param("__ASSET_JOB", ["served/dataset", "served/evaluation"], TEXT, id="materialize-both"),
+        pytest.param("__ASSET_JOB", ["served/evaluation", "finance/evaluation"], TEXT, id="beside-unrelated"),
+        pytest.param("served_job", [], TEXT, id="its-job"),
+        pytest.param("served_job", ["served/evaluation"], TEXT, id="part-of-its-job"),
+        pytest.param("own_job", [], TEXT, id="a-job-of-the-user"),
+        pytest.param("own_job", [], {**TEXT, "dagster/schedule_name": "nightly"}, id="as-a-schedule-does"),
+    ],
+)
+def test_an_evaluation_is_tagged_on_every_route(
+    workspace: WorkspaceRequestContext, job: str, assets: list[str], tags: dict[str, str]
+) -> None:
+    run = launch(workspace, job, *assets, tags=tags)
+    assert ours(run) == TAGGED
+    assert tags.items() <= run.tags.items()
+
+
+@pytest.mark.parametrize(
+    "assets",
+    [["finance/evaluation"], ["served/dataset"], ["served/leaderboard"]],
+    ids=["unrelated-of-that-name", "data-set-alone", "leaderboard-alone"],
+)
+def test_what_evaluates_nothing_is_not_tagged(workspace: WorkspaceRequestContext, assets: list[str]) -> None:
+    assert ours(launch(workspace, "__ASSET_JOB", *assets, tags=TEXT)) == {}
+
+
+def test_a_run_keeps_the_tags_it_was_given(workspace: WorkspaceRequestContext) -> None:
+    given = {"dspex/target": "mine", "team": "other", "dspex/max_concurrency": "3"}
+    run = launch(workspace, "__ASSET_JOB", "served/evaluation", tags={**TEXT, **given})
+    assert ours(run) == {**TAGGED, **given}
+
+
+def test_two_partitions_are_two_targets_whatever_launches_them(workspace: WorkspaceRequestContext) -> None:
+    """The queue's limit is per target: the job and the button must agree on it."""
+    targets = [
+        launch(workspace, job, *assets, tags={"dagster/partition": partition}).tags["dspex/target"]
+        for partition in ("text", "data")
+        for job, assets in (("served_job", []), ("__ASSET_JOB", ["served/evaluation"]))
+    ]
+    assert targets == ["served/text", "served/text", "served/data", "served/data"]
+
+
+def test_the_limits_of_the_shipped_instance_are_loaded(workspace: WorkspaceRequestContext) -> None:
+    queue = workspace.instance.get_concurrency_config().run_queue_config
+    assert queue
+    assert queue.max_concurrent_runs == 6
+    assert [(limit["key"], limit["limit"]) for limit in queue.tag_concurrency_limits] == [
+        ("dspex/target", 1),
+        ("dspex/kind", 2),
+    ]
