@@ -1,0 +1,118 @@
+"""What `make dev` shows: one partition launched with real clicks in a real browser, and what is seen of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.ui import driving
+from tests.ui.driving import DagsterUi, Run
+
+# The first test waits for Dagster's processes to start, and for a run.
+pytestmark = pytest.mark.timeout(240)
+
+PARTITION, EXAMPLES, CONFIGURATIONS = "numbers", 2, 32
+TAGS = {
+    "dspex/kind": "evaluation",
+    "dspex/evaluation": "stdlib_search",
+    "dspex/target": f"stdlib_search/{PARTITION}",
+    "dagster/partition": PARTITION,
+}
+
+
+# Not of session scope: while Playwright is open its event loop counts as running, which asynchronous tests do not bear.
+@pytest.fixture(scope="module")
+def browser(require: Callable[[str], Path]) -> Path:
+    return require("browser")
+
+
+@pytest.fixture(scope="module")
+def ui(browser: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DagsterUi]:
+    with driving.dagster_dev(tmp_path_factory.mktemp("home")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def page(browser: Path) -> Iterator[Page]:
+    with driving.browsing(browser) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def run(page: Page, ui: DagsterUi) -> Run:
+    """A run of all assets for one partition, on few examples; its local pool does not outlive it for long."""
+    driving.open_launchpad(page, ui)
+    driving.launch(page, PARTITION, {"limit": EXAMPLES, "idle_s": 1})
+    return ui.ended("leaderboard")
+
+
+@pytest.fixture
+def leaderboard(page: Page, ui: DagsterUi, run: Run) -> Page:
+    page.goto(f"{ui.url}/{driving.LEADERBOARD}")
+    return page
+
+
+def test_the_launchpad_has_every_default_and_explains_it(page: Page, ui: DagsterUi) -> None:
+    driving.open_launchpad(page, ui)
+    written = "\n".join(page.locator(".CodeMirror-line").all_inner_texts())
+    for default in ("limit: 0", "samples: 0", "repeats: 1", "max_concurrency: 0", "trials_per_op: 0", "reuse: true"):
+        assert f" {default}\n" in written
+    page.locator(".CodeMirror-line", has_text="limit:").click()
+    # What the launchpad calls help are comments in the schema beside the editor.
+    for explained in ("limit", "samples", "repeats", "max_concurrency", "timeout_s", "trials_per_op", "reuse"):
+        expect(page.get_by_text(re.compile(rf"/\*[^/]+\*/\s*{explained}\?:")).last).to_be_attached()
+
+
+def test_a_launched_partition_succeeds_with_its_tags(run: Run) -> None:
+    assert run.status == "SUCCESS", run.log
+    assert run.tags.items() >= TAGS.items()
+    trials = EXAMPLES * CONFIGURATIONS
+    assert f"{trials} trials: {trials} run (0 failed), 0 reused" in run.log
+
+
+def test_the_run_shows_its_tags(page: Page, ui: DagsterUi, run: Run) -> None:
+    page.goto(f"{ui.url}/runs/{run.run_id}")
+    page.get_by_role("button", name="View tags and config").click()
+    dialog = page.get_by_role("dialog")
+    for name, value in TAGS.items():
+        expect(dialog.get_by_text(f"{name.removeprefix('dagster/')}: {value}", exact=True)).to_be_visible()
+    expect(dialog.get_by_text(f"limit: {EXAMPLES}")).to_be_visible()
+
+
+def test_the_best_configurations_are_a_table_on_the_page(leaderboard: Page) -> None:
+    top = driving.metadata(leaderboard, "top").locator("table")
+    rows = top.locator("tbody tr")
+    expect(rows).to_have_count(10)
+    assert top.locator("th").all_inner_texts() == ["#", "configuration", "reciprocal_rank", "vs best"]
+    cells = [row.locator("td").all_inner_texts() for row in rows.all()]
+    assert [row[0] for row in cells] == [str(rank) for rank in range(1, 11)]
+    assert cells[0][3] == "best"
+    expect(driving.metadata(leaderboard, "best")).to_contain_text(cells[0][1])
+    scores = [float(row[2].split()[0]) for row in cells]
+    assert scores == sorted(scores, reverse=True)
+    assert scores[0] > 0
+
+
+def test_the_whole_leaderboard_opens_as_a_table(leaderboard: Page) -> None:
+    table = driving.shown_at_a_click(leaderboard, "leaderboard").locator("table")
+    expect(table.locator("tbody tr")).to_have_count(CONFIGURATIONS)
+    names = ["#", "configuration", "n", "reciprocal_rank", "hit_at_1", "hit_at_10", "failures", "bounds", "vs best"]
+    assert table.locator("th").all_inner_texts() == names
+
+
+def test_the_plot_opens_as_a_picture(leaderboard: Page) -> None:
+    picture = driving.shown_at_a_click(leaderboard, "plot").get_by_role("img", name="leaderboard")
+    expect(picture).to_be_visible()
+    # A picture that the browser cannot decode has no size of its own.
+    assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") == 900
+
+
+def test_the_graph_shows_what_is_materialised(page: Page, ui: DagsterUi, run: Run) -> None:
+    page.goto(f"{ui.url}/{driving.GROUP}")
+    # One of six partitions, of the data set and of the evaluation.
+    expect(page.get_by_text(re.compile("^1[67]% filled$"))).to_have_count(2)
+    expect(page.get_by_text("Materialized", exact=True)).to_have_count(1)
