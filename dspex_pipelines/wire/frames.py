@@ -7,14 +7,18 @@ from collections.abc import Sized
 
 from dspex_pipelines.wire.codec import FRAME_TRIALS
 
+QUIET_TURNS = 2
+"""Turns of the loop without growth after which nothing more is to be expected."""
+
 
 async def grown(waiting: Sized) -> None:
     """Return once *waiting* fills a frame or no longer grows.
 
     Everything that is ready gets its turn first, so frames are as full as the load allows; when idle this costs
-    a turn of the loop, and never a timer.
+    some turns of the loop, and never a timer.
     """
-    size = 0
-    while size < len(waiting) < FRAME_TRIALS:
+    quiet = size = 0
+    while quiet <= QUIET_TURNS and len(waiting) < FRAME_TRIALS:
+        quiet = quiet + 1 if size == len(waiting) else 1
         size = len(waiting)
         await asyncio.sleep(0)

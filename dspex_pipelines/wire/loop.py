@@ -16,12 +16,16 @@ YOUNG_OBJECTS = 20_000
 
 def run(main: Coroutine[Any, Any, Result]) -> Result:
     """Run *main* on a new loop and return what it does, like `asyncio.run`."""
-    return uvloop.run(main)
+    before = gc.get_threshold()
+    gc.set_threshold(YOUNG_OBJECTS, *before[1:])
+    try:
+        return uvloop.run(main)
+    finally:
+        gc.set_threshold(*before)
 
 
 def run_process(main: Coroutine[Any, Any, Result]) -> Result:
     """`run` for a process of the pool's own: what is imported by now is never looked at by the collector again."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(YOUNG_OBJECTS, 20, 20)
     return run(main)
