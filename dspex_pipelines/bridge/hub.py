@@ -31,7 +31,7 @@ class WorkerLink:
     pid: int
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     sessions: list[types_pb2.Session] = field(default_factory=list[types_pb2.Session])
-    snapshots: list[types_pb2.Snapshot] = field(default_factory=list[types_pb2.Snapshot])
+    snapshots: deque[types_pb2.Snapshot] = field(default_factory=deque[types_pb2.Snapshot])
     trials: deque[types_pb2.Trial] = field(default_factory=deque[types_pb2.Trial])
     cancels: list[int] = field(default_factory=list[int])
     closed_sessions: list[int] = field(default_factory=list[int])
@@ -45,13 +45,19 @@ class WorkerLink:
         """Return whatever waits, up to a frame's limits; None when nothing does."""
         if not (self.trials or self.cancels or self.snapshots or self.closed_sessions or self.drain):
             return None
-        frame = worker_pb2.AttachResponse(sessions=self.sessions, snapshots=self.snapshots)
-        self.sessions, self.snapshots = [], []
-        trials: list[types_pb2.Trial] = []
+        frame = worker_pb2.AttachResponse(sessions=self.sessions)
+        self.sessions = []
         size = 0
+        while self.snapshots:
+            size += len(self.snapshots[0].values)
+            if frame.snapshots and size > FRAME_BYTES:
+                # Whose trials wait behind it is not known here, so all of them do.
+                return frame
+            frame.snapshots.append(self.snapshots.popleft())
+        trials: list[types_pb2.Trial] = []
         while self.trials and len(trials) < FRAME_TRIALS:
             size += len(self.trials[0].example)
-            if trials and size > FRAME_BYTES:
+            if (trials or frame.snapshots) and size > FRAME_BYTES:
                 break
             trials.append(self.trials.popleft())
         frame.trials.extend(trials)
@@ -154,7 +160,7 @@ class Hub:
                 self._refuse(link, trial.id, ErrorType.STALE_STATE, str(error), retryable=True)
                 continue
             if self.draining or trial.id in live:
-                self.sessions.unpin(*state)
+                self._unpin(state)
                 why = "the pool is draining" if self.draining else f"trial {trial.id} is in flight already"
                 self._refuse(link, trial.id, ErrorType.CANCELLED, why, retryable=True)
                 continue
@@ -176,13 +182,20 @@ class Hub:
         del self.clients[link.number]
         orders = self.dispatcher.disconnect(link.number, time.monotonic())
         for state in link.live.values():
-            self.sessions.unpin(*state)
+            self._unpin(state)
         link.live.clear()
         self._perform(orders)
 
     def close_session(self, session_id: int) -> None:
-        """Close a session here and in the workers; raises `UnknownSession`."""
-        self.sessions.close(session_id)
+        """Close a session here, and in the workers once no trial refers to it; raises `UnknownSession`."""
+        if self.sessions.close(session_id):
+            self._forget(session_id)
+
+    def _unpin(self, state: tuple[int, int]) -> None:
+        if self.sessions.unpin(*state):
+            self._forget(state[0])
+
+    def _forget(self, session_id: int) -> None:
         for worker in self.workers.values():
             # Trials of it that run keep what they were given.
             if worker.known.pop(session_id, None) is not None:
@@ -219,7 +232,7 @@ class Hub:
                 continue
             state = client.live.pop(ticket.client_trial_id, None)
             if state is not None:
-                self.sessions.unpin(*state)
+                self._unpin(state)
             outcome = settled.outcome
             if not isinstance(outcome, types_pb2.Outcome):
                 assert settled.error is not None

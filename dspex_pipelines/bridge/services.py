@@ -132,20 +132,24 @@ class SessionService(session_pb2_grpc.SessionServiceServicer):
     async def WatchSession(  # noqa: N802
         self, request: session_pb2.WatchSessionRequest, context: Context
     ) -> AsyncIterator[session_pb2.WatchSessionResponse]:
-        """Stream the newest version now, and each time it has changed."""
-        told = 0
+        """Stream the newest version now, and each time it has changed; the stream ends with the session."""
+        told: int | None = None
         try:
             while True:
                 session = self._hub.sessions.session(request.session_id)
                 changed = session.changed
-                if session.newest != told:
+                if told is None:
+                    told = 0
+                    # Before there is a version: the caller knows that it misses nothing from here on.
+                    await context.send_initial_metadata(())
+                elif session.newest != told:
                     told = session.newest
                     snapshot = self._hub.sessions.snapshot(request.session_id)
                     yield session_pb2.WatchSessionResponse(snapshot=_snapshot_to_wire(snapshot))
                 else:
                     await changed.wait()
         except UnknownSession as error:
-            if not told:
+            if told is None:
                 await refuse(context, error)
 
     async def CloseSession(  # noqa: N802

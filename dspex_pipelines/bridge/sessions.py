@@ -38,6 +38,9 @@ class Session:
     metrics: tuple[MetricSpec, ...]
     space: ConfigurationSpace | None
     newest: int = 0
+    """The version set last; an older one again when its values were."""
+    made: int = 0
+    """How many versions there ever were."""
     snapshots: OrderedDict[int, Snapshot] = field(default_factory=OrderedDict[int, Snapshot])
     by_digest: dict[bytes, int] = field(default_factory=dict[bytes, int])
     pins: dict[int, int] = field(default_factory=dict[int, int])
@@ -81,7 +84,8 @@ class SessionStore:
         """Return the snapshot of *values*: all of them in one version, or an error and no version.
 
         Without *replace*, names left out keep their value of the newest version. Values that a live
-        version has already are that version. Raises `UnknownSession`, `VersionConflict`, `InvalidValue`.
+        version has already are that version, which becomes the newest. Raises `UnknownSession`,
+        `VersionConflict`, `InvalidValue`.
         """
         session = self.session(session_id)
         if expected_version is not None and expected_version != session.newest:
@@ -92,6 +96,8 @@ class SessionStore:
             configuration = session.space.validate(values)
         else:
             for name, value in values.items():
+                if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance] - the wire's maps may
+                    raise InvalidValue(field="values", value=name, fix="name variables by strings")
                 if not isinstance(value, bool | int | float | str):
                     raise InvalidValue(field=name, value=value, fix="give a number, a boolean or a string")
             configuration = Configuration(values)  # type: ignore[arg-type]  # checked just above
@@ -99,8 +105,12 @@ class SessionStore:
         # With compare-and-set a caller counts versions, so it gets a new one.
         if known is not None and expected_version is None:
             session.snapshots.move_to_end(known)
+            if known != session.newest:
+                session.newest = known
+                _announce(session)
             return session.snapshots[known]
-        session.newest += 1
+        session.made += 1
+        session.newest = session.made
         snapshot = Snapshot(
             session_id=session_id,
             version=session.newest,
@@ -129,41 +139,44 @@ class SessionStore:
             raise UnknownSession(session_id=str(session_id), version=version)
         session.pins[version] = session.pins.get(version, 0) + 1
 
-    def unpin(self, session_id: int, version: int) -> None:
-        """One trial less refers to the version."""
+    def unpin(self, session_id: int, version: int) -> bool:
+        """One trial less refers to the version; return whether it was the last of a closed session."""
         session = self._sessions.get(session_id)
         if session is None:
-            return
+            return False
         left = session.pins.get(version, 0) - 1
         if left > 0:
             session.pins[version] = left
-            return
+            return False
         session.pins.pop(version, None)
         if session.closed:
-            self._forget_if_done(session)
-        elif len(session.snapshots) > self._unreferenced:
+            return self._forget_if_done(session)
+        if len(session.snapshots) > self._unreferenced:
             self._evict(session)
+        return False
 
     def pinned(self, session_id: int, version: int) -> tuple[Session, Snapshot]:
         """Return what a pinned version says, in a closed session too."""
         session = self._sessions[session_id]
         return session, session.snapshots[version]
 
-    def close(self, session_id: int) -> None:
-        """Close a session; versions that trials refer to stay until those are settled."""
+    def close(self, session_id: int) -> bool:
+        """Close a session; return whether it is gone, or stays until the trials that refer to it are settled."""
         session = self.session(session_id)
         session.closed = True
         _announce(session)
-        self._forget_if_done(session)
+        return self._forget_if_done(session)
 
     def close_all(self) -> None:
         """Close every session, so that whoever watches one hears of its end."""
         for session_id in [session_id for session_id, session in self._sessions.items() if not session.closed]:
             self.close(session_id)
 
-    def _forget_if_done(self, session: Session) -> None:
-        if not session.pins:
-            self._sessions.pop(session.session_id, None)
+    def _forget_if_done(self, session: Session) -> bool:
+        if session.pins:
+            return False
+        self._sessions.pop(session.session_id, None)
+        return True
 
     def _evict(self, session: Session) -> None:
         over = len(session.snapshots) - len(session.pins) - self._unreferenced

@@ -48,11 +48,14 @@ def answer_result(
     except SerializationError as error:
         outcome.failure.CopyFrom(failure_to_wire(ErrorType.SERIALIZATION, str(error)))
         return outcome
+    except Exception as error:  # noqa: BLE001 - the outputs' own methods may raise anything
+        outcome.failure.CopyFrom(_failure(ErrorType.SERIALIZATION, error))
+        return outcome
     outcome.outputs = payload
     if not isinstance(scores, BaseException):
         try:
             outcome.scores = encode({name: _score(name, value) for name, value in scores.items()})
-        except TypeError as error:
+        except Exception as error:  # noqa: BLE001 - as above, of a score
             scores = error
         else:
             return outcome
@@ -106,27 +109,32 @@ def fingerprint(error: BaseException) -> str:
     """Return a digest that is equal for the same error at the same place, whatever numbers it names."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f"{frames[-1].filename}:{frames[-1].name}" if frames else ""
-    words = re.sub(r"\d+|0x[0-9a-f]+", "#", str(error))
+    words = re.sub(r"\d+|0x[0-9a-f]+", "#", _said(error))
     text = f"{type(error).__qualname__}|{place}|{words}"
     return hashlib.blake2b(text.encode(errors="replace"), digest_size=8).hexdigest()
 
 
 def _failure(kind: ErrorType, error: BaseException) -> types_pb2.Failure:
-    try:
-        said = str(error)
-    except Exception:  # noqa: BLE001 - a broken __str__ is not our end
-        said = "(its message could not be shown)"
-    message = f"{type(error).__qualname__}: {said}"[:MESSAGE_CHARACTERS]
+    message = f"{type(error).__qualname__}: {_said(error)}"[:MESSAGE_CHARACTERS]
     return failure_to_wire(
         kind, _clean(message), traceback=_clean(_program_traceback(error)), fingerprint=fingerprint(error)
     )
 
 
+def _said(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 - a broken __str__ is not our end
+        return "(its message could not be shown)"
+
+
 def _program_traceback(error: BaseException) -> str:
-    """Return the traceback without the frames of the worker."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_frame.f_code.co_filename.startswith(_HERE):
-        trace = trace.tb_next
+    """Return the traceback without the frames of the worker, and what it called to get to the program."""
+    trace = frame = error.__traceback__
+    while frame is not None:
+        if frame.tb_frame.f_code.co_filename.startswith(_HERE):
+            trace = frame.tb_next
+        frame = frame.tb_next
     try:
         text = "".join(traceback.format_exception(type(error), error, trace))
     except Exception:  # noqa: BLE001 - see above
@@ -145,7 +153,7 @@ def _clean(text: str) -> str:
 def _score(name: str, value: Any) -> float | int | bool:
     if hasattr(value, "item") and not isinstance(value, bool | int | float):
         value = value.item()
-    if isinstance(value, bool | int):
+    if isinstance(value, int) and value.bit_length() < 64:  # noqa: PLR2004 - what msgpack carries
         return value
     if isinstance(value, float) and math.isfinite(value):
         return value

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import copy
 import importlib
+import importlib.util
 import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from dspex_pipelines.engine.programs import (
+    DECLARED,
     ProgramKind,
     ProgramShape,
     inspect_program,
+    is_dspy_module,
     is_version_here,
     metric_version,
     project_modules,
     resolve,
 )
 from dspex_pipelines.errors import ProgramUnavailable
+from dspex_pipelines.model.payload import digest
 from dspex_pipelines.model.space import Configuration
 from dspex_pipelines.model.trial import MetricSpec, ProgramSpec
 
@@ -45,8 +50,10 @@ class ProgramLoader:
 
     def __init__(self) -> None:
         self._loaded: dict[tuple[Any, ...], LoadedProgram] = {}
-        self._imported: dict[str, str] = {}
-        """Entry point to the version its modules were imported at."""
+        self._sources: dict[str, bytes] = {}
+        """Module to the digest of the source that it was imported from."""
+        self._beyond: dict[str, str] = {}
+        """Entry point to what its version said besides that source."""
         self._lock = threading.Lock()
 
     def load(
@@ -60,30 +67,50 @@ class ProgramLoader:
         with self._lock:
             loaded = self._loaded.get(key)
             if loaded is None:
-                self._refresh(spec)
-                for metric in metrics:
-                    self._check_metric(metric)
-                loaded = self._loaded[key] = LoadedProgram(
+                self._renew(spec, *metrics)
+                _check(spec, metrics)
+                loaded = LoadedProgram(
                     spec=spec,
                     shape=inspect_program(spec.entry_point, spec.init, inputs=inputs, variables=variables),
                     metrics=tuple((metric, resolve(metric.entry_point)) for metric in metrics),
                 )
+                # What was imported is what was checked, unless it was edited in between.
+                _check(spec, metrics)
+                self._loaded[key] = loaded
             return loaded
 
-    def _refresh(self, spec: ProgramSpec) -> None:
+    def _renew(self, *wanted: ProgramSpec | MetricSpec) -> None:
+        """Forget the project's modules when any of them was imported from another source than is there now."""
         importlib.invalidate_caches()
-        self._renew(spec.entry_point, spec.version)
-        if not is_version_here(spec):
-            raise ProgramUnavailable(
-                entry_point=spec.entry_point,
-                reason=(
-                    f"its source here is not version {spec.version[:12]} that the trial asks for; "
-                    "it was edited since the run was planned, so run the evaluation again"
-                ),
-            )
+        paths: dict[str, Path] = {}
+        for spec in wanted:
+            paths.update(project_modules(spec.entry_point))
+        sources = {name: digest(path.read_bytes()) for name, path in paths.items()}
+        beyond = {spec.entry_point: _beyond_source(spec.version) for spec in wanted}
+        edited = [name for name, source in sources.items() if self._sources.get(name, source) != source]
+        if edited or any(self._beyond.get(name, said) != said for name, said in beyond.items()):
+            # All of them: one that stayed would keep the parts of an edited one that it has imported.
+            for name in {*self._sources, *sources}:
+                if name.split(".")[0] not in ("dspex", "dspex_pipelines"):
+                    sys.modules.pop(name, None)
+            self._sources.clear()
+        for name in edited:
+            # Python takes compiled code for that of a source of the same size and second.
+            Path(importlib.util.cache_from_source(str(paths[name]))).unlink(missing_ok=True)
+        self._sources.update(sources)
+        self._beyond.update(beyond)
 
-    def _check_metric(self, metric: MetricSpec) -> None:
-        self._renew(metric.entry_point, metric.version)
+
+def _check(spec: ProgramSpec, metrics: tuple[MetricSpec, ...]) -> None:
+    if not is_version_here(spec):
+        raise ProgramUnavailable(
+            entry_point=spec.entry_point,
+            reason=(
+                f"its source here is not version {spec.version[:12]} that the trial asks for; "
+                "it was edited since the run was planned, so run the evaluation again"
+            ),
+        )
+    for metric in metrics:
         if (found := metric_version(metric.entry_point)) != metric.version:
             raise ProgramUnavailable(
                 entry_point=metric.entry_point,
@@ -91,13 +118,10 @@ class ProgramLoader:
                 "it was edited since the run was planned, so run the evaluation again",
             )
 
-    def _renew(self, entry_point: str, version: str) -> None:
-        """Import the project anew when it was imported at another version."""
-        if self._imported.get(entry_point, version) != version:
-            for name in project_modules(entry_point):
-                if name.split(".")[0] not in ("dspex", "dspex_pipelines"):
-                    sys.modules.pop(name, None)
-        self._imported[entry_point] = version
+
+def _beyond_source(version: str) -> str:
+    """Return what a version says of declared files, or that it is the user's word."""
+    return version if version.startswith(DECLARED) else version.partition(".")[2]
 
 
 class Instances:
@@ -125,7 +149,7 @@ class Instances:
                 self._built.move_to_end(key)
         if builds:
             try:
-                future.set_result(_build(program, configuration))
+                future.set_result(_called(program, _build(program, configuration)))
             except BaseException as error:  # noqa: BLE001 - every asker gets it
                 future.set_exception(error)
                 with self._lock:
@@ -147,6 +171,12 @@ def _build(program: LoadedProgram, configuration: Configuration) -> Any:
             return _configured_module(shape.target(**init), configuration)
         case _:
             return shape.target(**init)
+
+
+def _called(program: LoadedProgram, instance: Any) -> Any:
+    """Return what a trial calls: DSPy runs `aforward` by `acall` alone."""
+    later = program.shape.is_async and is_dspy_module(program.shape.target) and hasattr(instance, "aforward")
+    return instance.acall if later else instance
 
 
 def _configured_module(module: Any, configuration: Configuration) -> Any:

@@ -76,9 +76,18 @@ def _child(
     from dspex_pipelines.worker.__main__ import make_importable
     from dspex_pipelines.worker.alone import answer_alone
 
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     make_importable(folder)
     shared = ProgramSpec(entry_point=program.entry_point, init=program.init, version=program.version)
     trial = types_pb2.Trial.FromString(trial_bytes)
     outcome = asyncio.run(answer_alone(shared, metrics, Configuration(values), trial))
     there.send_bytes(outcome.SerializeToString())
     there.close()
+
+
+def _end_with_parent() -> None:
+    """A worker that is killed cannot end what it has started."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

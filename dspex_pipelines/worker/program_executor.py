@@ -85,22 +85,30 @@ class ProgramExecutor:
             self._deliver(types_pb2.Outcome(id=trial.id, failure=failure))
             return
         session, configuration = found
-        example = example_from_wire(trial.example)
-        key = (trial.session_id, trial.version, tuple(example.inputs))
+        try:
+            example = example_from_wire(trial.example)
+            inputs = tuple(example.inputs)
+        except Exception as error:  # noqa: BLE001 - a client of another make may send anything
+            message = f"the example cannot be read: {type(error).__name__}: {error}"
+            self._deliver(types_pb2.Outcome(id=trial.id, failure=failure_to_wire(ErrorType.SERIALIZATION, message)))
+            return
+        key = (trial.session_id, trial.version, inputs)
         ready = self._ready.get(key)
         if ready is not None and ready.done() and ready.exception() is None:
+            self._ready.move_to_end(key)
             self._start(trial, ready.result(), example)
             return
         if ready is None or ready.done():
             ready = self._prepare(key, session, configuration)
-        self._tasks[trial.id] = task = asyncio.create_task(self._start_when_ready(trial, ready, configuration, example))
-        task.add_done_callback(lambda _: self._ended(trial.id, task))
+        self._tasks[trial.id] = asyncio.create_task(self._start_when_ready(trial, ready, configuration, example))
 
     def cancel(self, attempt_id: int) -> None:
         """Stop a trial if that can be done; its slot is released when it really ends."""
         task = self._tasks.get(attempt_id)
         if task is not None:
             self._cancelled.add(attempt_id)
+            # Only here: a task cancelled before its first step never gets to its own end.
+            task.add_done_callback(lambda _: self._ended(attempt_id))
             task.cancel()
         elif (stop := self._in_threads.get(attempt_id)) is not None:
             self._cancelled.add(attempt_id)
@@ -146,54 +154,46 @@ class ProgramExecutor:
     ) -> None:
         try:
             state = await asyncio.shield(ready)
-        except asyncio.CancelledError:
-            raise
+            if state.program.shape.is_async and state.instance is not None:
+                await self._run_coroutine(trial, state, example)
+            else:
+                self._start_thread(trial, state, example)
         except DspexError as error:
             self._deliver(answer_unavailable(trial, configuration, error))
-            return
-        except BaseException as error:  # noqa: BLE001 - the program's constructor
+        except Exception as error:  # noqa: BLE001 - the program's constructor
             self._deliver(answer_failed(trial, configuration, error, run_s=0.0))
-            return
-        if state.program.shape.is_async and state.instance is not None:
-            await self._run_coroutine(trial, state, example)
-        else:
-            self._start_thread(trial, state, example)
+        finally:
+            self._tasks.pop(trial.id, None)
 
     # ------------------------------------------------------------------ running
 
     def _start(self, trial: types_pb2.Trial, ready: Ready, example: Any) -> None:
         if ready.program.shape.is_async and ready.instance is not None:
-            task = asyncio.create_task(self._run_coroutine(trial, ready, example))
-            self._tasks[trial.id] = task
-            task.add_done_callback(lambda _: self._ended(trial.id, task))
+            self._tasks[trial.id] = asyncio.create_task(self._run_coroutine(trial, ready, example))
         else:
             self._start_thread(trial, ready, example)
 
-    def _ended(self, attempt_id: int, task: asyncio.Task[None]) -> None:
+    def _ended(self, attempt_id: int) -> None:
+        """A cancelled task is over: its slot is free, unless a thread of the trial still runs."""
         self._tasks.pop(attempt_id, None)
         if attempt_id in self._cancelled and attempt_id not in self._in_threads:
             self._cancelled.discard(attempt_id)
             self._release(attempt_id)
-        if not task.cancelled():
-            task.exception()
 
     async def _run_coroutine(self, trial: types_pb2.Trial, ready: Ready, example: Any) -> None:
         started = time.perf_counter()
         try:
             outputs = await ready.instance(**_arguments(ready, trial, example))
-        except asyncio.CancelledError as error:
-            if trial.id in self._cancelled:
-                raise
-            # The program cancelled itself; that is its failure, not our end.
-            self._deliver(answer_failed(trial, ready.configuration, error, run_s=_since(started)))
-            return
+            run_s = _since(started)
+            scores = await _judge(ready, example, outputs)
+            if trial.id not in self._cancelled:
+                self._deliver(answer_result(trial, ready.configuration, outputs, scores, run_s=run_s))
         except BaseException as error:  # noqa: BLE001 - SystemExit is an outcome too
-            self._deliver(answer_failed(trial, ready.configuration, error, run_s=_since(started)))
-            return
-        run_s = _since(started)
-        scores = await _judge(ready, example, outputs)
-        if trial.id not in self._cancelled:
-            self._deliver(answer_result(trial, ready.configuration, outputs, scores, run_s=run_s))
+            # A cancellation of ours needs no answer; any other is the program's own failure.
+            if trial.id not in self._cancelled:
+                self._deliver(answer_failed(trial, ready.configuration, error, run_s=_since(started)))
+        finally:
+            self._tasks.pop(trial.id, None)
 
     def _start_thread(self, trial: types_pb2.Trial, ready: Ready, example: Any) -> None:
         stop = threading.Event()
@@ -219,7 +219,9 @@ class ProgramExecutor:
         try:
             outputs = ready.instance(**_arguments(ready, trial, example))
             if inspect.isawaitable(outputs):
-                outputs = asyncio.run_coroutine_threadsafe(_await(outputs), self._loop).result()
+                outputs, error = asyncio.run_coroutine_threadsafe(_await(outputs), self._loop).result()
+                if error is not None:
+                    raise error
         except BaseException as error:  # noqa: BLE001 - SystemExit is an outcome too
             return answer_failed(trial, ready.configuration, error, run_s=_since(started))
         run_s = _since(started)
@@ -296,8 +298,12 @@ def _finish(judging: Any) -> dict[str, Any] | BaseException:
     return TypeError("a metric returned an awaitable; declare it with `async def`")
 
 
-async def _await(awaitable: Any) -> Any:
-    return await awaitable
+async def _await(awaitable: Any) -> tuple[Any, BaseException | None]:
+    """Return what it returned or raised: a SystemExit raised in a task would end the loop."""
+    try:
+        return await awaitable, None
+    except BaseException as error:  # noqa: BLE001 - the thread raises it
+        return None, error
 
 
 def _since(started: float) -> float:

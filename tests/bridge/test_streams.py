@@ -1,0 +1,532 @@
+"""What goes over the streams of workers and clients, in which order, and what becomes of those who break off."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+
+from dspex.v1 import execution_pb2, execution_pb2_grpc, pool_pb2, pool_pb2_grpc, types_pb2, worker_pb2, worker_pb2_grpc
+from dspex_pipelines.bridge.client import PoolClient
+from dspex_pipelines.bridge.hub import Hub
+from dspex_pipelines.bridge.server import Bridge
+from dspex_pipelines.bridge.sessions import SessionStore
+from dspex_pipelines.engine.dispatcher import Dispatcher
+from dspex_pipelines.model.outcome import ErrorType, TrialError, TrialOutcome, TrialResult
+from dspex_pipelines.model.payload import decode, encode
+from dspex_pipelines.model.space import Configuration
+from dspex_pipelines.model.trial import Example, ProgramSpec, TrialSpec
+from dspex_pipelines.wire.codec import CHANNEL_OPTIONS, MESSAGE_LIMIT, PROTOCOL_VERSION
+from tests.bridge.conftest import ROOT
+
+PROGRAM = ProgramSpec(entry_point="somewhere.else:program", version="1" * 32)
+TRIAL = TrialSpec(
+    program=PROGRAM, example=Example(example_id="1", inputs={"x": 1}), configuration=Configuration({"k": 1})
+)
+
+
+@pytest.fixture
+def address() -> Iterator[str]:
+    folder = Path(tempfile.mkdtemp(prefix="dspex-t-"))
+    yield f"unix:{folder}/s"
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+async def bridge(address: str) -> AsyncIterator[Bridge]:
+    async with Bridge(address, credit_limit=400) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def client(bridge: Bridge) -> AsyncIterator[PoolClient]:
+    async with PoolClient(bridge.address) as opened:
+        yield opened
+
+
+class Seen:
+    """What one end of `Attach` has read, in order: fails as soon as something comes before what it needs."""
+
+    def __init__(self) -> None:
+        self.sessions: dict[int, types_pb2.Session] = {}
+        self.snapshots: dict[tuple[int, int], types_pb2.Snapshot] = {}
+        self.trials: dict[int, types_pb2.Trial] = {}
+        self.cancelled: list[int] = []
+        self.closed: list[int] = []
+
+    def take(self, frame: worker_pb2.AttachResponse) -> list[types_pb2.Trial]:
+        for session in frame.sessions:
+            assert session.session_id not in self.sessions, "sent once"
+            self.sessions[session.session_id] = session
+        for snapshot in frame.snapshots:
+            assert snapshot.session_id in self.sessions, "a snapshot before its session"
+            assert (snapshot.session_id, snapshot.version) not in self.snapshots, "sent once"
+            self.snapshots[snapshot.session_id, snapshot.version] = snapshot
+        for trial in frame.trials:
+            assert (trial.session_id, trial.version) in self.snapshots, "a trial before its snapshot"
+            assert trial.session_id not in self.closed, "a trial after its session was closed"
+            assert trial.id not in self.trials
+            self.trials[trial.id] = trial
+        for attempt_id in frame.cancel_ids:
+            assert attempt_id in self.trials, "a cancel before its trial"
+            self.cancelled.append(attempt_id)
+        self.closed.extend(frame.closed_session_ids)
+        return list(frame.trials)
+
+
+class FakeWorker:
+    """The other end of `Attach`, without programs."""
+
+    def __init__(self, address: str, name: str, slots: int, protocol_version: int = PROTOCOL_VERSION) -> None:
+        self.channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self.hello = worker_pb2.WorkerHello(
+            protocol_version=protocol_version, worker_id=name, slots=slots, pid=7, package_version="0"
+        )
+        self.seen = Seen()
+
+    async def __aenter__(self) -> FakeWorker:
+        stub: Any = worker_pb2_grpc.WorkerServiceStub(self.channel)
+        self.call = stub.Attach()
+        await self.call.write(worker_pb2.AttachRequest(hello=self.hello))
+        welcome = (await self.read()).welcome
+        assert welcome.protocol_version == PROTOCOL_VERSION
+        assert welcome.heartbeat_s > 0
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.channel.close(None)
+
+    async def read(self) -> worker_pb2.AttachResponse:
+        frame = await self.call.read()
+        if frame is grpc.aio.EOF:
+            raise EOFError
+        return frame
+
+    async def next(self) -> list[types_pb2.Trial]:
+        return self.seen.take(await self.read())
+
+    async def until(self, true: Callable[[Seen], bool]) -> None:
+        while not true(self.seen):
+            await self.next()
+
+    async def answer(self, trials: Iterable[types_pb2.Trial]) -> None:
+        """Say what each trial's snapshot and example are."""
+        for trial in trials:
+            snapshot = self.seen.snapshots[trial.session_id, trial.version]
+            outcome = types_pb2.Outcome(
+                id=trial.id,
+                configuration_digest=snapshot.digest,
+                session_version=trial.version,
+                outputs=encode([decode(snapshot.values), decode(trial.example)[0]]),
+            )
+            await self.call.write(worker_pb2.AttachRequest(outcomes=[outcome]))
+
+    async def work(self, until: Callable[[Seen], bool] = lambda _: False) -> None:
+        """Answer what has been read and all that comes, until that is true or the stream ends."""
+        await self.answer(list(self.seen.trials.values()))
+        with contextlib.suppress(EOFError):
+            while not until(self.seen):
+                await self.answer(await self.next())
+
+    async def beat(self) -> None:
+        while True:
+            await self.call.write(worker_pb2.AttachRequest())
+            await asyncio.sleep(0.1)
+
+
+@contextlib.asynccontextmanager
+async def doing(work: Any) -> AsyncIterator[None]:
+    """Do *work* meanwhile. A stream whose reader is cancelled is cancelled too."""
+    task = asyncio.create_task(work)
+    yield
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+def wire_trial(number: int, session_id: int, version: int = 1, size: int = 0) -> types_pb2.Trial:
+    example = Example(example_id=str(number), inputs={"x": "-" * size})
+    return types_pb2.Trial(id=number, session_id=session_id, version=version, example=example.payload)
+
+
+async def ready(client: PoolClient) -> int:
+    """Return a session with one version."""
+    session = await client.open_session(PROGRAM, [], "")
+    await client.set_variables(session, {"k": 1})
+    return session
+
+
+# ---------------------------------------------------------------------- order
+
+
+async def test_a_snapshot_arrives_before_the_first_trial_that_names_it(bridge: Bridge, client: PoolClient) -> None:
+    sessions = [await client.open_session(PROGRAM, [], "") for _ in range(3)]
+
+    async def trial(x: int) -> tuple[Configuration, TrialOutcome]:
+        session, values = sessions[x % 3], {"k": x % 50}
+        snapshot = await client.set_variables(session, values)
+        example = Example(example_id=str(x), inputs={"x": "-" * (x % 7) * 10_000})
+        spec = TrialSpec(program=PROGRAM, example=example, configuration=Configuration(values))
+        outcome = await client.execute(spec, session_id=session, version=snapshot.version, timeout_s=30)
+        client.commit(1)
+        assert isinstance(outcome, TrialResult), outcome
+        assert outcome.outputs == [values, str(x)]
+        return spec.configuration, outcome
+
+    async with FakeWorker(bridge.address, "a", 90) as a, FakeWorker(bridge.address, "b", 90) as b:
+        async with doing(a.work()), doing(b.work()):
+            answers = await asyncio.gather(*map(trial, range(1_000)))
+        assert all(outcome.configuration_digest == configuration.digest for configuration, outcome in answers)
+        assert len(a.seen.trials) + len(b.seen.trials) == 1_000
+        assert min(len(a.seen.trials), len(b.seen.trials)) > 0
+        assert len({*a.seen.snapshots, *b.seen.snapshots}) == 150
+
+
+async def test_many_large_snapshots_stay_under_the_message_limit(bridge: Bridge, client: PoolClient) -> None:
+    session = await client.open_session(PROGRAM, [], "")
+    count, size = 40, 1 << 19
+    assert count * size > MESSAGE_LIMIT
+    configurations = [Configuration({"text": f"{number:0{size}}"}) for number in range(count)]
+    versions = [(await client.set_variables(session, one.values)).version for one in configurations]
+    specs = [TrialSpec(program=PROGRAM, example=TRIAL.example, configuration=one) for one in configurations]
+    running = asyncio.gather(
+        *(
+            client.execute(spec, session_id=session, version=version, timeout_s=0)
+            for spec, version in zip(specs, versions, strict=True)
+        )
+    )
+    while (await client.status()).queue_depth < count:
+        pass
+    # All of them are dispatched at once, to a worker that knows none.
+    async with FakeWorker(bridge.address, "w", count) as worker, doing(worker.work()):
+        outcomes = await running
+    assert [outcome.configuration_digest for outcome in outcomes] == [one.digest for one in configurations]
+
+
+@pytest.mark.parametrize(("slots", "sent"), [(200, 200), (90, 90)])
+async def test_a_cancel_never_overtakes_its_trial(bridge: Bridge, client: PoolClient, slots: int, sent: int) -> None:
+    session = await ready(client)
+    async with FakeWorker(bridge.address, "w", slots) as worker, raw_client(bridge.address) as raw:
+        await raw.send(trials=[wire_trial(x, session, size=20_000) for x in range(200)], cancel_ids=range(200))
+        outcomes = await raw.outcomes(200)
+        assert {outcome.failure.type for outcome in outcomes} == {types_pb2.ERROR_TYPE_CANCELLED}
+        await worker.until(lambda seen: len(seen.cancelled) == sent)
+        assert sorted(worker.seen.cancelled) == sorted(worker.seen.trials)
+        # Their slots are taken until the worker says otherwise.
+        await raw.send(trials=[wire_trial(500, session)], committed=200)
+        await worker.call.write(worker_pb2.AttachRequest(released_ids=worker.seen.cancelled))
+        await worker.until(lambda seen: len(seen.trials) == sent + 1)
+        (last,) = [trial for trial in worker.seen.trials.values() if decode(trial.example)[0] == "500"]
+        await worker.answer([last])
+        (outcome,) = await raw.outcomes(1)
+        assert outcome.id == 500
+
+
+async def test_trials_in_flight_outlive_their_session(client: PoolClient, bridge: Bridge) -> None:
+    session = await ready(client)
+    running = asyncio.gather(*(client.execute(TRIAL, session_id=session, version=1, timeout_s=0) for _ in range(5)))
+    async with FakeWorker(bridge.address, "w", 2) as worker:
+        await worker.until(lambda seen: len(seen.trials) == 2)
+        await client.close_session(session)
+        await worker.work(until=lambda seen: seen.closed == [session])
+        assert [type(outcome) for outcome in await running] == [TrialResult] * 5
+
+
+async def test_a_session_is_closed_on_the_worker_after_its_last_trial() -> None:
+    """The trial that is dispatched before the worker has heard of the close needs the session as much as others."""
+    hub = Hub(dispatcher=Dispatcher(), sessions=SessionStore())
+    session = hub.sessions.open(PROGRAM, [], None).session_id
+    hub.sessions.set_variables(session, {"k": 1})
+    worker, caller, seen = hub.attach("w", 1, 7), hub.connect(), Seen()
+    hub.submit(caller, [wire_trial(x, session) for x in range(3)])
+    (trial,) = seen.take(worker.next_frame())
+    hub.close_session(session)
+    for _ in range(2):
+        hub.heard(worker, worker_pb2.AttachRequest(outcomes=[types_pb2.Outcome(id=trial.id)]))
+        (trial,) = seen.take(worker.next_frame())
+    hub.heard(worker, worker_pb2.AttachRequest(outcomes=[types_pb2.Outcome(id=trial.id)]))
+    assert seen.take(worker.next_frame()) == []
+    assert seen.closed == [session]
+    assert [outcome.id for outcome in caller.outcomes] == [0, 1, 2]
+    hub.close()
+
+
+# ---------------------------------------------------------------------- credit
+
+
+class RawClient:
+    """A client that keeps no account of its credit."""
+
+    def __init__(self, call: Any) -> None:
+        self.call = call
+        self.waiting: list[types_pb2.Outcome] = []
+
+    async def send(self, **frame: Any) -> None:
+        await self.call.write(execution_pb2.ExecuteProgramsRequest(**frame))
+
+    async def outcomes(self, count: int) -> list[types_pb2.Outcome]:
+        while len(self.waiting) < count:
+            frame = await self.call.read()
+            assert frame is not grpc.aio.EOF, await self.call.code()
+            self.waiting.extend(frame.outcomes)
+        taken, self.waiting = self.waiting[:count], self.waiting[count:]
+        return taken
+
+
+@contextlib.asynccontextmanager
+async def raw_client(address: str) -> AsyncIterator[RawClient]:
+    async with grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
+        stub: Any = execution_pb2_grpc.ExecutionServiceStub(channel)
+        opened = RawClient(stub.ExecutePrograms())
+        await opened.send(protocol_version=PROTOCOL_VERSION)
+        welcome = await opened.call.read()
+        assert (welcome.protocol_version, welcome.credit_limit) == (PROTOCOL_VERSION, 400)
+        yield opened
+
+
+async def test_credit_comes_back_with_what_is_committed(bridge: Bridge, client: PoolClient) -> None:
+    session = await ready(client)
+    async with (
+        FakeWorker(bridge.address, "w", 400) as worker,
+        raw_client(bridge.address) as raw,
+        doing(worker.work()),
+    ):
+        await raw.send(trials=[wire_trial(x, session) for x in range(400)])
+        await raw.outcomes(400)
+        # Read, but not committed: only what is committed makes room.
+        await raw.send(trials=[wire_trial(x, session) for x in range(50)], committed=50)
+        await raw.outcomes(50)
+        await raw.send(trials=[wire_trial(900, session)])
+        with pytest.raises(grpc.aio.AioRpcError, match="400 trials") as refusal:
+            await raw.outcomes(1)
+        assert refusal.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert len(worker.seen.trials) == 450
+
+
+async def test_a_client_without_credit_is_in_nobodys_way(bridge: Bridge, client: PoolClient) -> None:
+    session = await ready(client)
+    async with FakeWorker(bridge.address, "w", 8) as worker, raw_client(bridge.address) as raw, doing(worker.work()):
+        # It uses up its credit, reads nothing and commits nothing.
+        await raw.send(trials=[wire_trial(x, session) for x in range(400)])
+
+        async def one() -> TrialOutcome:
+            outcome = await client.execute(TRIAL, session_id=session, version=1, timeout_s=0)
+            client.commit(1)
+            return outcome
+
+        outcomes = await asyncio.gather(*(one() for _ in range(1_200)))
+        assert {type(outcome) for outcome in outcomes} == {TrialResult}
+        await raw.send(trials=[wire_trial(900, session)])
+        with pytest.raises(grpc.aio.AioRpcError) as refusal:
+            await raw.outcomes(401)
+        assert refusal.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert isinstance(await one(), TrialResult)
+
+
+async def test_our_client_waits_for_credit(bridge: Bridge, client: PoolClient) -> None:
+    session = await ready(client)
+    async with FakeWorker(bridge.address, "w", 1_000) as worker, doing(worker.work()):
+        running = [
+            asyncio.create_task(client.execute(TRIAL, session_id=session, version=1, timeout_s=0)) for _ in range(500)
+        ]
+        await asyncio.gather(*running[:400])
+        assert [task.done() for task in running[400:]] == [False] * 100
+        client.commit(100)
+        await asyncio.gather(*running)
+        assert len(worker.seen.trials) == 500
+
+
+# ---------------------------------------------------------------------- those who break off
+
+VANISHING = """
+import sys, threading
+import grpc
+from dspex.v1 import execution_pb2 as pb, execution_pb2_grpc, types_pb2
+address, session, example = sys.argv[1], int(sys.argv[2]), bytes.fromhex(sys.argv[3])
+def frames():
+    trials = [types_pb2.Trial(id=x, session_id=session, version=1, example=example) for x in range(20)]
+    yield pb.ExecuteProgramsRequest(protocol_version=int(sys.argv[4]), trials=trials)
+    threading.Event().wait()
+with grpc.insecure_channel(address) as channel:
+    for _ in execution_pb2_grpc.ExecutionServiceStub(channel).ExecutePrograms(frames()):
+        pass
+"""
+
+
+async def test_a_killed_clients_trials_are_cancelled_on_the_worker(bridge: Bridge, client: PoolClient) -> None:
+    session = await ready(client)
+    arguments = [bridge.address, str(session), TRIAL.example.payload.hex(), str(PROTOCOL_VERSION)]
+    async with FakeWorker(bridge.address, "w", 12) as worker:
+        process = await asyncio.create_subprocess_exec(sys.executable, "-c", VANISHING, *arguments, cwd=ROOT)
+        await worker.until(lambda seen: len(seen.trials) == 12)
+        process.kill()
+        await process.wait()
+        await worker.until(lambda seen: len(seen.cancelled) == 12)
+        assert sorted(worker.seen.cancelled) == sorted(worker.seen.trials)
+        status = await client.status()
+        assert (status.clients, status.queue_depth, status.in_flight) == (1, 0, 0)
+        # The eight that waited are gone too: the slots go to whoever comes next.
+        await worker.call.write(worker_pb2.AttachRequest(released_ids=worker.seen.cancelled))
+        async with doing(worker.work()):
+            outcome = await client.execute(TRIAL, session_id=session, version=1, timeout_s=0)
+        assert isinstance(outcome, TrialResult)
+        assert len(worker.seen.trials) == 13
+        # Nothing keeps their version alive any more.
+        assert bridge.hub.sessions.session(session).pins == {}
+
+
+async def test_the_unary_call_goes_through_the_same_dispatcher(bridge: Bridge, client: PoolClient) -> None:
+    session = await ready(client)
+    async with (
+        grpc.aio.insecure_channel(bridge.address) as channel,
+        FakeWorker(bridge.address, "w", 1) as worker,
+    ):
+        stub: Any = execution_pb2_grpc.ExecutionServiceStub(channel)
+        request = execution_pb2.ExecuteProgramRequest(trial=wire_trial(5, session))
+        abandoned = stub.ExecuteProgram(request)
+        await worker.until(lambda seen: len(seen.trials) == 1)
+        abandoned.cancel()
+        await worker.until(lambda seen: len(seen.cancelled) == 1)
+        await worker.call.write(worker_pb2.AttachRequest(released_ids=worker.seen.cancelled))
+        async with doing(worker.work()):
+            outcome = (await stub.ExecuteProgram(request)).outcome
+        assert (outcome.id, outcome.worker_id, decode(outcome.outputs)) == (5, "w", [{"k": 1}, "5"])
+
+
+async def test_a_silent_worker_is_lost_and_its_trial_runs_on_another(address: str) -> None:
+    async with Bridge(address, heartbeat_timeout_s=1.0) as bridge, PoolClient(address) as client:
+        session = await ready(client)
+        async with FakeWorker(address, "silent", 1) as silent:
+            running = asyncio.create_task(client.execute(TRIAL, session_id=session, version=1, timeout_s=0))
+            await silent.until(lambda seen: len(seen.trials) == 1)
+            async with FakeWorker(address, "alive", 1) as alive, doing(alive.beat()):
+                await alive.until(lambda seen: len(seen.trials) == 1)
+                with pytest.raises(EOFError):
+                    await silent.read()
+                await alive.answer(alive.seen.trials.values())
+                outcome = await running
+                assert isinstance(outcome, TrialResult)
+                assert (outcome.worker, outcome.attempts) == ("alive", 2)
+                status = await client.status()
+                assert ([worker.worker_id for worker in status.workers], status.workers_lost) == (["alive"], 1)
+        assert bridge.hub.dispatcher.stats().in_flight == 0
+
+
+async def test_a_worker_that_breaks_off_three_times_with_a_trial_loses_it(bridge: Bridge, client: PoolClient) -> None:
+    session = await ready(client)
+    running = asyncio.create_task(client.execute(TRIAL, session_id=session, version=1, timeout_s=0))
+    for name in "abc":
+        async with FakeWorker(bridge.address, name, 1) as worker:
+            await worker.until(lambda seen: len(seen.trials) == 1)
+    outcome = await running
+    assert isinstance(outcome, TrialError)
+    assert (outcome.type, outcome.attempts) == (ErrorType.WORKER_LOST, 3)
+
+
+# ---------------------------------------------------------------------- who is let in
+
+
+async def test_a_worker_needs_a_name_of_its_own_and_a_slot(bridge: Bridge, client: PoolClient) -> None:
+    session = await ready(client)
+    async with FakeWorker(bridge.address, "w", 1) as first:
+        for name, slots, why in (("w", 1, "attached already"), ("x", 0, "at least 1")):
+            second = FakeWorker(bridge.address, name, slots)
+            with pytest.raises(grpc.aio.AioRpcError, match=why) as refusal:
+                await second.__aenter__()
+            assert refusal.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+            await second.__aexit__()
+        running = asyncio.create_task(client.execute(TRIAL, session_id=session, version=1, timeout_s=0))
+        await first.work(until=lambda seen: len(seen.trials) == 1)
+        assert isinstance(await running, TrialResult)
+        status = await client.status()
+        assert [(worker.worker_id, worker.slots, worker.pid) for worker in status.workers] == [("w", 1, 7)]
+        assert status.workers_lost == 0
+    while (await client.status()).workers:
+        pass
+    async with FakeWorker(bridge.address, "w", 1):
+        assert len((await client.status()).workers) == 1
+
+
+@pytest.mark.parametrize("theirs", [0, PROTOCOL_VERSION + 1])
+@pytest.mark.parametrize("stream", ["worker", "client"])
+async def test_another_protocol_version_is_refused(
+    bridge: Bridge, client: PoolClient, stream: str, theirs: int
+) -> None:
+    async with grpc.aio.insecure_channel(bridge.address) as channel:
+        if stream == "worker":
+            stub: Any = worker_pb2_grpc.WorkerServiceStub(channel)
+            call = stub.Attach()
+            hello = worker_pb2.WorkerHello(protocol_version=theirs, worker_id="w", slots=1)
+            await call.write(worker_pb2.AttachRequest(hello=hello))
+        else:
+            stub = execution_pb2_grpc.ExecutionServiceStub(channel)
+            call = stub.ExecutePrograms()
+            await call.write(execution_pb2.ExecuteProgramsRequest(protocol_version=theirs))
+        with pytest.raises(grpc.aio.AioRpcError) as refusal:
+            await call.read()
+        assert refusal.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+        assert json.loads(refusal.value.details() or "") == {"protocol_version": PROTOCOL_VERSION}
+    status = await client.status()
+    assert (status.workers, status.clients, status.workers_lost) == ((), 1, 0)
+
+
+# ---------------------------------------------------------------------- the pool as a whole
+
+
+async def test_a_watcher_of_the_pool_sees_who_works_and_the_end(bridge: Bridge, client: PoolClient) -> None:
+    session = await ready(client)
+    async with grpc.aio.insecure_channel(bridge.address) as channel:
+        stub: Any = pool_pb2_grpc.PoolServiceStub(channel)
+        watch = aiter(stub.WatchPool(pool_pb2.WatchPoolRequest(interval_s=0.01)))
+
+        async def until(true: Callable[[pool_pb2.PoolStatus], bool]) -> pool_pb2.PoolStatus:
+            while not true(status := (await anext(watch)).status):
+                pass
+            return status
+
+        await until(lambda status: not status.workers and status.clients == 1 and status.sessions == 1)
+        async with FakeWorker(bridge.address, "w", 2) as worker:
+            running = asyncio.gather(
+                *(client.execute(TRIAL, session_id=session, version=1, timeout_s=0) for _ in range(5))
+            )
+            busy = await until(lambda status: status.in_flight == 2)
+            assert (busy.queue_depth, busy.settled, busy.workers[0].in_flight) == (3, 0, 2)
+            await worker.work(until=lambda seen: len(seen.trials) == 5)
+            await running
+            done = await until(lambda status: status.settled == 5)
+            assert (done.workers[0].worker_id, done.workers[0].done, done.in_flight, done.queue_depth) == ("w", 5, 0, 0)
+        await until(lambda status: status.workers_lost == 1 and not status.workers)
+        await bridge.close()
+        assert all([not answer.status.workers async for answer in watch])
+
+
+async def test_a_draining_pool_finishes_what_it_has_and_takes_no_more(bridge: Bridge, client: PoolClient) -> None:
+    session = await ready(client)
+    async with (
+        grpc.aio.insecure_channel(bridge.address) as channel,
+        FakeWorker(bridge.address, "w", 2) as worker,
+    ):
+        stub: Any = pool_pb2_grpc.PoolServiceStub(channel)
+        running = asyncio.gather(*(client.execute(TRIAL, session_id=session, version=1, timeout_s=0) for _ in range(5)))
+        await worker.until(lambda seen: len(seen.trials) == 2)
+        while (await client.status()).queue_depth < 3:
+            pass
+        assert not (await client.status()).draining
+        assert (await stub.Drain(pool_pb2.DrainRequest())).status.draining
+        late = await client.execute(TRIAL, session_id=session, version=1, timeout_s=0)
+        assert isinstance(late, TrialError)
+        assert (late.type, late.retryable) == (ErrorType.CANCELLED, True)
+        assert "draining" in late.message
+        await worker.work(until=lambda seen: len(seen.trials) == 5)
+        assert [type(outcome) for outcome in await running] == [TrialResult] * 5
+        assert (await client.status()).draining

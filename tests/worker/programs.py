@@ -1,0 +1,252 @@
+"""Programs and metrics of every shape, for the worker's tests."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import threading
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+
+@functools.cache
+def gate(path: str) -> Future[None]:
+    """Done once a writer has opened the pipe at *path*."""
+    opened: Future[None] = Future()
+
+    def wait() -> None:
+        os.close(os.open(path, os.O_RDONLY))
+        opened.set_result(None)
+
+    threading.Thread(target=wait, daemon=True).start()
+    return opened
+
+
+def sync_function(x: int, k: int) -> dict[str, object]:
+    return {"x": x, "k": k, "thread": threading.current_thread().name}
+
+
+async def async_function(x: int, k: int) -> dict[str, object]:
+    await asyncio.sleep(0)
+    return {"x": x, "k": k, "thread": threading.current_thread().name}
+
+
+def seeded(x: int, seed: int) -> list[int]:
+    return [x, seed]
+
+
+class Shared:
+    """Variables are arguments of the call: one instance for all configurations."""
+
+    def __init__(self, *, offset: int = 0) -> None:
+        self.offset = offset
+
+    def __call__(self, x: int, k: int) -> dict[str, object]:
+        return {"sum": x + k + self.offset, "instance": id(self)}
+
+
+class Constructed:
+    """Variables are arguments of the constructor: an instance for each configuration."""
+
+    built: ClassVar[list[int]] = []
+
+    def __init__(self, *, k: int, offset: int = 0) -> None:
+        self.k, self.offset = k, offset
+        Constructed.built.append(k)
+
+    def __call__(self, x: int) -> dict[str, object]:
+        return {"sum": x + self.k + self.offset, "instance": id(self)}
+
+
+class Configured:
+    """Variables go to `configure`: an instance for each configuration."""
+
+    def __init__(self, *, offset: int = 0) -> None:
+        self.offset = offset
+
+    def configure(self, variables: Mapping[str, int]) -> None:
+        self.k = variables["k"]
+
+    async def __call__(self, x: int) -> dict[str, object]:
+        return {"sum": x + self.k + self.offset, "instance": id(self)}
+
+
+class Unbuildable:
+    def __init__(self, *, k: int) -> None:
+        raise LookupError(f"nothing for {k}")
+
+    def __call__(self, x: int) -> int:
+        return x
+
+
+class _Awaitable:
+    def __call__(self, x: int) -> object:
+        return _later(x)
+
+
+async def _later(x: int) -> int:
+    if x < 0:
+        raise SystemExit(x)
+    return x
+
+
+awaitable = _Awaitable()
+
+
+@dataclass
+class Point:
+    x: int
+    y: int
+
+
+def point(x: int) -> Point:
+    return Point(x, x + 1)
+
+
+def inner(x: int) -> int:
+    return 1 // x
+
+
+def raises(x: int) -> int:
+    return inner(x)
+
+
+async def raises_later(x: int) -> int:
+    await asyncio.sleep(0)
+    return inner(x)
+
+
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("it cannot be said")
+
+
+def raises_unspeakable(x: int) -> int:
+    raise Unspeakable
+
+
+def exits(x: int) -> int:
+    raise SystemExit(x)
+
+
+async def exits_later(x: int) -> int:
+    raise SystemExit(x)
+
+
+async def cancels_itself(x: int) -> int:
+    raise asyncio.CancelledError
+
+
+class BadDump:
+    def model_dump(self) -> object:
+        raise RuntimeError("no dump today")
+
+
+def bad_dump(x: int) -> object:
+    return BadDump()
+
+
+async def bad_dump_later(x: int) -> object:
+    return BadDump()
+
+
+def an_object(x: int) -> object:
+    return {"deep": [1, {"er": object()}]}
+
+
+def prints(x: int) -> int:
+    print("said by a program", x, flush=True)
+    os.write(1, b"written by a program\n")
+    return x
+
+
+def pid(x: int) -> int:
+    return os.getpid()
+
+
+def dies(x: int) -> int:
+    os._exit(7)
+
+
+def waits(x: int, started: str, opened: str) -> int:
+    """Make the file *started*, then hang until the pipe *opened* has a writer."""
+    Path(started).write_text(str(os.getpid()))
+    gate(opened).result()
+    return x
+
+
+async def blocks(x: int, started: str, opened: str) -> int:
+    """Hold the program loop until the pipe has a writer."""
+    open(started, "w").close()  # noqa: ASYNC230 - blocking is what it is for
+    gate(opened).result()
+    return x
+
+
+async def waits_politely(x: int, opened: str) -> int:
+    await asyncio.shield(asyncio.wrap_future(gate(opened)))
+    return x
+
+
+def good(example, outputs) -> bool:
+    return True
+
+
+async def good_later(example, outputs) -> float:
+    await asyncio.sleep(0)
+    return 0.5
+
+
+def parts(example, outputs) -> dict[str, float]:
+    return {"precision": 0.5, "found": 1}
+
+
+def numpy_scalar(example, outputs) -> object:
+    import numpy as np
+
+    return np.float32(0.5)
+
+
+def raising(example, outputs) -> float:
+    raise KeyError("nothing there")
+
+
+async def raising_later(example, outputs) -> float:
+    raise KeyError("nothing there")
+
+
+def exiting(example, outputs) -> float:
+    raise SystemExit
+
+
+def nan(example, outputs) -> float:
+    return float("nan")
+
+
+def infinite(example, outputs) -> dict[str, float]:
+    return {"part": float("inf")}
+
+
+def text(example, outputs) -> str:
+    return "good"
+
+
+def nothing(example, outputs) -> None:
+    return None
+
+
+def huge(example, outputs) -> int:
+    return 2**70
+
+
+def two_numbers(example, outputs) -> object:
+    import numpy as np
+
+    return np.array([0.5, 1.0])
+
+
+def unnameable(example, outputs) -> dict[str, float]:
+    return {"\ud800": 1.0}

@@ -1,0 +1,234 @@
+"""A worker's process: its wire is its own, its output is nobody's, and what it starts ends with it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import tempfile
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from dspex_pipelines.bridge.client import PoolClient
+from dspex_pipelines.bridge.hub import WorkerLink
+from dspex_pipelines.bridge.server import Bridge
+from dspex_pipelines.model.outcome import ErrorType, TrialError, TrialOutcome, TrialResult
+from dspex_pipelines.model.space import ConfigurationSpace
+from dspex_pipelines.model.trial import Isolation
+from tests.worker.conftest import metric, program, spec
+
+ROOT = Path(__file__).parents[2]
+PATIENCE_S = 20
+
+
+class Pool:
+    """A bridge in this process, workers in theirs, and a client."""
+
+    def __init__(self, bridge: Bridge, client: PoolClient) -> None:
+        self.bridge = bridge
+        self.client = client
+        self.workers: list[Process] = []
+
+    async def start_worker(self, *, cwd: Path = ROOT) -> WorkerLink:
+        """Start a worker and return the bridge's end of its stream once it has said hello."""
+        name = f"w-{len(self.workers)}"
+        command = [sys.executable, "-m", "dspex_pipelines.worker", "--address", self.bridge.address]
+        options = ["--worker-id", name, "--slots", "4"]
+        self.workers.append(await asyncio.create_subprocess_exec(*command, *options, cwd=cwd, stdout=PIPE, stderr=PIPE))
+        await until(lambda: name in self.bridge.hub.workers)
+        return self.bridge.hub.workers[name]
+
+    async def run(self, name: str, *, isolation: Isolation = "shared", **inputs: object) -> TrialOutcome:
+        """Run one trial, with a metric where that can be imported."""
+        of = program(name, isolation=isolation)
+        judges = [] if ":" in name else [metric("good")]
+        session = await self.client.open_session(of, judges, ConfigurationSpace().to_json())
+        version = (await self.client.set_variables(session, {})).version
+        trial = spec(of, inputs or {"x": 2}, {})
+        outcome = await self.client.execute(trial, session_id=session, version=version, timeout_s=0)
+        self.client.commit(1)
+        return outcome
+
+
+async def until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while not true():
+            await asyncio.sleep(0.01)
+
+
+async def soon(answer: Awaitable[TrialOutcome]) -> TrialOutcome:
+    return await asyncio.wait_for(answer, PATIENCE_S)
+
+
+@pytest.fixture
+async def pool() -> AsyncIterator[Pool]:
+    with tempfile.TemporaryDirectory(prefix="dspex-t-") as folder:
+        async with (
+            Bridge(f"unix:{folder}/bridge.sock", heartbeat_timeout_s=PATIENCE_S) as bridge,
+            PoolClient(bridge.address) as client,
+        ):
+            pool = Pool(bridge, client)
+            yield pool
+            for worker in pool.workers:
+                if worker.returncode is None:
+                    worker.kill()
+                await worker.communicate()
+
+
+@pytest.fixture
+def pipe(tmp_path: Path) -> Callable[[str], str]:
+    """`pipe(name)` is what programs wait for until the test opens it."""
+
+    def make(name: str) -> str:
+        os.mkfifo(tmp_path / name)
+        return str(tmp_path / name)
+
+    return make
+
+
+def open_gate(pipe: str) -> None:
+    os.close(os.open(pipe, os.O_WRONLY))
+
+
+def gone(pid: int) -> bool:
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+async def test_a_program_that_blocks_the_loop_stops_no_heartbeat_and_no_neighbour(
+    pool: Pool, pipe: Callable[[str], str], tmp_path: Path
+) -> None:
+    link = await pool.start_worker()
+    pipes = {name: pipe(name) for name in ("threaded", "blocking")}
+    started = {name: tmp_path / f"{name}-started" for name in pipes}
+    trials = {}
+    for name, entry in {"threaded": "waits", "blocking": "blocks"}.items():
+        inputs = {"x": 1, "started": str(started[name]), "opened": pipes[name]}
+        trials[name] = asyncio.create_task(pool.run(entry, **inputs))
+        await until(started[name].exists)
+    for _ in range(2):
+        seen = link.last_seen
+        await until(lambda seen=seen: link.last_seen > seen)
+    await asyncio.to_thread(open_gate, pipes["threaded"])
+    assert isinstance(await soon(trials["threaded"]), TrialResult)
+    assert not trials["blocking"].done()
+    await asyncio.to_thread(open_gate, pipes["blocking"])
+    assert isinstance(await soon(trials["blocking"]), TrialResult)
+    assert pool.bridge.hub.workers_lost == 0
+
+
+async def test_what_programs_print_goes_to_the_log(pool: Pool) -> None:
+    await pool.start_worker()
+    assert isinstance(await soon(pool.run("prints")), TrialResult)
+    (worker,) = pool.workers
+    worker.terminate()
+    output, log = await worker.communicate()
+    assert output == b""
+    assert b"said by a program 2\nwritten by a program\n" in log
+    assert worker.returncode == 0
+
+
+async def test_an_isolated_trial_has_a_process_of_its_own_and_dies_alone(pool: Pool) -> None:
+    link = await pool.start_worker()
+    outcomes = [await soon(pool.run("pid", isolation="process")) for _ in range(2)]
+    outcomes.append(await soon(pool.run("pid")))
+    pids = [outcome.outputs for outcome in outcomes]
+    assert len(set(pids)) == 3
+    assert pids[2] == link.pid
+    assert isinstance(outcomes[0], TrialResult)
+    assert outcomes[0].scores == {"good": True}
+    dead = await soon(pool.run("dies", isolation="process"))
+    assert isinstance(dead, TrialError)
+    assert (dead.type, dead.retryable) == (ErrorType.WORKER_LOST, True)
+    assert "exit code 7" in dead.message
+    assert dead.configuration_digest
+    raised = await soon(pool.run("raises", isolation="process", x=0))
+    assert isinstance(raised, TrialError)
+    assert raised.type is ErrorType.PROGRAM_EXCEPTION
+    assert "tests/worker/programs.py" in raised.traceback
+    assert pool.bridge.hub.workers_lost == 0
+
+
+@pytest.mark.parametrize("how", ["cancelled", "worker-killed", "worker-drained"])
+async def test_an_isolated_trial_leaves_no_process(
+    pool: Pool, pipe: Callable[[str], str], tmp_path: Path, how: str
+) -> None:
+    link = await pool.start_worker()
+    started = tmp_path / "started"
+    inputs = {"x": 1, "started": str(started), "opened": pipe("never")}
+    trial = asyncio.create_task(pool.run("waits", isolation="process", **inputs))
+    await until(lambda: started.exists() and started.read_text() != "")
+    pid = int(started.read_text())
+    assert pid != link.pid
+    assert not gone(pid)
+    if how == "cancelled":
+        trial.cancel()
+        # Its slot is free again once it has ended.
+        await until(lambda: pool.bridge.hub.dispatcher.stats().workers["w-0"].abandoned == 0)
+        assert "w-0" in pool.bridge.hub.workers
+    elif how == "worker-killed":
+        pool.workers[0].kill()
+    else:
+        await pool.bridge.close()
+    await until(lambda: gone(pid))
+    trial.cancel()
+
+
+async def test_an_edited_program_answers_anew_in_a_pool_that_lives(pool: Pool, project: Callable[..., Path]) -> None:
+    text = "def program(x):\n    return {}\n"
+    folder = project(edited_live=text.format(1))
+    await pool.start_worker(cwd=folder)
+    first = program("edited_live:program")
+    session = await pool.client.open_session(first, [], ConfigurationSpace().to_json())
+    version = (await pool.client.set_variables(session, {})).version
+
+    async def run_first() -> TrialOutcome:
+        trial = spec(first, {"x": 1}, {})
+        return await soon(pool.client.execute(trial, session_id=session, version=version, timeout_s=0))
+
+    assert (await run_first()).outputs == 1
+    project(edited_live=text.format(2))
+    assert (await soon(pool.run("edited_live:program"))).outputs == 2
+    # Who has loaded the version before may still answer for it; who has not says that it is gone.
+    assert (await run_first()).outputs == 1
+    pool.workers[0].kill()
+    await until(lambda: not pool.bridge.hub.workers)
+    await pool.start_worker(cwd=folder)
+    late = await run_first()
+    assert isinstance(late, TrialError)
+    assert late.type is ErrorType.PROGRAM_UNAVAILABLE
+
+
+async def test_a_worker_told_to_end_finishes_what_it_runs(
+    pool: Pool, pipe: Callable[[str], str], tmp_path: Path
+) -> None:
+    await pool.start_worker()
+    started, opened = tmp_path / "started", pipe("opened")
+    trial = asyncio.create_task(pool.run("waits", x=3, started=str(started), opened=opened))
+    await until(started.exists)
+    pool.workers[0].send_signal(signal.SIGTERM)
+    await until(lambda: pool.bridge.hub.dispatcher.stats().workers["w-0"].draining)
+    await pool.start_worker()
+    other = await soon(pool.run("pid"))
+    assert other.worker == "w-1"
+    await asyncio.to_thread(open_gate, opened)
+    outcome = await soon(trial)
+    assert (outcome.outputs, outcome.attempts, outcome.worker) == (3, 1, "w-0")
+    assert await asyncio.wait_for(pool.workers[0].wait(), PATIENCE_S) == 0
+
+
+async def test_a_worker_of_another_protocol_says_so_and_ends(pool: Pool) -> None:
+    code = (
+        "import sys; from dspex_pipelines.worker import __main__ as worker, wire; "
+        "wire.PROTOCOL_VERSION += 1; worker.main()"
+    )
+    options = ["--address", pool.bridge.address, "--worker-id", "later"]
+    worker = await asyncio.create_subprocess_exec(sys.executable, "-c", code, *options, cwd=ROOT, stderr=PIPE)
+    _, log = await asyncio.wait_for(worker.communicate(), PATIENCE_S)
+    assert worker.returncode == 3
+    assert b"same dspex-pipelines version" in log
+    assert not pool.bridge.hub.workers
