@@ -28,12 +28,14 @@ class WorkerStatus(_message.Message):
     IN_FLIGHT_FIELD_NUMBER: _builtins.int
     DONE_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
+    QUARANTINE_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     pid: _builtins.int
     slots: _builtins.int
     in_flight: _builtins.int
     done: _builtins.int
     draining: _builtins.bool
+    quarantine: _builtins.bool
     def __init__(
         self,
         *,
@@ -43,10 +45,11 @@ class WorkerStatus(_message.Message):
         in_flight: _builtins.int = ...,
         done: _builtins.int = ...,
         draining: _builtins.bool = ...,
+        quarantine: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "draining", b"draining", "in_flight", b"in_flight", "pid", b"pid", "slots", b"slots", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "draining", b"draining", "in_flight", b"in_flight", "pid", b"pid", "quarantine", b"quarantine", "slots", b"slots", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -201,6 +201,8 @@ class Trial(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     REPEAT_FIELD_NUMBER: _builtins.int
     TIMEOUT_S_FIELD_NUMBER: _builtins.int
+    OUTPUTS_FIELD_NUMBER: _builtins.int
+    MAX_ATTEMPTS_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """chosen by the sender, unique in its stream"""
     trial_id: _builtins.bytes
@@ -213,6 +215,10 @@ class Trial(_message.Message):
     repeat: _builtins.int
     timeout_s: _builtins.float
     """of the run, from dispatch; 0 means none"""
+    outputs: _builtins.bytes
+    """when given, the program is not run again: its outputs are judged"""
+    max_attempts: _builtins.int
+    """0: as many as the type of error deserves"""
     def __init__(
         self,
         *,
@@ -224,10 +230,12 @@ class Trial(_message.Message):
         seed: _builtins.int = ...,
         repeat: _builtins.int = ...,
         timeout_s: _builtins.float = ...,
+        outputs: _builtins.bytes = ...,
+        max_attempts: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["example", b"example", "id", b"id", "repeat", b"repeat", "seed", b"seed", "session_id", b"session_id", "timeout_s", b"timeout_s", "trial_id", b"trial_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["example", b"example", "id", b"id", "max_attempts", b"max_attempts", "outputs", b"outputs", "repeat", b"repeat", "seed", b"seed", "session_id", b"session_id", "timeout_s", b"timeout_s", "trial_id", b"trial_id", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -269,6 +277,46 @@ class Failure(_message.Message):
 Global___Failure: _TypeAlias = Failure  # noqa: Y015
 
 @_typing.final
+class Attempt(_message.Message):
+    """An attempt of a trial that did not settle it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    WORKER_ID_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    FINGERPRINT_FIELD_NUMBER: _builtins.int
+    QUEUE_S_FIELD_NUMBER: _builtins.int
+    RUN_S_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """from 1"""
+    worker_id: _builtins.str
+    type: Global___ErrorType.ValueType
+    message: _builtins.str
+    fingerprint: _builtins.str
+    queue_s: _builtins.float
+    run_s: _builtins.float
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        worker_id: _builtins.str = ...,
+        type: Global___ErrorType.ValueType = ...,
+        message: _builtins.str = ...,
+        fingerprint: _builtins.str = ...,
+        queue_s: _builtins.float = ...,
+        run_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "message", b"message", "number", b"number", "queue_s", b"queue_s", "run_s", b"run_s", "type", b"type", "worker_id", b"worker_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Attempt: _TypeAlias = Attempt  # noqa: Y015
+
+@_typing.final
 class Outcome(_message.Message):
     """What became of one trial. `failure` absent means success."""
 
@@ -286,6 +334,7 @@ class Outcome(_message.Message):
     QUEUE_S_FIELD_NUMBER: _builtins.int
     ATTEMPTS_FIELD_NUMBER: _builtins.int
     WORKER_ID_FIELD_NUMBER: _builtins.int
+    HISTORY_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """the id its trial came with"""
     configuration_digest: _builtins.bytes
@@ -308,6 +357,10 @@ class Outcome(_message.Message):
     """filled in by the bridge"""
     @_builtins.property
     def failure(self) -> Global___Failure: ...
+    @_builtins.property
+    def history(self) -> _containers.RepeatedCompositeFieldContainer[Global___Attempt]:
+        """filled in by the bridge: the attempts before the one that settled it"""
+
     def __init__(
         self,
         *,
@@ -323,10 +376,11 @@ class Outcome(_message.Message):
         queue_s: _builtins.float = ...,
         attempts: _builtins.int = ...,
         worker_id: _builtins.str = ...,
+        history: _abc.Iterable[Global___Attempt] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "configuration_digest", b"configuration_digest", "failure", b"failure", "id", b"id", "outputs", b"outputs", "queue_s", b"queue_s", "run_s", b"run_s", "scores", b"scores", "session_version", b"session_version", "trace", b"trace", "usage", b"usage", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "configuration_digest", b"configuration_digest", "failure", b"failure", "history", b"history", "id", b"id", "outputs", b"outputs", "queue_s", b"queue_s", "run_s", b"run_s", "scores", b"scores", "session_version", b"session_version", "trace", b"trace", "usage", b"usage", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -28,11 +28,17 @@ class WorkerHello(_message.Message):
     SLOTS_FIELD_NUMBER: _builtins.int
     PID_FIELD_NUMBER: _builtins.int
     PACKAGE_VERSION_FIELD_NUMBER: _builtins.int
+    QUARANTINE_FIELD_NUMBER: _builtins.int
+    MARKS_FD_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     worker_id: _builtins.str
     slots: _builtins.int
     pid: _builtins.int
     package_version: _builtins.str
+    quarantine: _builtins.bool
+    """runs only trials that are suspected of having killed a worker"""
+    marks_fd: _builtins.int
+    """the worker's own descriptor of the table that says which thread runs which trial; 0: none"""
     def __init__(
         self,
         *,
@@ -41,10 +47,12 @@ class WorkerHello(_message.Message):
         slots: _builtins.int = ...,
         pid: _builtins.int = ...,
         package_version: _builtins.str = ...,
+        quarantine: _builtins.bool = ...,
+        marks_fd: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["package_version", b"package_version", "pid", b"pid", "protocol_version", b"protocol_version", "slots", b"slots", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["marks_fd", b"marks_fd", "package_version", b"package_version", "pid", b"pid", "protocol_version", b"protocol_version", "quarantine", b"quarantine", "slots", b"slots", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -53,6 +53,20 @@ Scores: TypeAlias = Mapping[str, float | int | bool]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """An attempt of a trial that did not settle it: what went wrong, where, and after how many seconds."""
+
+    number: int
+    """From 1."""
+    worker: str
+    type: ErrorType
+    message: str
+    fingerprint: str = ""
+    queue_s: float = 0.0
+    run_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrialResult:
     """A trial that ran to its end. Payloads are msgpack and decoded when asked for."""
 
@@ -68,6 +82,8 @@ class TrialResult:
     scores_payload: bytes = b""
     trace_payload: bytes = b""
     usage_payload: bytes = b""
+    history: tuple[Attempt, ...] = ()
+    """The attempts before the one that settled it."""
 
     @property
     def outputs(self) -> Any:
@@ -100,6 +116,8 @@ class TrialError:
     run_s: float = 0.0
     outputs_payload: bytes = b""
     """What the program returned before the error, when the metric is what failed."""
+    history: tuple[Attempt, ...] = ()
+    """The attempts before the one that settled it."""
 
     @property
     def outputs(self) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 from dspex.v1 import types_pb2
-from dspex_pipelines.model.outcome import ErrorType, TrialError, TrialOutcome, TrialResult
+from dspex_pipelines.model.outcome import Attempt, ErrorType, TrialError, TrialOutcome, TrialResult
 from dspex_pipelines.model.payload import decode, encode
 from dspex_pipelines.model.trial import Example, Isolation, MetricSpec, ProgramSpec, TrialSpec
 
@@ -114,8 +114,35 @@ def failure_to_wire(
     )
 
 
+def attempt_to_wire(attempt: Attempt) -> types_pb2.Attempt:
+    """Return the wire form of an attempt that did not settle its trial."""
+    return types_pb2.Attempt(
+        number=attempt.number,
+        worker_id=attempt.worker,
+        type=_TO_WIRE[attempt.type],
+        message=attempt.message,
+        fingerprint=attempt.fingerprint,
+        queue_s=attempt.queue_s,
+        run_s=attempt.run_s,
+    )
+
+
+def attempt_from_wire(attempt: types_pb2.Attempt) -> Attempt:
+    """Return the value of an attempt message."""
+    return Attempt(
+        number=attempt.number,
+        worker=attempt.worker_id,
+        type=error_type_from_wire(attempt.type),
+        message=attempt.message,
+        fingerprint=attempt.fingerprint,
+        queue_s=attempt.queue_s,
+        run_s=attempt.run_s,
+    )
+
+
 def outcome_from_wire(outcome: types_pb2.Outcome, trial_id: bytes) -> TrialOutcome:
     """Return the value of an outcome message, for the trial it answers."""
+    history = tuple(attempt_from_wire(attempt) for attempt in outcome.history) if outcome.history else ()
     if not outcome.HasField("failure"):
         return TrialResult(
             trial_id=trial_id,
@@ -129,6 +156,7 @@ def outcome_from_wire(outcome: types_pb2.Outcome, trial_id: bytes) -> TrialOutco
             scores_payload=outcome.scores,
             trace_payload=outcome.trace,
             usage_payload=outcome.usage,
+            history=history,
         )
     failure = outcome.failure
     return TrialError(
@@ -146,4 +174,5 @@ def outcome_from_wire(outcome: types_pb2.Outcome, trial_id: bytes) -> TrialOutco
         queue_s=outcome.queue_s,
         run_s=outcome.run_s,
         outputs_payload=outcome.outputs,
+        history=history,
     )
