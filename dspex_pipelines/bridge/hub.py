@@ -5,22 +5,27 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from dspex.v1 import execution_pb2, types_pb2, worker_pb2
+from dspex_pipelines.bridge import inspection
 from dspex_pipelines.bridge.sessions import SessionStore
 from dspex_pipelines.engine.dispatcher import Dispatcher
-from dspex_pipelines.engine.tickets import Orders, Ticket
+from dspex_pipelines.engine.retries import Fault
+from dspex_pipelines.engine.tickets import Orders, Settled, Ticket
 from dspex_pipelines.errors import UnknownSession
 from dspex_pipelines.model.outcome import ErrorType
 from dspex_pipelines.wire.codec import (
     FRAME_BYTES,
     FRAME_TRIALS,
+    attempt_to_wire,
+    error_type_from_wire,
     failure_to_wire,
     metric_to_wire,
     program_to_wire,
 )
+from dspex_pipelines.wire.marks import MarksOfAnother
 
 
 @dataclass(slots=True, eq=False)
@@ -29,6 +34,8 @@ class WorkerLink:
 
     worker_id: str
     pid: int
+    marks: MarksOfAnother | None = None
+    """Which of its threads runs which trial; None where that cannot be seen from here."""
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     sessions: list[types_pb2.Session] = field(default_factory=list[types_pb2.Session])
     snapshots: deque[types_pb2.Snapshot] = field(default_factory=deque[types_pb2.Snapshot])
@@ -97,7 +104,13 @@ class ClientLink:
 class Hub:
     """The one place where events reach the dispatcher and its orders reach the streams."""
 
-    def __init__(self, *, dispatcher: Dispatcher, sessions: SessionStore) -> None:
+    def __init__(
+        self,
+        *,
+        dispatcher: Dispatcher,
+        sessions: SessionStore,
+        on_quarantine: Callable[[int], None] = lambda _: None,
+    ) -> None:
         self.sessions = sessions
         self.dispatcher = dispatcher
         self.workers: dict[str, WorkerLink] = {}
@@ -105,37 +118,63 @@ class Hub:
         self.workers_lost = 0
         self.draining = False
         self.closing = asyncio.Event()
+        self._on_quarantine = on_quarantine
+        self._inspections: set[asyncio.Task[None]] = set()
         self._next_client = 1
         self._timer: asyncio.TimerHandle | None = None
 
     # ------------------------------------------------------------------ workers
 
-    def attach(self, worker_id: str, slots: int, pid: int) -> WorkerLink:
+    def attach(self, hello: worker_pb2.WorkerHello) -> WorkerLink:
         """A worker has said hello; raises ValueError for a name that is taken."""
-        orders = self.dispatcher.attach(worker_id, slots, time.monotonic())
-        link = self.workers[worker_id] = WorkerLink(worker_id, pid)
+        now = time.monotonic()
+        orders = self.dispatcher.attach(hello.worker_id, hello.slots, now, quarantine=hello.quarantine)
+        marks = MarksOfAnother.open(hello.pid, hello.marks_fd)
+        link = self.workers[hello.worker_id] = WorkerLink(hello.worker_id, hello.pid, marks)
         self._perform(orders)
         return link
 
     def heard(self, link: WorkerLink, message: worker_pb2.AttachRequest) -> None:
         """A worker has sent outcomes, freed slots, or just a sign of life."""
         now = link.last_seen = time.monotonic()
+        self.dispatcher.heard(link.worker_id, now)
         if message.draining:
             self._perform(self.dispatcher.drain_worker(link.worker_id, now))
         if message.outcomes:
-            answers = [(outcome.id, outcome) for outcome in message.outcomes]
+            answers = [
+                (outcome.id, outcome, _fault(outcome) if outcome.HasField("failure") else None)
+                for outcome in message.outcomes
+            ]
             self._perform(self.dispatcher.finish_many(link.worker_id, answers, now))
         if message.released_ids:
             self._perform(self.dispatcher.release(link.worker_id, message.released_ids, now))
+
+    def inspect(self, link: WorkerLink, reason: str) -> None:
+        """Find out which trial keeps a worker silent, and end the worker, unless it speaks meanwhile."""
+        task = asyncio.create_task(self._inspect(link, reason))
+        self._inspections.add(task)
+        task.add_done_callback(self._inspections.discard)
+
+    async def _inspect(self, link: WorkerLink, reason: str) -> None:
+        seen = link.last_seen
+        suspects = await asyncio.to_thread(inspection.suspects, link.pid, link.marks)
+        if link.gone or link.last_seen != seen:
+            return
+        self._drop(link)
+        inspection.kill(link.pid, link.worker_id)
+        self._perform(self.dispatcher.hung(link.worker_id, suspects, time.monotonic(), reason))
+
+    def _drop(self, link: WorkerLink) -> None:
+        link.gone = True
+        link.wake.set()
+        del self.workers[link.worker_id]
+        self.workers_lost += 1
 
     def lose(self, link: WorkerLink, reason: str) -> None:
         """A worker's stream has ended."""
         if link.gone:
             return
-        link.gone = True
-        link.wake.set()
-        del self.workers[link.worker_id]
-        self.workers_lost += 1
+        self._drop(link)
         self._perform(self.dispatcher.lose(link.worker_id, time.monotonic(), reason))
 
     # ------------------------------------------------------------------ clients
@@ -165,7 +204,7 @@ class Hub:
                 self._refuse(link, trial.id, ErrorType.CANCELLED, why, retryable=True)
                 continue
             live[trial.id] = state
-            tickets.append(Ticket(number, trial.id, *state, trial.timeout_s, trial))
+            tickets.append(Ticket(number, trial.id, *state, trial.timeout_s, trial, trial.max_attempts))
         if tickets:
             self._perform(self.dispatcher.submit(number, tickets, time.monotonic()))
 
@@ -225,29 +264,44 @@ class Hub:
             if worker := self.workers.get(worker_id):
                 worker.drain = True
                 worker.wake.set()
+        for worker_id in orders.inspect:
+            if worker := self.workers.get(worker_id):
+                self.inspect(worker, "native code held its interpreter past a deadline")
+        for worker_id in orders.kill:
+            if worker := self.workers.get(worker_id):
+                self._drop(worker)
+                inspection.kill(worker.pid, worker_id)
+                self._perform(self.dispatcher.lose(worker_id, time.monotonic(), "a trial that did not end held it"))
+        if orders.quarantine is not None:
+            self._on_quarantine(orders.quarantine)
         for settled in orders.settle:
-            ticket = settled.ticket
-            client = self.clients.get(ticket.client)
-            if client is None:
-                continue
-            state = client.live.pop(ticket.client_trial_id, None)
-            if state is not None:
-                self._unpin(state)
-            outcome = settled.outcome
-            if not isinstance(outcome, types_pb2.Outcome):
-                assert settled.error is not None
-                outcome = types_pb2.Outcome(
-                    run_s=settled.run_s,
-                    session_version=ticket.version,
-                    failure=failure_to_wire(settled.error, settled.message, retryable=not settled.error.is_final),
-                )
-            outcome.id = ticket.client_trial_id
-            outcome.queue_s = settled.queue_s
-            outcome.attempts = settled.attempts
-            outcome.worker_id = settled.worker_id
-            client.outcomes.append(outcome)
-            client.wake.set()
+            self._answer(settled)
         self._arm()
+
+    def _answer(self, settled: Settled) -> None:
+        ticket = settled.ticket
+        client = self.clients.get(ticket.client)
+        if client is None:
+            return
+        state = client.live.pop(ticket.client_trial_id, None)
+        if state is not None:
+            self._unpin(state)
+        outcome = settled.outcome
+        if not isinstance(outcome, types_pb2.Outcome):
+            assert settled.error is not None
+            outcome = types_pb2.Outcome(
+                run_s=settled.run_s,
+                session_version=ticket.version,
+                failure=failure_to_wire(settled.error, settled.message, retryable=not settled.error.is_final),
+            )
+        outcome.id = ticket.client_trial_id
+        outcome.queue_s = settled.queue_s
+        outcome.attempts = settled.attempts
+        outcome.worker_id = settled.worker_id
+        if settled.history:
+            outcome.history.extend(attempt_to_wire(attempt) for attempt in settled.history)
+        client.outcomes.append(outcome)
+        client.wake.set()
 
     def _send(self, worker: WorkerLink, dispatched: Sequence[tuple[int, Ticket]]) -> None:
         known = worker.known
@@ -299,3 +353,14 @@ class Hub:
     def _tick(self) -> None:
         self._timer = None
         self._perform(self.dispatcher.tick(time.monotonic()))
+
+
+def _fault(outcome: types_pb2.Outcome) -> Fault:
+    failure = outcome.failure
+    return Fault(
+        type=error_type_from_wire(failure.type),
+        message=failure.message,
+        retryable=failure.retryable,
+        fingerprint=failure.fingerprint,
+        retry_after_s=failure.retry_after_s,
+    )

@@ -7,6 +7,7 @@ import contextlib
 import ipaddress
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -59,13 +60,14 @@ class Bridge:
         credit_limit: int = CREDIT_LIMIT,
         heartbeat_timeout_s: float = HEARTBEAT_TIMEOUT_S,
         dispatcher: Dispatcher | None = None,
+        on_quarantine: Callable[[int], None] = lambda _: None,
     ) -> None:
         check_address(address)
         self.address = address
         self._allow = allow
         self._credit_limit = credit_limit
         self._heartbeat_timeout_s = heartbeat_timeout_s
-        self.hub = Hub(dispatcher=dispatcher or Dispatcher(), sessions=SessionStore())
+        self.hub = Hub(dispatcher=dispatcher or Dispatcher(), sessions=SessionStore(), on_quarantine=on_quarantine)
         self._server: grpc.aio.Server | None = None
         self._watch: asyncio.Task[None] | None = None
         self._draining: asyncio.Task[None] | None = None
@@ -144,7 +146,7 @@ class Bridge:
             oldest = time.monotonic() - self._heartbeat_timeout_s
             for link in list(self.hub.workers.values()):
                 if link.last_seen < oldest:
-                    self.hub.lose(link, f"it was silent for {self._heartbeat_timeout_s:g} s")
+                    self.hub.inspect(link, f"it was silent for {self._heartbeat_timeout_s:g} s")
 
 
 def socket_path(address: str) -> Path | None:

@@ -260,7 +260,7 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
         hello = first.hello
         await check_protocol(context, hello.protocol_version)
         try:
-            link = self._hub.attach(hello.worker_id, hello.slots, hello.pid)
+            link = self._hub.attach(hello)
         except ValueError as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         reason = "its stream ended"
@@ -338,10 +338,11 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
                     in_flight=worker.in_flight,
                     done=worker.done,
                     draining=worker.draining,
+                    quarantine=worker.quarantine,
                 )
                 for worker_id, worker in stats.workers.items()
             ],
-            queue_depth=stats.queue_depth,
+            queue_depth=stats.queue_depth + stats.backing_off + stats.suspects,
             in_flight=stats.in_flight,
             sessions=len(hub.sessions),
             clients=len(hub.clients),

@@ -7,49 +7,21 @@ Every event costs a constant time per trial it moves, whatever the number of tri
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+import random
 from collections.abc import Iterable, Sequence
 
 from dspex_pipelines.engine.fleet import Fleet, Worker
+from dspex_pipelines.engine.quarantine import NEVER, Quarantine
+from dspex_pipelines.engine.queues import Queues, Trial
+from dspex_pipelines.engine.retries import Fault, RetryPolicy
 from dspex_pipelines.engine.tickets import Orders, Settled, Stats, Ticket, WorkerStats
-from dspex_pipelines.engine.timers import UNSET, Timers
-from dspex_pipelines.model.outcome import ErrorType
+from dspex_pipelines.engine.timers import Timers
+from dspex_pipelines.model.outcome import Attempt, ErrorType
 
-
-class _Client:
-    __slots__ = ("queue", "ready", "trials")
-
-    def __init__(self) -> None:
-        self.queue: OrderedDict[int, _Trial] = OrderedDict()
-        self.trials: dict[int, _Trial] = {}
-        self.ready = False
-
-
-class _Trial:
-    __slots__ = (
-        "attempt_id",
-        "attempts",
-        "client",
-        "due",
-        "queue_s",
-        "since",
-        "stuck",
-        "ticket",
-        "worker",
-    )
-
-    def __init__(self, ticket: Ticket, client: _Client, now: float) -> None:
-        self.ticket = ticket
-        self.client = client
-        self.worker: Worker[_Trial] | None = None
-        self.attempt_id = 0
-        self.attempts = 0
-        self.since = now
-        """When it was queued or dispatched, whichever was later."""
-        self.queue_s = 0.0
-        self.due = UNSET
-        """When its timer fires: its deadline while it runs, the end of its grace once it is abandoned."""
-        self.stuck = False
+MOST_DEATHS = 2
+"""A trial that so many workers died of, each while it ran it alone, is poison."""
+FEW_SUSPECTS = 4
+"""So many at most are run alone each, without halving."""
 
 
 class Dispatcher:
@@ -63,74 +35,92 @@ class Dispatcher:
     * The run clock starts at dispatch. At the deadline the trial is settled as `TIMEOUT_RUN` and its worker asked to
       cancel it; the slot stays taken until the worker says `release` or `finish`. A worker of which a quarter of the
       slots (at least one) stay so for longer than `grace_s` gets no more trials and is named in `Orders.retire`.
-    * The trials of a lost worker go to the front of their client's queue, in order; one that was lost `max_losses`
-      times is settled as `WORKER_LOST`.
+    * A worker that has been silent for `silence_s` at a trial's deadline may be held by another trial. It is named in
+      `Orders.inspect`; whoever looks calls `hung` with the suspects. If nobody does within `inspect_s`, the deadline
+      holds.
+    * The trials of a lost worker are suspects. They go, in halves, to workers that run suspects only; what kills such a
+      worker is halved again, and a trial that does so `MOST_DEATHS` times alone is settled as `POISON`. Orders say how
+      many such workers are wanted; where none comes within `reserve_after_s`, an ordinary worker is set apart.
+    * A failed attempt is followed by another as the `RetryPolicy` says; the trial waits at nobody's cost.
     """
 
-    def __init__(self, *, max_losses: int = 3, grace_s: float = 1.0, affinity_lead: float = 0.25) -> None:
-        self._max_losses = max_losses
+    def __init__(
+        self,
+        *,
+        retries: RetryPolicy | None = None,
+        grace_s: float = 1.0,
+        silence_s: float = 1.5,
+        inspect_s: float = 2.0,
+        reserve_after_s: float = 5.0,
+        most_quarantined: int = 2,
+        quarantine_idle_s: float = 10.0,
+        affinity_lead: float = 0.25,
+        rng: random.Random | None = None,
+    ) -> None:
+        self._retries = retries or RetryPolicy()
         self._grace_s = grace_s
-        self._clients: dict[int, _Client] = {}
-        self._ready: deque[_Client] = deque()
-        self._fleet: Fleet[_Trial] = Fleet(affinity_lead=affinity_lead)
-        self._timers: Timers[_Trial] = Timers()
+        self._silence_s = silence_s
+        self._inspect_s = inspect_s
+        self._rng = rng or random.Random()  # noqa: S311 - spreads retries, hides nothing
+        self._queues = Queues()
+        self._fleet = Fleet(affinity_lead=affinity_lead)
+        self._timers: Timers[Trial] = Timers()
+        self._quarantine = Quarantine(
+            self._fleet,
+            self._dispatch,
+            most_workers=most_quarantined,
+            reserve_after_s=reserve_after_s,
+            idle_s=quarantine_idle_s,
+        )
         self._last_attempt_id = 0
         self._settled = 0
+        self._backing_off = 0
 
     # Workers
 
-    def attach(self, worker_id: str, slots: int, now: float) -> Orders:
-        """Take a worker into use; raises `ValueError` when one of that id is attached or *slots* is below 1."""
-        self._fleet.add(worker_id, slots)
-        orders = Orders()
-        self._fill(orders, now)
-        return orders
+    def attach(self, worker_id: str, slots: int, now: float, *, quarantine: bool = False) -> Orders:
+        """Take a worker into use; raises `ValueError` when one of that id is attached or *slots* is below 1.
+
+        A *quarantine* worker runs suspects only.
+        """
+        worker = self._fleet.add(worker_id, slots, now, quarantine=quarantine)
+        if quarantine:
+            self._quarantine.admit(worker)
+        return self._fill(Orders(), now)
+
+    def heard(self, worker_id: str, now: float) -> None:
+        """Note a sign of life; an unknown worker is ignored."""
+        worker = self._fleet.get(worker_id)
+        if worker is not None:
+            worker.heard = now
+            worker.inspected = 0.0
 
     def drain_worker(self, worker_id: str, now: float) -> Orders:
         """Send a worker no more trials; those it runs may finish. An unknown worker is ignored."""
-        del now
         worker = self._fleet.get(worker_id)
         if worker is not None:
-            self._fleet.close(worker)
-        return Orders()
+            self._retire(worker)
+        return self._fill(Orders(), now)
 
     def lose(self, worker_id: str, now: float, reason: str) -> Orders:
-        """Requeue what the worker was running, or settle it as `WORKER_LOST`; an unknown worker is ignored."""
-        orders = Orders()
-        worker = self._fleet.remove(worker_id)
-        if worker is None:
-            return orders
-        for trial in worker.abandoned.values():
-            self._timers.disarm(trial)
-        # Backwards, so that the first to be dispatched ends up first in the queue.
-        kept: list[_Trial] = []
-        for trial in worker.running.values():
-            self._timers.disarm(trial)
-            if trial.attempts >= self._max_losses:
-                times = "once" if trial.attempts == 1 else f"{trial.attempts} times"
-                message = f"lost with its worker {times}, last with {worker_id}: {reason}"
-                self._settle(orders, trial, None, ErrorType.WORKER_LOST, message, now)
-            else:
-                kept.append(trial)
-        for trial in reversed(kept):
-            client, trial_id = trial.client, trial.ticket.client_trial_id
-            trial.worker = None
-            trial.attempt_id = 0
-            trial.since = now
-            client.queue[trial_id] = trial
-            client.queue.move_to_end(trial_id, last=False)
-            if not client.ready:
-                client.ready = True
-                self._ready.append(client)
-        self._fill(orders, now)
-        return orders
+        """Suspect what the worker was running; an unknown worker is ignored."""
+        return self._lose(worker_id, None, now, reason)
 
-    def finish(self, worker_id: str, attempt_id: int, outcome: object, now: float) -> Orders:
+    def hung(self, worker_id: str, suspects: Iterable[int], now: float, reason: str) -> Orders:
+        """Lose a worker that one of its trials keeps silent; only the attempts in *suspects* may have done it.
+
+        An empty *suspects* is no help: then all are. An unknown worker is ignored.
+        """
+        return self._lose(worker_id, set(suspects), now, reason)
+
+    def finish(
+        self, worker_id: str, attempt_id: int, outcome: object, now: float, fault: Fault | None = None
+    ) -> Orders:
         """Settle the trial of an attempt with its outcome; see `finish_many`."""
-        return self.finish_many(worker_id, ((attempt_id, outcome),), now)
+        return self.finish_many(worker_id, ((attempt_id, outcome, fault),), now)
 
-    def finish_many(self, worker_id: str, outcomes: Iterable[tuple[int, object]], now: float) -> Orders:
-        """Settle each attempt's trial with its outcome and use the slots again.
+    def finish_many(self, worker_id: str, outcomes: Iterable[tuple[int, object, Fault | None]], now: float) -> Orders:
+        """Settle each attempt's trial with its outcome, or run it again, and use the slots again.
 
         The outcome of an attempt that was settled otherwise is ignored and only frees its slot; an attempt the worker
         does not have is ignored. An outcome that arrives late but before `tick` has seen the deadline counts.
@@ -142,13 +132,15 @@ class Dispatcher:
         freed = 0
         running, timers = worker.running, self._timers
         settle = orders.settle
-        for attempt_id, outcome in outcomes:
+        for attempt_id, outcome, fault in outcomes:
             trial = running.pop(attempt_id, None)
             if trial is None:
                 freed += self._release(worker, attempt_id)
                 continue
             freed += 1
             timers.disarm(trial)
+            if fault is not None and self._run_again(orders, trial, fault, now):
+                continue
             ticket = trial.ticket
             del trial.client.trials[ticket[1]]
             settle.append(
@@ -161,14 +153,14 @@ class Dispatcher:
                     trial.attempts,
                     trial.queue_s,
                     now - trial.since,
+                    trial.history or (),
                 )
             )
-        worker.done += len(settle)
-        self._settled += len(settle)
+            worker.done += 1
+            self._settled += 1
         if freed:
             self._fleet.move(worker, worker.free + freed)
-            if self._ready:
-                self._fill(orders, now)
+            self._fill(orders, now)
         return orders
 
     def release(self, worker_id: str, attempt_ids: Iterable[int], now: float) -> Orders:
@@ -188,88 +180,70 @@ class Dispatcher:
     def submit(self, client: int, tickets: Sequence[Ticket], now: float) -> Orders:
         """Queue *tickets* in their order.
 
-        Raises `ValueError`, having queued none, when one is not of *client* or has the id of a trial that is queued
-        or running.
+        Raises `ValueError`, having queued none, when one is not of *client* or has the id of a trial in flight.
         """
-        state = self._clients.get(client)
-        if state is None:
-            state = self._clients[client] = _Client()
-        trials, queue = state.trials, state.queue
-        for position, ticket in enumerate(tickets):
-            if ticket.client != client or ticket.client_trial_id in trials:
-                for earlier in tickets[:position]:
-                    del trials[earlier.client_trial_id], queue[earlier.client_trial_id]
-                msg = f"trial {ticket.client_trial_id} of client {ticket.client}: "
-                msg += "in flight already" if ticket.client == client else f"submitted by {client}"
-                raise ValueError(msg)
-            trials[ticket.client_trial_id] = queue[ticket.client_trial_id] = _Trial(ticket, state, now)
-        if queue and not state.ready:
-            state.ready = True
-            self._ready.append(state)
-        orders = Orders()
-        self._fill(orders, now)
-        return orders
+        self._queues.submit(client, tickets, now)
+        return self._fill(Orders(), now)
 
     def cancel(self, client: int, client_trial_ids: Iterable[int], now: float) -> Orders:
         """Settle trials as `CANCELLED`, wherever they are; those not in flight are ignored."""
         orders = Orders()
-        state = self._clients.get(client)
+        state = self._queues.clients.get(client)
         if state is None:
             return orders
         for trial_id in client_trial_ids:
             trial = state.trials.get(trial_id)
             if trial is None:
                 continue
-            where = "while it ran" if trial.worker else "in the queue"
-            self._settle(orders, trial, None, ErrorType.CANCELLED, f"cancelled {where}", now)
-            if trial.worker:
-                self._abandon(orders, trial, now)
-            else:
-                del state.queue[trial_id]
-        return orders
+            where = "while it ran" if trial.worker else "before it ran" if not trial.attempts else "between attempts"
+            self._settle(orders, trial, ErrorType.CANCELLED, f"cancelled {where}", now)
+            self._take_out(orders, trial, now)
+        return self._fill(orders, now)
 
     def disconnect(self, client: int, now: float) -> Orders:
-        """Forget a client: its queued trials go, its running ones are cancelled, and nothing is settled."""
+        """Forget a client: its waiting trials go, its running ones are cancelled, and nothing is settled."""
         orders = Orders()
-        state = self._clients.pop(client, None)
+        state = self._queues.forget(client)
         if state is None:
             return orders
         for trial in state.trials.values():
-            if trial.worker:
-                self._abandon(orders, trial, now)
+            self._take_out(orders, trial, now)
         state.trials.clear()
-        state.queue.clear()
-        return orders
+        return self._fill(orders, now)
 
     # Time
 
     def tick(self, now: float) -> Orders:
-        """Carry out what was due at or before *now*: deadlines, and grace given to abandoned trials."""
+        """Carry out what was due at or before *now*: next attempts, deadlines, grace, and workers set apart."""
         orders = Orders()
         while (trial := self._timers.pop(now)) is not None:
             worker = trial.worker
-            assert worker is not None
-            if trial.attempt_id in worker.running:
-                message = f"no outcome within {trial.ticket.timeout_s:g} s of its start"
-                self._settle(orders, trial, None, ErrorType.TIMEOUT_RUN, message, now)
-                self._abandon(orders, trial, now)
-                continue
-            trial.stuck = True
-            worker.stuck += 1
-            if worker.stuck >= worker.stuck_limit and not worker.retired:
-                worker.retired = True
-                self._fleet.close(worker)
-                orders.retire.append(worker.worker_id)
-        return orders
+            if worker is None:
+                self._backing_off -= 1
+                self._queues.put_first(trial)
+            elif trial.attempt_id in worker.running:
+                self._overdue(orders, trial, worker, now)
+            else:
+                trial.stuck = True
+                worker.stuck += 1
+                if worker.stuck >= worker.stuck_limit and not worker.retired:
+                    worker.retired = True
+                    self._retire(worker)
+                    orders.retire.append(worker.worker_id)
+        return self._fill(orders, now)
 
     def next_deadline(self) -> float | None:
         """Return when `tick` has something to do next, or ``None``."""
-        return self._timers.next()
+        timer = self._timers.next()
+        due = min(NEVER if timer is None else timer, self._quarantine.due)
+        return None if due == NEVER else due
 
     def stats(self) -> Stats:
-        """Return the state in numbers; costs a step per client and worker."""
+        """Return the state in numbers; costs a step per client, worker and group of suspects."""
         return Stats(
-            queue_depth=sum(len(client.queue) for client in self._clients.values()),
+            queue_depth=len(self._queues),
+            backing_off=self._backing_off,
+            suspects=self._quarantine.suspects,
             in_flight=sum(len(worker.running) for worker in self._fleet),
             settled=self._settled,
             workers={
@@ -278,7 +252,8 @@ class Dispatcher:
                     in_flight=len(worker.running),
                     abandoned=len(worker.abandoned),
                     done=worker.done,
-                    draining=not worker.open,
+                    draining=worker.draining,
+                    quarantine=self._quarantine.keeps(worker),
                 )
                 for worker in self._fleet
             },
@@ -286,46 +261,38 @@ class Dispatcher:
 
     # Decisions
 
-    def _fill(self, orders: Orders, now: float) -> None:
+    def _fill(self, orders: Orders, now: float) -> Orders:
         """Give waiting trials to free slots until one of the two runs out."""
-        ready = self._ready
-        while ready and self._fleet.most_free:
-            client = ready[0]
-            if not client.queue:
-                client.ready = False
-                ready.popleft()
-                continue
-            _, trial = client.queue.popitem(last=False)
-            if len(ready) > 1:
-                ready.rotate(-1)
-            ticket = trial.ticket
-            worker = self._fleet.choose((ticket[2], ticket[3]))
-            self._fleet.move(worker, worker.free - 1)
-            self._last_attempt_id = attempt_id = self._last_attempt_id + 1
-            trial.worker = worker
-            trial.attempt_id = attempt_id
-            trial.attempts += 1
-            trial.queue_s += now - trial.since
-            trial.since = now
-            worker.running[attempt_id] = trial
-            if ticket[4] > 0:
-                self._timers.arm(trial, now + ticket[4])
-            sent = orders.dispatch.get(worker.worker_id)
-            if sent is None:
-                orders.dispatch[worker.worker_id] = [(attempt_id, ticket)]
-            else:
-                sent.append((attempt_id, ticket))
+        if self._quarantine.active:
+            self._quarantine.tend(orders, now)
+        queues, fleet = self._queues, self._fleet
+        while queues and fleet.most_free:
+            trial = queues.next()
+            if trial is None:
+                break
+            self._dispatch(orders, trial, fleet.choose((trial.ticket[2], trial.ticket[3])), now)
+        return orders
 
-    def _settle(
-        self,
-        orders: Orders,
-        trial: _Trial,
-        outcome: object | None,
-        error: ErrorType | None,
-        message: str,
-        now: float,
-    ) -> None:
-        """Answer the client. The trial's queue or worker is the caller's to see to."""
+    def _dispatch(self, orders: Orders, trial: Trial, worker: Worker, now: float) -> None:
+        ticket = trial.ticket
+        self._fleet.move(worker, worker.free - 1)
+        self._last_attempt_id = attempt_id = self._last_attempt_id + 1
+        trial.worker = worker
+        trial.attempt_id = attempt_id
+        trial.attempts += 1
+        trial.queue_s += now - trial.since
+        trial.since = now
+        worker.running[attempt_id] = trial
+        if ticket[4] > 0:
+            self._timers.arm(trial, now + ticket[4])
+        sent = orders.dispatch.get(worker.worker_id)
+        if sent is None:
+            orders.dispatch[worker.worker_id] = [(attempt_id, ticket)]
+        else:
+            sent.append((attempt_id, ticket))
+
+    def _settle(self, orders: Orders, trial: Trial, error: ErrorType, message: str, now: float) -> None:
+        """Answer the client. Where the trial is now is the caller's to see to."""
         worker = trial.worker
         waited = 0.0 if worker else now - trial.since
         del trial.client.trials[trial.ticket.client_trial_id]
@@ -333,17 +300,30 @@ class Dispatcher:
         orders.settle.append(
             Settled(
                 trial.ticket,
-                outcome,
+                None,
                 error,
                 message,
                 worker.worker_id if worker else "",
                 trial.attempts,
                 trial.queue_s + waited,
                 now - trial.since if worker else 0.0,
+                trial.history or (),
             )
         )
 
-    def _abandon(self, orders: Orders, trial: _Trial, now: float) -> None:
+    def _take_out(self, orders: Orders, trial: Trial, now: float) -> None:
+        """Take a trial that nobody waits for any more from where it is."""
+        if trial.worker is not None:
+            self._abandon(orders, trial, now)
+        elif trial.due >= 0.0:
+            self._timers.disarm(trial)
+            self._backing_off -= 1
+        elif trial.group is not None:
+            del trial.group.waiting[trial]
+        else:
+            trial.client.queue.pop(trial.ticket.client_trial_id, None)
+
+    def _abandon(self, orders: Orders, trial: Trial, now: float) -> None:
         """Ask the worker to stop a settled trial; its slot stays taken until the worker says so."""
         worker = trial.worker
         assert worker is not None
@@ -353,7 +333,7 @@ class Dispatcher:
         self._timers.arm(trial, now + self._grace_s)
         orders.cancel.setdefault(worker.worker_id, []).append(trial.attempt_id)
 
-    def _release(self, worker: Worker[_Trial], attempt_id: int) -> int:
+    def _release(self, worker: Worker, attempt_id: int) -> int:
         """Return how many slots an abandoned attempt gives back: 1, or 0 where there is none."""
         trial = worker.abandoned.pop(attempt_id, None)
         if trial is None:
@@ -361,3 +341,102 @@ class Dispatcher:
         self._timers.disarm(trial)
         worker.stuck -= trial.stuck
         return 1
+
+    def _retire(self, worker: Worker) -> None:
+        """Send the worker nothing more."""
+        worker.draining = True
+        self._fleet.close(worker)
+        self._quarantine.dismiss(worker)
+
+    # Failed attempts
+
+    def _note(self, trial: Trial, fault: Fault, now: float) -> None:
+        """Write down an attempt that does not settle its trial, which has no worker from here on."""
+        worker = trial.worker
+        assert worker is not None
+        attempt = Attempt(
+            number=trial.attempts,
+            worker=worker.worker_id,
+            type=fault.type,
+            message=fault.message,
+            fingerprint=fault.fingerprint,
+            queue_s=trial.queue_s,
+            run_s=now - trial.since,
+        )
+        if trial.history is None:
+            trial.history = []
+        trial.history.append(attempt)
+        trial.worker = None
+        trial.group = None
+        trial.attempt_id = 0
+        trial.since = now
+
+    def _run_again(self, orders: Orders, trial: Trial, fault: Fault, now: float) -> bool:
+        """Have the trial of a failed attempt wait for its next one; return whether there is one."""
+        if fault.type is ErrorType.WORKER_LOST:
+            # It had a process to itself, so there is no one else to suspect.
+            if not self._poisoned(orders, trial, fault.message, now):
+                self._note(trial, fault, now)
+                self._queues.put_first(trial)
+            return True
+        delay_s = self._retries.delay_s(
+            fault, trial.history or (), most_attempts=trial.ticket.most_attempts, rng=self._rng
+        )
+        if delay_s is None:
+            return False
+        self._note(trial, fault, now)
+        self._timers.arm(trial, now + delay_s)
+        self._backing_off += 1
+        return True
+
+    def _poisoned(self, orders: Orders, trial: Trial, reason: str, now: float) -> bool:
+        """A process died of the trial alone; settle it as poison the second time, and return whether it was."""
+        trial.deaths += 1
+        if trial.deaths < MOST_DEATHS:
+            return False
+        message = f"{trial.deaths} processes died while they ran it alone; the last: {reason}"
+        self._settle(orders, trial, ErrorType.POISON, message, now)
+        return True
+
+    def _overdue(self, orders: Orders, trial: Trial, worker: Worker, now: float) -> None:
+        """Settle a trial at its deadline, unless another one may be what held it up."""
+        silent = now - worker.heard > self._silence_s
+        alone = worker.group is not None and worker.group.alone
+        if silent and not alone:
+            if not worker.inspected:
+                worker.inspected = now
+                orders.inspect.append(worker.worker_id)
+            if now < worker.inspected + self._inspect_s:
+                self._timers.arm(trial, worker.inspected + self._inspect_s)
+                return
+        message = f"no outcome within {trial.ticket.timeout_s:g} s of its start"
+        self._settle(orders, trial, ErrorType.TIMEOUT_RUN, message, now)
+        self._abandon(orders, trial, now)
+        if silent and alone:
+            self._retire(worker)
+            orders.kill.append(worker.worker_id)
+
+    def _lose(self, worker_id: str, suspects: set[int] | None, now: float, reason: str) -> Orders:
+        orders = Orders()
+        worker = self._fleet.remove(worker_id)
+        if worker is None:
+            return orders
+        self._quarantine.dismiss(worker)
+        for trial in (*worker.abandoned.values(), *worker.running.values()):
+            self._timers.disarm(trial)
+        alone = worker.group is not None and worker.group.alone
+        suspected: list[Trial] = []
+        innocent: list[Trial] = []
+        for attempt_id, trial in worker.running.items():
+            if alone and self._poisoned(orders, trial, reason, now):
+                continue
+            (innocent if suspects and attempt_id not in suspects else suspected).append(trial)
+            self._note(trial, Fault(ErrorType.WORKER_LOST, reason), now)
+        if suspects and len(suspected) <= FEW_SUSPECTS:
+            self._quarantine.single_out(suspected)
+        else:
+            self._quarantine.halve(suspected)
+        # Backwards, so that the first to be dispatched ends up first in the queue.
+        for trial in reversed(innocent):
+            self._queues.put_first(trial)
+        return self._fill(orders, now)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator
 from itertools import islice
-from typing import Generic, TypeAlias, TypeVar
+from typing import TypeAlias
+
+from dspex_pipelines.engine.queues import Group, Trial
 
 Snapshot: TypeAlias = tuple[int, int]
-Attempt = TypeVar("Attempt")
 
 REMEMBERED_SNAPSHOTS = 1024
 """How many snapshots a worker is remembered to have run; about what it keeps instances of itself."""
@@ -17,14 +18,19 @@ _PROBES = 8
 """How many workers that know a snapshot are asked for a free slot before the freest worker is taken."""
 
 
-class Worker(Generic[Attempt]):
+class Worker:
     """One worker. Its slots are free, running an attempt, or held by one that was settled without it."""
 
     __slots__ = (
         "abandoned",
         "done",
+        "draining",
         "free",
+        "group",
+        "heard",
+        "inspected",
         "open",
+        "quarantine",
         "retired",
         "running",
         "slots",
@@ -34,21 +40,32 @@ class Worker(Generic[Attempt]):
         "worker_id",
     )
 
-    def __init__(self, worker_id: str, slots: int) -> None:
+    def __init__(self, worker_id: str, slots: int, now: float, *, quarantine: bool) -> None:
         self.worker_id = worker_id
+        self.quarantine = quarantine
+        """Whether it runs suspects only."""
+        self.group: Group | None = None
+        """The suspects that it is running."""
+        self.heard = now
+        """When it last gave a sign of life."""
+        self.inspected = 0.0
+        """When somebody was asked why it is silent; 0 for never."""
         self.slots = slots
         self.free = slots
-        self.running: dict[int, Attempt] = {}
-        self.abandoned: dict[int, Attempt] = {}
+        self.running: dict[int, Trial] = {}
+        self.abandoned: dict[int, Trial] = {}
         self.stuck = 0
-        self.stuck_limit = max(1, slots // 4)
+        # Beside a trial that does not stop, no suspect can be alone.
+        self.stuck_limit = 1 if quarantine else max(1, slots // 4)
         self.warm: OrderedDict[Snapshot, None] = OrderedDict()
-        self.open = True
+        self.open = False
+        """Whether `Fleet.choose` may choose it."""
+        self.draining = False
         self.retired = False
         self.done = 0
 
 
-class Fleet(Generic[Attempt]):
+class Fleet:
     """Workers by number of free slots and by the snapshots they have run; every step costs the same at any size.
 
     *affinity_lead*: how much busier, as a fraction, a worker that knows a snapshot may be than the freest one.
@@ -56,38 +73,44 @@ class Fleet(Generic[Attempt]):
 
     def __init__(self, *, affinity_lead: float) -> None:
         self._busier = 1.0 + affinity_lead
-        self._workers: dict[str, Worker[Attempt]] = {}
+        self._workers: dict[str, Worker] = {}
         # Open workers by number of free slots, and the highest number there is.
-        self._by_free: dict[int, dict[Worker[Attempt], None]] = {}
-        self._knowing: dict[Snapshot, dict[Worker[Attempt], None]] = {}
+        self._by_free: dict[int, dict[Worker, None]] = {}
+        self._knowing: dict[Snapshot, dict[Worker, None]] = {}
         self.most_free = 0
 
-    def __iter__(self) -> Iterator[Worker[Attempt]]:
+    def __iter__(self) -> Iterator[Worker]:
         return iter(self._workers.values())
 
-    def get(self, worker_id: str) -> Worker[Attempt] | None:
+    def get(self, worker_id: str) -> Worker | None:
         """Return the worker of that id."""
         return self._workers.get(worker_id)
 
-    def add(self, worker_id: str, slots: int) -> None:
+    def add(self, worker_id: str, slots: int, now: float, *, quarantine: bool = False) -> Worker:
         """Take a worker into use; raises `ValueError` when one of that id is attached or *slots* is below 1."""
         if worker_id in self._workers:
             raise ValueError(f"worker {worker_id} is attached already")
         if slots < 1:
             raise ValueError(f"worker {worker_id} offers {slots} slots; at least 1 is needed")
-        worker: Worker[Attempt] = Worker(worker_id, slots)
-        self._workers[worker_id] = worker
-        self._by_free.setdefault(slots, {})[worker] = None
-        self.most_free = max(self.most_free, slots)
+        worker = self._workers[worker_id] = Worker(worker_id, slots, now, quarantine=quarantine)
+        if not quarantine:
+            self.open(worker)
+        return worker
 
-    def remove(self, worker_id: str) -> Worker[Attempt] | None:
+    def open(self, worker: Worker) -> None:
+        """Let the worker be chosen."""
+        worker.open = True
+        self._by_free.setdefault(worker.free, {})[worker] = None
+        self.most_free = max(self.most_free, worker.free)
+
+    def remove(self, worker_id: str) -> Worker | None:
         """Forget a worker; return what it was."""
         worker = self._workers.pop(worker_id, None)
         if worker is not None:
             self.close(worker)
         return worker
 
-    def choose(self, snapshot: Snapshot) -> Worker[Attempt]:
+    def choose(self, snapshot: Snapshot) -> Worker:
         """Return the worker for a trial of *snapshot* and note that it will have run it; one must be free."""
         freest = next(iter(self._by_free[self.most_free]))
         if snapshot in freest.warm:
@@ -107,7 +130,7 @@ class Fleet(Generic[Attempt]):
             self._forget(freest, freest.warm.popitem(last=False)[0])
         return freest
 
-    def move(self, worker: Worker[Attempt], free: int) -> None:
+    def move(self, worker: Worker, free: int) -> None:
         """Note that a worker has *free* slots now."""
         before, worker.free = worker.free, free
         if not worker.open:
@@ -128,7 +151,7 @@ class Fleet(Generic[Attempt]):
             # The worker itself went down by one (a dispatch): nobody can be between.
             self.most_free = free
 
-    def close(self, worker: Worker[Attempt]) -> None:
+    def close(self, worker: Worker) -> None:
         """Choose the worker no more."""
         if not worker.open:
             return
@@ -143,7 +166,7 @@ class Fleet(Generic[Attempt]):
             self._forget(worker, snapshot)
         worker.warm.clear()
 
-    def _forget(self, worker: Worker[Attempt], snapshot: Snapshot) -> None:
+    def _forget(self, worker: Worker, snapshot: Snapshot) -> None:
         knowing = self._knowing[snapshot]
         del knowing[worker]
         if not knowing:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from dspex_pipelines.model.outcome import ErrorType
+from dspex_pipelines.model.outcome import Attempt, ErrorType
 
 
 # Named tuples: as immutable as a frozen dataclass, at a third of the price, and there is one of each per trial.
@@ -19,6 +20,8 @@ class Ticket(NamedTuple):
     timeout_s: float
     """Run time allowed from dispatch on; 0 is no limit."""
     body: object
+    most_attempts: int = 0
+    """Bounds the attempts of all types of error; 0 leaves it to the policy."""
 
 
 class Settled(NamedTuple):
@@ -36,6 +39,8 @@ class Settled(NamedTuple):
     """Time waited for a slot, over all attempts."""
     run_s: float
     """Time since the last dispatch; 0 in the queue."""
+    history: Sequence[Attempt] = ()
+    """The attempts before the one that settled it."""
 
 
 @dataclass(slots=True)
@@ -49,6 +54,12 @@ class Orders:
     settle: list[Settled] = field(default_factory=list[Settled])
     retire: list[str] = field(default_factory=list[str])
     """Workers to replace: too many of their slots are held by trials that do not stop. Each is named once."""
+    inspect: list[str] = field(default_factory=list[str])
+    """Workers that are silent at a trial's deadline: to be looked at, and then `hung` unless they speak."""
+    kill: list[str] = field(default_factory=list[str])
+    """Workers silenced by the one trial they ran, which is settled: to be killed."""
+    quarantine: int | None = None
+    """How many workers for suspects there should be from now on; None for as many as before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +72,7 @@ class WorkerStats:
     """Slots held by trials that were settled without it and have not stopped yet."""
     done: int
     draining: bool
+    quarantine: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +80,11 @@ class Stats:
     """The dispatcher, now."""
 
     queue_depth: int
+    """Trials that wait for a slot."""
+    backing_off: int
+    """Trials that wait for the time of their next attempt."""
+    suspects: int
+    """Trials that wait for a worker in quarantine."""
     in_flight: int
     settled: int
     workers: dict[str, WorkerStats]

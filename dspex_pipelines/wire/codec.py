@@ -12,7 +12,7 @@ from dspex_pipelines.model.trial import Example, Isolation, MetricSpec, ProgramS
 PROTOCOL_VERSION = 1
 """Raised whenever the two ends of different releases would misunderstand each other."""
 
-HEARTBEAT_S = 1.0
+HEARTBEAT_S = 0.5
 FRAME_TRIALS = 64
 FRAME_BYTES = 1 << 20
 MESSAGE_LIMIT = 16 << 20

@@ -13,6 +13,7 @@ from pathlib import Path
 from dspex.v1 import types_pb2, worker_pb2
 from dspex_pipelines.errors import ProtocolMismatch
 from dspex_pipelines.wire.loop import run_process
+from dspex_pipelines.wire.marks import Marks
 from dspex_pipelines.worker.program_executor import ProgramExecutor
 from dspex_pipelines.worker.wire import WorkerWire
 
@@ -36,10 +37,12 @@ async def serve(*, address: str, worker_id: str, slots: int) -> int:
         loop.call_soon_threadsafe(lambda: ended.done() or ended.set_result(error))
 
     program_thread = threading.get_ident()
+    marks = Marks()
     wire = WorkerWire(
         address=address,
         worker_id=worker_id,
         slots=slots,
+        marks_fd=marks.fd,
         on_frame=lambda frame: loop.call_soon_threadsafe(take, frame) and None,
         on_end=on_end,
     )
@@ -61,7 +64,7 @@ async def serve(*, address: str, worker_id: str, slots: int) -> int:
             poking = True
             loop.call_soon(poke)
 
-    executor = ProgramExecutor(slots=slots, deliver=deliver, release=wire.release)
+    executor = ProgramExecutor(slots=slots, deliver=deliver, release=wire.release, marks=marks)
 
     def take(frame: worker_pb2.AttachResponse) -> None:
         for session in frame.sessions:

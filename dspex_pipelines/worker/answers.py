@@ -16,12 +16,13 @@ from dspex_pipelines.errors import DspexError, ProgramUnavailable, Serialization
 from dspex_pipelines.model.outcome import ErrorType
 from dspex_pipelines.model.payload import encode
 from dspex_pipelines.model.space import Configuration
+from dspex_pipelines.wire import marks
 from dspex_pipelines.wire.codec import MESSAGE_LIMIT, failure_to_wire
 
 MESSAGE_CHARACTERS = 4_000
 TRACEBACK_CHARACTERS = 16_000
 OUTCOME_BYTES = MESSAGE_LIMIT - (1 << 20)
-_HERE = str(Path(__file__).parent)
+_OURS = (str(Path(__file__).parent), str(Path(marks.__file__)))
 
 
 def answer_result(
@@ -117,8 +118,29 @@ def fingerprint(error: BaseException) -> str:
 def _failure(kind: ErrorType, error: BaseException) -> types_pb2.Failure:
     message = f"{type(error).__qualname__}: {_said(error)}"[:MESSAGE_CHARACTERS]
     return failure_to_wire(
-        kind, _clean(message), traceback=_clean(_program_traceback(error)), fingerprint=fingerprint(error)
+        kind,
+        _clean(message),
+        traceback=_clean(_program_traceback(error)),
+        retryable=kind is ErrorType.PROGRAM_EXCEPTION and may_pass(error),
+        fingerprint=fingerprint(error),
+        retry_after_s=_retry_after_s(error),
     )
+
+
+def may_pass(error: BaseException) -> bool:
+    """Return whether the error may be gone when the trial is run again.
+
+    An exception says so itself by an attribute `retryable`; of the others, lost connections and timeouts may pass.
+    """
+    said = getattr(error, "retryable", None)
+    return said if isinstance(said, bool) else isinstance(error, ConnectionError | TimeoutError)
+
+
+def _retry_after_s(error: BaseException) -> float:
+    """Return the attribute `retry_after_s` of an exception, in seconds; 0 for none that is usable."""
+    said = getattr(error, "retry_after_s", 0.0)
+    usable = isinstance(said, int | float) and math.isfinite(said) and said > 0
+    return float(said) if usable else 0.0
 
 
 def _said(error: BaseException) -> str:
@@ -132,7 +154,7 @@ def _program_traceback(error: BaseException) -> str:
     """Return the traceback without the frames of the worker, and what it called to get to the program."""
     trace = frame = error.__traceback__
     while frame is not None:
-        if frame.tb_frame.f_code.co_filename.startswith(_HERE):
+        if frame.tb_frame.f_code.co_filename.startswith(_OURS):
             trace = frame.tb_next
         frame = frame.tb_next
     try:

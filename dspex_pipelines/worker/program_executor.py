@@ -22,6 +22,7 @@ from dspex_pipelines.errors import DspexError
 from dspex_pipelines.model.outcome import ErrorType
 from dspex_pipelines.model.space import Configuration
 from dspex_pipelines.wire.codec import example_from_wire, failure_to_wire
+from dspex_pipelines.wire.marks import Marks
 from dspex_pipelines.worker.answers import answer_failed, answer_result, answer_unavailable
 from dspex_pipelines.worker.instances import Instances, LoadedProgram, ProgramLoader
 from dspex_pipelines.worker.isolated import run_isolated
@@ -52,6 +53,7 @@ class ProgramExecutor:
         slots: int,
         deliver: Callable[[types_pb2.Outcome], None],
         release: Callable[[int], None],
+        marks: Marks | None = None,
     ) -> None:
         self._deliver = deliver
         self._release = release
@@ -65,6 +67,7 @@ class ProgramExecutor:
         self._in_threads: dict[int, threading.Event] = {}
         self._cancelled: set[int] = set()
         self._loop = asyncio.get_running_loop()
+        self._marks = marks or Marks()
 
     @property
     def running(self) -> int:
@@ -183,7 +186,7 @@ class ProgramExecutor:
     async def _run_coroutine(self, trial: types_pb2.Trial, ready: Ready, example: Any) -> None:
         started = time.perf_counter()
         try:
-            outputs = await ready.instance(**_arguments(ready, trial, example))
+            outputs = await self._marks.marked(ready.instance(**_arguments(ready, trial, example)), trial.id)
             run_s = _since(started)
             scores = await _judge(ready, example, outputs)
             if trial.id not in self._cancelled:
@@ -203,7 +206,9 @@ class ProgramExecutor:
             if ready.instance is None:
                 outcome = run_isolated(ready.program, ready.configuration, trial, stop)
             else:
+                self._marks.mark(trial.id)
                 outcome = self._run_in_thread(trial, ready, example)
+                self._marks.mark(0)
             # In one step under the GIL: a cancel that comes later finds nothing to cancel.
             self._in_threads.pop(trial.id, None)
             if trial.id in self._cancelled or outcome is None:
@@ -219,7 +224,9 @@ class ProgramExecutor:
         try:
             outputs = ready.instance(**_arguments(ready, trial, example))
             if inspect.isawaitable(outputs):
-                outputs, error = asyncio.run_coroutine_threadsafe(_await(outputs), self._loop).result()
+                outputs, error = asyncio.run_coroutine_threadsafe(
+                    _await(self._marks.marked(outputs, trial.id)), self._loop
+                ).result()
                 if error is not None:
                     raise error
         except BaseException as error:  # noqa: BLE001 - SystemExit is an outcome too

@@ -44,12 +44,14 @@ class WorkerWire:
         address: str,
         worker_id: str,
         slots: int,
+        marks_fd: int,
         on_frame: Callable[[worker_pb2.AttachResponse], None],
         on_end: Callable[[Exception | None], None],
     ) -> None:
         self._address = address
         self._worker_id = worker_id
         self._slots = slots
+        self._marks_fd = marks_fd
         self._on_frame = on_frame
         self._on_end = on_end
         self._outcomes: deque[types_pb2.Outcome] = deque()
@@ -124,6 +126,7 @@ class WorkerWire:
                 slots=self._slots,
                 pid=os.getpid(),
                 package_version=dspex_pipelines.__version__,
+                marks_fd=self._marks_fd,
             )
         )
         while True:

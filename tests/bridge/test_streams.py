@@ -26,7 +26,7 @@ from dspex_pipelines.model.outcome import ErrorType, TrialError, TrialOutcome, T
 from dspex_pipelines.model.payload import decode, encode
 from dspex_pipelines.model.space import Configuration
 from dspex_pipelines.model.trial import Example, ProgramSpec, TrialSpec
-from dspex_pipelines.wire.codec import CHANNEL_OPTIONS, MESSAGE_LIMIT, PROTOCOL_VERSION
+from dspex_pipelines.wire.codec import CHANNEL_OPTIONS, MESSAGE_LIMIT, PROTOCOL_VERSION, failure_to_wire
 from tests.bridge.conftest import ROOT
 
 PROGRAM = ProgramSpec(entry_point="somewhere.else:program", version="1" * 32)
@@ -87,10 +87,23 @@ class Seen:
 class FakeWorker:
     """The other end of `Attach`, without programs."""
 
-    def __init__(self, address: str, name: str, slots: int, protocol_version: int = PROTOCOL_VERSION) -> None:
+    def __init__(
+        self,
+        address: str,
+        name: str,
+        slots: int,
+        protocol_version: int = PROTOCOL_VERSION,
+        *,
+        quarantine: bool = False,
+    ) -> None:
         self.channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
         self.hello = worker_pb2.WorkerHello(
-            protocol_version=protocol_version, worker_id=name, slots=slots, pid=7, package_version="0"
+            protocol_version=protocol_version,
+            worker_id=name,
+            slots=slots,
+            pid=7,
+            package_version="0",
+            quarantine=quarantine,
         )
         self.seen = Seen()
 
@@ -247,7 +260,7 @@ async def test_a_session_is_closed_on_the_worker_after_its_last_trial() -> None:
     hub = Hub(dispatcher=Dispatcher(), sessions=SessionStore())
     session = hub.sessions.open(PROGRAM, [], None).session_id
     hub.sessions.set_variables(session, {"k": 1})
-    worker, caller, seen = hub.attach("w", 1, 7), hub.connect(), Seen()
+    worker, caller, seen = hub.attach(worker_pb2.WorkerHello(worker_id="w", slots=1)), hub.connect(), Seen()
     hub.submit(caller, [wire_trial(x, session) for x in range(3)])
     (trial,) = seen.take(worker.next_frame())
     hub.close_session(session)
@@ -409,7 +422,7 @@ async def test_a_silent_worker_is_lost_and_its_trial_runs_on_another(address: st
         async with FakeWorker(address, "silent", 1) as silent:
             running = asyncio.create_task(client.execute(TRIAL, session_id=session, version=1, timeout_s=0))
             await silent.until(lambda seen: len(seen.trials) == 1)
-            async with FakeWorker(address, "alive", 1) as alive, doing(alive.beat()):
+            async with FakeWorker(address, "alive", 1, quarantine=True) as alive, doing(alive.beat()):
                 await alive.until(lambda seen: len(seen.trials) == 1)
                 with pytest.raises(EOFError):
                     await silent.read()
@@ -422,15 +435,40 @@ async def test_a_silent_worker_is_lost_and_its_trial_runs_on_another(address: st
         assert bridge.hub.dispatcher.stats().in_flight == 0
 
 
-async def test_a_worker_that_breaks_off_three_times_with_a_trial_loses_it(bridge: Bridge, client: PoolClient) -> None:
+async def test_a_trial_that_breaks_two_workers_alone_is_poison(address: str) -> None:
+    wanted: list[int] = []
+    async with Bridge(address, on_quarantine=wanted.append) as bridge, PoolClient(address) as client:
+        session = await ready(client)
+        running = asyncio.create_task(client.execute(TRIAL, session_id=session, version=1, timeout_s=0))
+        for name in ("w", "q1", "q2"):
+            async with FakeWorker(bridge.address, name, 1, quarantine=name != "w") as worker:
+                await worker.until(lambda seen: len(seen.trials) == 1)
+        outcome = await running
+        assert isinstance(outcome, TrialError)
+        assert (outcome.type, outcome.attempts, outcome.worker) == (ErrorType.POISON, 3, "q2")
+        assert [(past.worker, past.type) for past in outcome.history] == [
+            ("w", ErrorType.WORKER_LOST),
+            ("q1", ErrorType.WORKER_LOST),
+        ]
+        assert wanted == [1]
+
+
+async def test_a_failure_that_may_pass_is_tried_again_and_told(bridge: Bridge, client: PoolClient) -> None:
     session = await ready(client)
-    running = asyncio.create_task(client.execute(TRIAL, session_id=session, version=1, timeout_s=0))
-    for name in "abc":
-        async with FakeWorker(bridge.address, name, 1) as worker:
-            await worker.until(lambda seen: len(seen.trials) == 1)
-    outcome = await running
-    assert isinstance(outcome, TrialError)
-    assert (outcome.type, outcome.attempts) == (ErrorType.WORKER_LOST, 3)
+    async with FakeWorker(bridge.address, "w", 1) as worker:
+        running = asyncio.create_task(client.execute(TRIAL, session_id=session, version=1, timeout_s=0))
+        await worker.until(lambda seen: len(seen.trials) == 1)
+        (first,) = worker.seen.trials
+        failure = failure_to_wire(ErrorType.PROGRAM_EXCEPTION, "gone away", retryable=True, fingerprint="f")
+        await worker.call.write(worker_pb2.AttachRequest(outcomes=[types_pb2.Outcome(id=first, failure=failure)]))
+        await worker.until(lambda seen: len(seen.trials) == 2)
+        await worker.answer([trial for number, trial in worker.seen.trials.items() if number != first])
+        outcome = await running
+    assert isinstance(outcome, TrialResult)
+    assert outcome.attempts == 2
+    (past,) = outcome.history
+    assert (past.number, past.worker, past.type) == (1, "w", ErrorType.PROGRAM_EXCEPTION)
+    assert (past.message, past.fingerprint) == ("gone away", "f")
 
 
 # ---------------------------------------------------------------------- who is let in

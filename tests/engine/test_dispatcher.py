@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from dspex_pipelines.engine.dispatcher import Dispatcher
 from dspex_pipelines.engine.fleet import REMEMBERED_SNAPSHOTS
+from dspex_pipelines.engine.quarantine import NEVER
+from dspex_pipelines.engine.retries import Fault, RetryPolicy
 from dspex_pipelines.engine.tickets import Orders, Ticket
 from dspex_pipelines.model.outcome import ErrorType
 
@@ -73,29 +77,275 @@ def test_what_a_worker_knows_is_bounded():
     assert len(dispatcher._fleet._knowing) == REMEMBERED_SNAPSHOTS
 
 
-def test_the_trials_of_a_lost_worker_go_first_and_in_order():
+# ---------------------------------------------------------------------- lost workers
+
+
+def quarantined(orders: Orders, worker_id: str) -> list[int]:
+    return [ticket.client_trial_id for _, ticket in orders.dispatch.get(worker_id, [])]
+
+
+def test_the_trials_of_a_lost_worker_are_dealt_out_in_halves():
     dispatcher = Dispatcher()
-    dispatcher.attach("a", 3, 0.0)
-    dispatcher.submit(1, tickets(1, 1, 2, 3, 4, 5), 0.0)
-    assert dispatcher.lose("a", 1.0, "killed").settle == []
-    assert dispatched(dispatcher.attach("b", 5, 2.0)) == [(1, 1), (1, 2), (1, 3), (1, 4), (1, 5)]
+    dispatcher.attach("a", 5, 0.0)
+    dispatcher.submit(1, tickets(1, 1, 2, 3, 4, 5, 6), 0.0)
+    orders = dispatcher.lose("a", 1.0, "killed")
+    assert (orders.settle, orders.quarantine) == ([], 2)
+    assert quarantined(dispatcher.attach("w", 10, 2.0), "w") == [6], "the rest goes on"
+    assert quarantined(dispatcher.attach("q1", 10, 2.0, quarantine=True), "q1") == [1, 2]
+    second = dispatcher.attach("q2", 10, 2.0, quarantine=True)
+    assert quarantined(second, "q2") == [3, 4, 5]
+    assert second.quarantine is None
 
 
-def test_a_trial_lost_too_often_is_an_error_that_says_so():
-    dispatcher = Dispatcher(max_losses=2)
+def test_suspects_that_prove_harmless_make_room_for_the_next():
+    dispatcher = Dispatcher()
+    dispatcher.attach("a", 2, 0.0)
+    dispatcher.submit(1, tickets(1, 1, 2), 0.0)
+    dispatcher.lose("a", 1.0, "killed")
+    _, attempt = only_attempt(dispatcher.attach("q", 9, 2.0, quarantine=True))
+    orders = dispatcher.finish("q", attempt, "fine", 3.0)
+    assert [settled.outcome for settled in orders.settle] == ["fine"]
+    assert quarantined(orders, "q") == [2]
+
+
+def test_a_group_larger_than_its_worker_is_run_bit_by_bit():
+    dispatcher = Dispatcher()
+    dispatcher.attach("a", 6, 0.0)
+    dispatcher.submit(1, tickets(1, 1, 2, 3, 4, 5, 6), 0.0)
+    dispatcher.lose("a", 1.0, "killed")
+    first = dispatcher.attach("q", 2, 1.0, quarantine=True)
+    assert quarantined(first, "q") == [1, 2]
+    (attempt, _), _ = first.dispatch["q"]
+    assert quarantined(dispatcher.finish("q", attempt, "fine", 2.0), "q") == [3]
+    # 2 and 3 are halved again; nothing of the group waits any more.
+    assert dispatcher.lose("q", 3.0, "killed").settle == []
+    assert quarantined(dispatcher.attach("r", 9, 3.0, quarantine=True), "r") == [4, 5, 6]
+    assert quarantined(dispatcher.attach("s", 9, 3.0, quarantine=True), "s") == [2]
+    assert quarantined(dispatcher.attach("t", 9, 3.0, quarantine=True), "t") == [3]
+
+
+def test_a_trial_that_kills_twice_alone_is_poison_and_its_neighbours_are_not_charged():
+    dispatcher = Dispatcher()
+    dispatcher.attach("a", 2, 0.0)
+    dispatcher.submit(1, tickets(1, 1, 2), 0.0)
+    dispatcher.lose("a", 1.0, "signal 9")
+    dispatcher.attach("q1", 9, 2.0, quarantine=True)
+    assert dispatcher.lose("q1", 3.0, "signal 11").settle == []
+    _, neighbour = only_attempt(dispatcher.attach("q2", 9, 4.0, quarantine=True))
+    (settled,) = dispatcher.finish("q2", neighbour, "fine", 5.0).settle
+    assert settled.outcome == "fine"
+    (settled,) = dispatcher.lose("q2", 7.0, "signal 6").settle
+    assert settled.error is ErrorType.POISON
+    assert "signal 6" in settled.message
+    assert (settled.ticket.client_trial_id, settled.attempts, settled.run_s) == (1, 3, 2.0)
+    assert [(past.number, past.worker, past.message) for past in settled.history] == [
+        (1, "a", "signal 9"),
+        (2, "q1", "signal 11"),
+    ]
+
+
+def test_a_worker_that_dies_with_one_ordinary_trial_proves_nothing():
+    dispatcher = Dispatcher()
     dispatcher.submit(1, tickets(1, 1), 0.0)
-    dispatcher.attach("a", 1, 1.0)
-    assert dispatcher.lose("a", 2.0, "killed by signal 9").settle == []
-    dispatcher.attach("b", 1, 4.0)
-    (settled,) = dispatcher.lose("b", 7.0, "killed by signal 9").settle
-    assert settled.error is ErrorType.WORKER_LOST
-    assert "2 times" in settled.message
-    assert "killed by signal 9" in settled.message
-    assert (settled.attempts, settled.queue_s, settled.run_s) == (2, 3.0, 3.0)
+    for name in "abc":
+        dispatcher.attach(name, 1, 0.0)
+    for name in "abc":
+        assert dispatcher.lose(name, 1.0, "killed").settle == []
+    assert quarantined(dispatcher.attach("q", 1, 2.0, quarantine=True), "q") == [1]
+
+
+def test_where_no_quarantine_worker_comes_an_ordinary_one_is_set_apart_and_given_back():
+    dispatcher = Dispatcher(reserve_after_s=5.0)
+    dispatcher.attach("a", 1, 0.0)
+    dispatcher.submit(1, tickets(1, 1), 0.0)
+    dispatcher.lose("a", 1.0, "killed")
+    dispatcher.attach("b", 1, 1.0)
+    _, busy = only_attempt(dispatcher.submit(1, tickets(1, 2, 3), 1.0))
+    assert dispatcher.next_deadline() == 6.0
+    assert dispatcher.tick(6.0).dispatch == {}, "it is not empty yet"
+    orders = dispatcher.finish("b", busy, "fine", 7.0)
+    assert quarantined(orders, "b") == [1]
+    (attempt, _) = orders.dispatch["b"][0]
+    assert quarantined(dispatcher.finish("b", attempt, "fine", 8.0), "b") == [3]
+
+
+def test_quarantine_workers_are_wanted_for_a_while_after_the_last_suspect():
+    dispatcher = Dispatcher(quarantine_idle_s=10.0)
+    dispatcher.attach("a", 1, 0.0)
+    dispatcher.submit(1, tickets(1, 1), 0.0)
+    assert dispatcher.lose("a", 1.0, "killed").quarantine == 1
+    _, attempt = only_attempt(dispatcher.attach("q", 1, 2.0, quarantine=True))
+    assert dispatcher.finish("q", attempt, "fine", 3.0).quarantine is None
+    assert dispatcher.next_deadline() == 13.0
+    assert dispatcher.tick(13.0).quarantine == 0
+    assert dispatcher.next_deadline() is None
+
+
+def test_a_quarantine_worker_that_is_drained_hands_its_group_on():
+    dispatcher = Dispatcher()
+    dispatcher.attach("a", 4, 0.0)
+    dispatcher.submit(1, tickets(1, 1, 2, 3, 4), 0.0)
+    dispatcher.lose("a", 1.0, "killed")
+    assert quarantined(dispatcher.attach("q", 1, 1.0, quarantine=True), "q") == [1]
+    dispatcher.drain_worker("q", 2.0)
+    assert quarantined(dispatcher.attach("r", 9, 2.0, quarantine=True), "r") == [2]
+    assert quarantined(dispatcher.attach("s", 9, 2.0, quarantine=True), "s") == [3, 4]
+
+
+def test_no_suspect_runs_beside_a_trial_that_does_not_stop():
+    dispatcher = Dispatcher(grace_s=1.0)
+    dispatcher.attach("a", 2, 0.0)
+    dispatcher.submit(1, tickets(1, 1, 2, timeout_s=5.0), 0.0)
+    dispatcher.lose("a", 1.0, "killed")
+    dispatcher.attach("q", 9, 1.0, quarantine=True)
+    dispatcher.heard("q", 6.0)
+    orders = dispatcher.tick(6.0)
+    assert [settled.error for settled in orders.settle] == [ErrorType.TIMEOUT_RUN]
+    assert orders.dispatch == {}
+    assert dispatcher.tick(7.0).retire == ["q"]
+    assert quarantined(dispatcher.attach("r", 9, 8.0, quarantine=True), "r") == [2]
+
+
+def test_suspects_can_be_cancelled_where_they_wait():
+    dispatcher = Dispatcher()
+    dispatcher.attach("a", 4, 0.0)
+    dispatcher.submit(1, tickets(1, 1, 2, 3), 0.0)
+    dispatcher.submit(2, tickets(2, 9), 0.0)
+    dispatcher.lose("a", 1.0, "killed")
+    assert [settled.error for settled in dispatcher.cancel(1, [2], 2.0).settle] == [ErrorType.CANCELLED]
+    dispatcher.disconnect(2, 2.0)
+    assert dispatcher.stats().suspects == 2
+    assert quarantined(dispatcher.attach("q", 9, 3.0, quarantine=True), "q") == [1]
+
+
+# ---------------------------------------------------------------------- silence
+
+
+def test_a_deadline_on_a_silent_worker_waits_for_somebody_to_look():
+    dispatcher = Dispatcher(silence_s=1.5)
+    dispatcher.attach("a", 4, 0.0)
+    sent = dispatcher.submit(1, tickets(1, 1, 2, 3, timeout_s=5.0), 0.0).dispatch["a"]
+    orders = dispatcher.tick(5.0)
+    assert (orders.settle, orders.inspect) == ([], ["a"])
+    orders = dispatcher.hung("a", [sent[1][0]], 5.5, "held")
+    assert (orders.settle, orders.quarantine) == ([], 1)
+    assert quarantined(dispatcher.attach("b", 4, 6.0), "b") == [1, 3]
+    quarantine = dispatcher.attach("q", 4, 6.0, quarantine=True)
+    assert quarantined(quarantine, "q") == [2]
+    dispatcher.heard("b", 11.0)
+    orders = dispatcher.tick(11.0)
+    assert sorted(settled.ticket.client_trial_id for settled in orders.settle) == [1, 2, 3]
+    assert orders.kill == ["q"], "alone and silent: it is what hangs"
+
+
+def test_a_worker_that_speaks_after_all_keeps_its_deadlines():
+    dispatcher = Dispatcher(silence_s=1.5, inspect_s=2.0)
+    dispatcher.attach("a", 4, 0.0)
+    dispatcher.submit(1, tickets(1, 1, timeout_s=5.0), 0.0)
+    assert dispatcher.tick(5.0).inspect == ["a"]
+    dispatcher.heard("a", 6.9)
+    assert dispatcher.next_deadline() == 7.0
+    assert [settled.error for settled in dispatcher.tick(7.0).settle] == [ErrorType.TIMEOUT_RUN]
+
+
+def test_a_deadline_holds_when_nobody_looks():
+    dispatcher = Dispatcher(silence_s=1.5, inspect_s=2.0)
+    dispatcher.attach("a", 4, 0.0)
+    dispatcher.submit(1, tickets(1, 1, 2, timeout_s=5.0), 0.0)
+    dispatcher.tick(5.0)
+    assert len(dispatcher.tick(7.0).settle) == 2
+
+
+def test_without_a_suspect_all_are():
+    dispatcher = Dispatcher()
+    dispatcher.attach("a", 4, 0.0)
+    dispatcher.submit(1, tickets(1, 1, 2, 3, 4), 0.0)
+    dispatcher.hung("a", [], 1.0, "held")
+    assert quarantined(dispatcher.attach("q", 4, 1.0, quarantine=True), "q") == [1, 2]
+
+
+def test_a_trial_that_was_settled_before_its_worker_hung_makes_no_other_suspect():
+    dispatcher = Dispatcher()
+    dispatcher.attach("a", 4, 0.0)
+    sent = dispatcher.submit(1, tickets(1, 1, 2), 0.0).dispatch["a"]
+    dispatcher.cancel(1, [1], 1.0)
+    dispatcher.hung("a", [sent[0][0]], 1.0, "held")
+    assert quarantined(dispatcher.attach("b", 4, 1.0), "b") == [2]
+
+
+# ---------------------------------------------------------------------- attempts
+
+
+PASSING = Fault(ErrorType.PROGRAM_EXCEPTION, "gone", retryable=True, fingerprint="f")
+
+
+def test_a_failure_that_may_pass_is_tried_again_after_a_while_and_first():
+    dispatcher = Dispatcher(rng=random.Random(1), retries=RetryPolicy(base_s=4.0))
+    dispatcher.attach("a", 1, 0.0)
+    worker_id, attempt = only_attempt(dispatcher.submit(1, tickets(1, 1, 2, 3), 0.0))
+    orders = dispatcher.finish(worker_id, attempt, "failed", 1.0, PASSING)
+    assert orders.settle == []
+    _, other = only_attempt(orders)
+    due = dispatcher.next_deadline()
+    assert due is not None
+    assert 1.0 < due < 5.0
+    assert dispatcher.stats().backing_off == 1
+    assert dispatcher.tick(due).dispatch == {}, "no slot"
+    orders = dispatcher.finish("a", other, "fine", due)
+    assert dispatched(orders) == [(1, 1)]
+    (settled,) = dispatcher.finish("a", only_attempt(orders)[1], "fine", due + 1.0).settle
+    assert (settled.outcome, settled.attempts, settled.run_s) == ("fine", 2, 1.0)
+    (past,) = settled.history
+    assert (past.number, past.worker, past.type, past.run_s) == (1, "a", ErrorType.PROGRAM_EXCEPTION, 1.0)
+
+
+def test_a_failure_that_stays_is_the_answer():
+    dispatcher = Dispatcher()
+    dispatcher.attach("a", 1, 0.0)
+    worker_id, attempt = only_attempt(dispatcher.submit(1, tickets(1, 1), 0.0))
+    (settled,) = dispatcher.finish(worker_id, attempt, "failed", 1.0, PASSING._replace(retryable=False)).settle
+    assert (settled.outcome, settled.attempts, settled.history) == ("failed", 1, ())
+
+
+def test_the_same_error_three_times_running_is_permanent():
+    dispatcher = Dispatcher()
+    dispatcher.attach("a", 1, 0.0)
+    orders, now = dispatcher.submit(1, tickets(1, 1), 0.0), 0.0
+    for _ in range(2):
+        assert dispatcher.finish("a", only_attempt(orders)[1], "failed", now, PASSING).settle == []
+        now = dispatcher.next_deadline() or 0.0
+        orders = dispatcher.tick(now)
+    (settled,) = dispatcher.finish("a", only_attempt(orders)[1], "failed", now, PASSING).settle
+    assert (settled.attempts, len(settled.history)) == (3, 2)
+
+
+def test_a_trial_between_attempts_can_be_cancelled():
+    dispatcher = Dispatcher()
+    dispatcher.attach("a", 2, 0.0)
+    _, attempt = only_attempt(dispatcher.submit(1, tickets(1, 1), 0.0))
+    dispatcher.finish("a", attempt, "failed", 1.0, PASSING)
+    (settled,) = dispatcher.cancel(1, [1], 1.0).settle
+    assert (settled.error, settled.message) == (ErrorType.CANCELLED, "cancelled between attempts")
+    assert dispatcher.next_deadline() is None
+    assert dispatcher.stats().backing_off == 0
+
+
+def test_a_process_of_its_own_that_dies_twice_is_poison_without_quarantine():
+    dispatcher = Dispatcher()
+    dispatcher.attach("a", 1, 0.0)
+    lost = Fault(ErrorType.WORKER_LOST, "signal 11", retryable=True)
+    _, attempt = only_attempt(dispatcher.submit(1, tickets(1, 1), 0.0))
+    orders = dispatcher.finish("a", attempt, "lost", 1.0, lost)
+    assert orders.quarantine is None
+    (settled,) = dispatcher.finish("a", only_attempt(orders)[1], "lost", 2.0, lost).settle
+    assert settled.error is ErrorType.POISON
+
+
+# ---------------------------------------------------------------------- deadlines
 
 
 def test_at_the_deadline_the_trial_is_settled_and_its_slot_waits_for_the_worker():
-    dispatcher = Dispatcher()
+    dispatcher = Dispatcher(silence_s=NEVER)
     dispatcher.attach("a", 1, 0.0)
     worker_id, attempt = only_attempt(dispatcher.submit(1, tickets(1, 1, timeout_s=5.0), 10.0))
     dispatcher.submit(1, tickets(1, 2), 10.0)
@@ -109,7 +359,7 @@ def test_at_the_deadline_the_trial_is_settled_and_its_slot_waits_for_the_worker(
 
 
 def test_an_answer_after_the_deadline_frees_the_slot_and_answers_nothing():
-    dispatcher = Dispatcher()
+    dispatcher = Dispatcher(silence_s=NEVER)
     dispatcher.attach("a", 1, 0.0)
     worker_id, attempt = only_attempt(dispatcher.submit(1, tickets(1, 1, timeout_s=5.0), 0.0))
     dispatcher.tick(5.0)
@@ -130,7 +380,7 @@ def test_an_answer_that_comes_before_the_tick_counts():
 
 
 def test_a_worker_whose_slots_do_not_come_back_is_retired_once():
-    dispatcher = Dispatcher(grace_s=1.0)
+    dispatcher = Dispatcher(grace_s=1.0, silence_s=NEVER)
     dispatcher.attach("a", 8, 0.0)
     dispatcher.submit(1, tickets(1, *range(8), timeout_s=5.0), 0.0)
     orders = dispatcher.tick(5.0)

@@ -5,26 +5,41 @@ A model that knows only what has been submitted, dispatched and answered is driv
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
-from dspex_pipelines.engine.dispatcher import Dispatcher
+from dspex_pipelines.engine.dispatcher import MOST_DEATHS, Dispatcher
+from dspex_pipelines.engine.retries import Fault
 from dspex_pipelines.engine.tickets import Orders, Settled, Ticket
 from dspex_pipelines.model.outcome import ErrorType
 
-MAX_LOSSES = 2
 GRACE_S = 1.0
+SILENCE_S = 1.5
+INSPECT_S = 2.0
 CLIENTS = (1, 2, 3)
 TIMEOUTS_S = (0.0, 2.0, 5.0)
+Key: TypeAlias = tuple[int, int]
+FAULTS = (
+    Fault(ErrorType.PROGRAM_EXCEPTION, "stays"),
+    Fault(ErrorType.PROGRAM_EXCEPTION, "may pass", retryable=True, fingerprint="a"),
+    Fault(ErrorType.PROGRAM_EXCEPTION, "may pass", retryable=True, fingerprint="b"),
+    Fault(ErrorType.RATE_LIMITED, "slowly", retryable=True, retry_after_s=3.0),
+    Fault(ErrorType.WORKER_LOST, "its own process died", retryable=True),
+)
 
 
 @dataclass
 class ModelWorker:
     slots: int
+    quarantine: bool
+    heard: float
     open: bool = True
+    inspected: float | None = None
     running: dict[int, Ticket] = field(default_factory=dict)
     """Attempts sent and neither answered nor settled."""
     held: set[int] = field(default_factory=set)
@@ -37,31 +52,55 @@ class Dispatching(RuleBasedStateMachine):
     @initialize()
     def start(self) -> None:
         self.now = 100.0
-        self.dispatcher = Dispatcher(max_losses=MAX_LOSSES, grace_s=GRACE_S)
+        self.dispatcher = Dispatcher(grace_s=GRACE_S, silence_s=SILENCE_S, inspect_s=INSPECT_S, rng=random.Random(0))
         self.fleet: dict[str, ModelWorker] = {}
-        self.waiting: dict[int, list[int]] = {client: [] for client in CLIENTS}
-        """By client, its queued trials in the order in which they are to be dispatched."""
-        self.open_trials: dict[tuple[int, int], Ticket] = {}
-        self.answered: set[tuple[int, int]] = set()
-        self.attempts: dict[tuple[int, int], int] = {}
+        self.fresh: dict[int, list[int]] = {client: [] for client in CLIENTS}
+        """By client, its trials that were never dispatched, in their order."""
+        self.between: set[Key] = set()
+        """Trials that have lost an attempt: backing off, suspected, or first in the queue again."""
+        self.open_trials: dict[Key, Ticket] = {}
+        self.answered: set[Key] = set()
+        self.attempts: dict[Key, int] = {}
+        self.deaths: dict[Key, int] = {}
+        """Deaths that may have been alone."""
         self.due: dict[int, float] = {}
         self.seen_attempts: set[int] = set()
         self.numbers = 0
 
     # ------------------------------------------------------------------ what comes back
 
-    def take(self, orders: Orders, *, expected: dict[tuple[int, int], object] | None = None) -> None:
-        """Check every order against the model and carry it out there."""
-        expected = dict(expected or {})
+    def take(
+        self, orders: Orders, *, expected: dict[Key, object] | None = None, allowed: dict[Key, object] | None = None
+    ) -> None:
+        """Check every order against the model and carry it out there.
+
+        Each of *expected* must be answered, of *allowed* may be; nothing else.
+        """
+        expected, allowed = dict(expected or {}), dict(allowed or {})
         for settled in orders.settle:
-            self.settle(settled, expected)
+            self.settle(settled, expected, allowed)
         assert not expected, f"never answered: {expected}"
+        self.between |= {key for key in allowed if key in self.open_trials and key not in self.running_keys()}
         for worker_id, attempt_ids in orders.cancel.items():
             worker = self.fleet[worker_id]
             for attempt_id in attempt_ids:
                 del worker.running[attempt_id]
                 worker.held.add(attempt_id)
                 self.due.pop(attempt_id, None)
+        self.dispatched(orders)
+        for worker_id in orders.retire:
+            worker = self.fleet[worker_id]
+            assert worker.open or worker.held
+            worker.open = False
+        for worker_id in orders.inspect:
+            assert self.fleet[worker_id].inspected is None
+            self.fleet[worker_id].inspected = self.now
+        for worker_id in orders.kill:
+            assert not self.fleet[worker_id].running
+            self.fleet[worker_id].open = False
+
+    def dispatched(self, orders: Orders) -> None:
+        keepers = {name: worker.quarantine for name, worker in self.dispatcher.stats().workers.items()}
         sent = [(attempt_id, ticket, name) for name, some in orders.dispatch.items() for attempt_id, ticket in some]
         for attempt_id, ticket, worker_id in sorted(sent, key=lambda one: one[0]):
             worker = self.fleet[worker_id]
@@ -70,80 +109,97 @@ class Dispatching(RuleBasedStateMachine):
             assert key in self.open_trials, "dispatched, but answered or never submitted"
             assert attempt_id not in self.seen_attempts
             self.seen_attempts.add(attempt_id)
-            assert self.waiting[ticket.client].pop(0) == ticket.client_trial_id, "out of turn"
+            if key in self.between:
+                self.between.remove(key)
+            else:
+                assert not worker.quarantine, "no suspect"
+                assert not keepers[worker_id] or worker.running, "no suspect"
+                assert self.fresh[ticket.client].pop(0) == ticket.client_trial_id, "out of turn"
             worker.running[attempt_id] = ticket
             self.attempts[key] += 1
             if ticket.timeout_s:
                 self.due[attempt_id] = self.now + ticket.timeout_s
-        for worker_id in orders.retire:
-            worker = self.fleet[worker_id]
-            assert worker.open or worker.held
-            worker.open = False
 
-    def settle(self, settled: Settled, expected: dict[tuple[int, int], object]) -> None:
+    def settle(self, settled: Settled, expected: dict[Key, object], allowed: dict[Key, object]) -> None:
         key = (settled.ticket.client, settled.ticket.client_trial_id)
         assert key in self.open_trials, "answered twice, or for nobody"
         assert self.open_trials.pop(key) is settled.ticket
         assert key not in self.answered
         self.answered.add(key)
-        assert key in expected, f"nothing asked for {settled}"
-        assert (settled.outcome if settled.error is None else settled.error) == expected.pop(key)
+        answer = settled.outcome if settled.error is None else settled.error
+        if settled.error is ErrorType.POISON:
+            assert self.deaths[key] >= MOST_DEATHS
+        assert answer == (expected.pop(key) if key in expected else allowed[key]), f"nothing asked for {settled}"
         assert settled.attempts == self.attempts[key]
+        assert [past.number for past in settled.history] == list(range(1, len(settled.history) + 1))
+        assert len(settled.history) >= settled.attempts - 1
         assert settled.queue_s >= 0
         assert settled.run_s >= 0
-        if key[1] in self.waiting[key[0]]:
-            self.waiting[key[0]].remove(key[1])
+        if key[1] in self.fresh[key[0]]:
+            self.fresh[key[0]].remove(key[1])
+        self.between.discard(key)
+
+    def running_keys(self) -> set[Key]:
+        return {
+            (ticket.client, ticket.client_trial_id)
+            for worker in self.fleet.values()
+            for ticket in worker.running.values()
+        }
 
     @invariant()
     def nothing_is_lost(self) -> None:
         if not hasattr(self, "fleet"):
             return
-        running = [
-            (ticket.client, ticket.client_trial_id)
-            for worker in self.fleet.values()
-            for ticket in worker.running.values()
-        ]
-        queued = [(client, trial) for client, trials in self.waiting.items() for trial in trials]
-        assert sorted(running + queued) == sorted(self.open_trials)
+        running = self.running_keys()
+        fresh = {(client, trial) for client, trials in self.fresh.items() for trial in trials}
+        assert not running & self.between
+        assert running | fresh | self.between == set(self.open_trials)
         stats = self.dispatcher.stats()
-        assert stats.queue_depth == len(queued)
+        assert stats.queue_depth + stats.backing_off + stats.suspects == len(fresh) + len(self.between)
         assert stats.in_flight == len(running)
         assert stats.settled == len(self.answered)
         room = 0
         for worker_id, worker in self.fleet.items():
             taken = len(worker.running) + len(worker.held)
             assert taken <= worker.slots, "more than its slots"
-            assert stats.workers[worker_id].in_flight == len(worker.running)
-            assert stats.workers[worker_id].abandoned == len(worker.held)
-            room += worker.slots - taken if worker.open else 0
-        assert not (queued and room), "a slot is free while trials wait"
+            shown = stats.workers[worker_id]
+            assert (shown.in_flight, shown.abandoned) == (len(worker.running), len(worker.held))
+            assert shown.draining is not worker.open
+            room += worker.slots - taken if worker.open and not shown.quarantine else 0
+        assert not (stats.queue_depth and room), "a slot is free while trials wait"
         soonest = min(self.due.values(), default=None)
         deadline = self.dispatcher.next_deadline()
-        assert soonest is None or (deadline is not None and deadline <= soonest)
+        assert soonest is None or deadline is not None
+        assert not stats.backing_off or deadline is not None
+        keepers = [worker for worker in stats.workers.values() if worker.quarantine]
+        busy = any(worker.in_flight or worker.abandoned for worker in keepers)
+        assert not stats.suspects or busy or (not keepers and deadline is not None), "suspects wait for nobody"
 
     # ------------------------------------------------------------------ what happens
 
-    @rule(target=workers, slots=st.integers(min_value=1, max_value=4))
-    def attach(self, slots: int) -> str:
+    @rule(target=workers, slots=st.integers(min_value=1, max_value=4), quarantine=st.booleans())
+    def attach(self, slots: int, quarantine: bool) -> str:
         self.numbers += 1
         worker_id = f"w{self.numbers}"
-        self.fleet[worker_id] = ModelWorker(slots)
-        self.take(self.dispatcher.attach(worker_id, slots, self.now))
+        self.fleet[worker_id] = ModelWorker(slots, quarantine, self.now)
+        self.take(self.dispatcher.attach(worker_id, slots, self.now, quarantine=quarantine))
         return worker_id
 
     @rule(
         client=st.sampled_from(CLIENTS),
         states=st.lists(st.tuples(st.integers(1, 2), st.integers(1, 3), st.sampled_from(TIMEOUTS_S)), max_size=6),
+        most_attempts=st.sampled_from([0, 2]),
     )
-    def submit(self, client: int, states: list[tuple[int, int, float]]) -> None:
+    def submit(self, client: int, states: list[tuple[int, int, float]], most_attempts: int) -> None:
         tickets: list[Ticket] = []
         for session, version, timeout_s in states:
             self.numbers += 1
-            ticket = Ticket(client, self.numbers, session, version, timeout_s, object())
+            ticket = Ticket(client, self.numbers, session, version, timeout_s, object(), most_attempts)
             tickets.append(ticket)
             self.open_trials[client, self.numbers] = ticket
             self.attempts[client, self.numbers] = 0
-            self.waiting[client].append(self.numbers)
+            self.deaths[client, self.numbers] = 0
+            self.fresh[client].append(self.numbers)
         self.take(self.dispatcher.submit(client, tickets, self.now))
 
     @rule(worker_id=workers, data=st.data())
@@ -151,17 +207,26 @@ class Dispatching(RuleBasedStateMachine):
         """Answers for running attempts, for settled ones, for unknown ones, and twice in one frame."""
         worker = self.fleet.get(worker_id)
         known = [] if worker is None else [*worker.running, *worker.held]
-        chosen = data.draw(st.lists(st.sampled_from([*known, 10**9]), max_size=4))
-        answers = [(attempt_id, object()) for attempt_id in chosen]
-        expected: dict[tuple[int, int], object] = {}
-        for attempt_id, outcome in answers:
+        faults = st.one_of(st.none(), st.sampled_from(FAULTS))
+        chosen = data.draw(st.lists(st.tuples(st.sampled_from([*known, 10**9]), faults), max_size=4))
+        answers = [(attempt_id, object(), fault) for attempt_id, fault in chosen]
+        expected: dict[Key, object] = {}
+        allowed: dict[Key, object] = {}
+        for attempt_id, outcome, fault in answers:
             ticket = None if worker is None else worker.running.pop(attempt_id, None)
             if ticket is not None:
                 self.due.pop(attempt_id, None)
-                expected[ticket.client, ticket.client_trial_id] = outcome
+                key = (ticket.client, ticket.client_trial_id)
+                if fault is None or not fault.retryable:
+                    expected[key] = outcome
+                elif fault.type is ErrorType.WORKER_LOST:
+                    self.deaths[key] += 1
+                    allowed[key] = ErrorType.POISON
+                else:
+                    allowed[key] = outcome
             elif worker is not None:
                 worker.held.discard(attempt_id)
-        self.take(self.dispatcher.finish_many(worker_id, answers, self.now), expected=expected)
+        self.take(self.dispatcher.finish_many(worker_id, answers, self.now), expected=expected, allowed=allowed)
 
     @rule(worker_id=workers, data=st.data())
     def release(self, worker_id: str, data: st.DataObject) -> None:
@@ -173,68 +238,94 @@ class Dispatching(RuleBasedStateMachine):
         self.take(self.dispatcher.release(worker_id, chosen, self.now))
 
     @rule(worker_id=workers)
+    def hear(self, worker_id: str) -> None:
+        if worker_id in self.fleet:
+            self.fleet[worker_id].heard = self.now
+            self.fleet[worker_id].inspected = None
+        self.dispatcher.heard(worker_id, self.now)
+
+    @rule(worker_id=workers)
     def drain(self, worker_id: str) -> None:
         if worker_id in self.fleet:
             self.fleet[worker_id].open = False
         self.take(self.dispatcher.drain_worker(worker_id, self.now))
 
-    @rule(worker_id=consumes(workers))
-    def lose(self, worker_id: str) -> None:
+    @rule(worker_id=consumes(workers), data=st.data(), hung=st.booleans())
+    def lose(self, worker_id: str, data: st.DataObject, hung: bool) -> None:
         worker = self.fleet.pop(worker_id)
-        expected: dict[tuple[int, int], object] = {}
-        for attempt_id, ticket in reversed(worker.running.items()):
+        keeper = self.dispatcher.stats().workers[worker_id].quarantine or worker.quarantine
+        allowed: dict[Key, object] = {}
+        for attempt_id, ticket in worker.running.items():
             self.due.pop(attempt_id, None)
             key = (ticket.client, ticket.client_trial_id)
-            if self.attempts[key] >= MAX_LOSSES:
-                expected[key] = ErrorType.WORKER_LOST
-            else:
-                self.waiting[ticket.client].insert(0, ticket.client_trial_id)
-        self.take(self.dispatcher.lose(worker_id, self.now, "killed"), expected=expected)
+            if keeper and len(worker.running) == 1:
+                self.deaths[key] += 1
+            allowed[key] = ErrorType.POISON
+        if hung:
+            suspects = data.draw(st.lists(st.sampled_from([*worker.running, *worker.held, 10**9])))
+            orders = self.dispatcher.hung(worker_id, suspects, self.now, "held")
+        else:
+            orders = self.dispatcher.lose(worker_id, self.now, "killed")
+        self.take(orders, allowed=allowed)
         assert self.dispatcher.lose(worker_id, self.now, "killed") == Orders()
 
     @rule(client=st.sampled_from(CLIENTS), data=st.data())
     def cancel(self, client: int, data: st.DataObject) -> None:
         mine = [trial for owner, trial in self.open_trials if owner == client]
         chosen = data.draw(st.lists(st.sampled_from([*mine, 10**9]), max_size=4))
-        expected: dict[tuple[int, int], object] = {
-            (client, trial): ErrorType.CANCELLED for trial in chosen if trial in mine
-        }
+        expected: dict[Key, object] = {(client, trial): ErrorType.CANCELLED for trial in chosen if trial in mine}
         self.take(self.dispatcher.cancel(client, chosen, self.now), expected=expected)
 
     @rule(client=st.sampled_from(CLIENTS))
     def disconnect(self, client: int) -> None:
         for key in [key for key in self.open_trials if key[0] == client]:
             del self.open_trials[key]
-        self.waiting[client].clear()
+            self.between.discard(key)
+        self.fresh[client].clear()
         self.take(self.dispatcher.disconnect(client, self.now))
 
     @rule(seconds=st.sampled_from([0.0, 0.5, 2.0, 10.0]))
     def pass_time(self, seconds: float) -> None:
         self.now += seconds
-        expected: dict[tuple[int, int], object] = {}
+        expected: dict[Key, object] = {}
+        allowed: dict[Key, object] = {}
         for worker in self.fleet.values():
+            silent = self.now - worker.heard > SILENCE_S
+            looked = worker.inspected is not None and self.now >= worker.inspected + INSPECT_S
             for attempt_id, ticket in worker.running.items():
                 if self.due.get(attempt_id, float("inf")) <= self.now:
-                    expected[ticket.client, ticket.client_trial_id] = ErrorType.TIMEOUT_RUN
-        self.take(self.dispatcher.tick(self.now), expected=expected)
+                    answered = expected if looked or not silent else allowed
+                    answered[ticket.client, ticket.client_trial_id] = ErrorType.TIMEOUT_RUN
+        self.take(self.dispatcher.tick(self.now), expected=expected, allowed=allowed)
+        for worker in self.fleet.values():
+            for attempt_id in worker.running:
+                if self.due.get(attempt_id, float("inf")) <= self.now:
+                    # Somebody looks at its worker first.
+                    assert worker.inspected is not None
+                    self.due[attempt_id] = worker.inspected + INSPECT_S
 
     def teardown(self) -> None:
         """From wherever it is, everything can be brought to an end."""
         if not hasattr(self, "fleet"):
             return
-        self.attach(4)
-        while self.open_trials:
-            before = len(self.open_trials)
-            for worker_id, worker in self.fleet.items():
-                answers = [(attempt_id, object()) for attempt_id in worker.running]
-                expected = {
+        self.attach(4, False)
+        self.attach(4, True)
+        for _ in range(200):
+            if not self.open_trials:
+                return
+            self.now += 1.0
+            for worker in self.fleet.values():
+                worker.running, running = {}, worker.running
+                answers = [(attempt_id, object(), None) for attempt_id in running]
+                expected: dict[Key, object] = {
                     (ticket.client, ticket.client_trial_id): outcome
-                    for (_, outcome), ticket in zip(answers, worker.running.values(), strict=True)
+                    for (_, outcome, _), ticket in zip(answers, running.values(), strict=True)
                 }
-                worker.running.clear()
-                self.due.clear()
-                self.take(self.dispatcher.finish_many(worker_id, answers, self.now), expected=expected)
-            assert len(self.open_trials) < before, "stuck with trials that nobody runs"
+                self.due = {attempt_id: due for attempt_id, due in self.due.items() if attempt_id not in running}
+                name = next(name for name, one in self.fleet.items() if one is worker)
+                self.take(self.dispatcher.finish_many(name, answers, self.now), expected=expected)
+            self.pass_time(0.0)
+        raise AssertionError(f"stuck with trials that nobody runs: {self.open_trials}")
 
 
 Dispatching.TestCase.settings = settings(max_examples=250, stateful_step_count=40, deadline=None)

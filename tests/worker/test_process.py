@@ -143,9 +143,9 @@ async def test_an_isolated_trial_has_a_process_of_its_own_and_dies_alone(pool: P
     assert outcomes[0].scores == {"good": True}
     dead = await soon(pool.run("dies", isolation="process"))
     assert isinstance(dead, TrialError)
-    assert (dead.type, dead.retryable) == (ErrorType.WORKER_LOST, True)
+    assert (dead.type, dead.retryable, dead.attempts) == (ErrorType.POISON, False, 2)
     assert "exit code 7" in dead.message
-    assert dead.configuration_digest
+    assert [(attempt.number, attempt.type) for attempt in dead.history] == [(1, ErrorType.WORKER_LOST)]
     raised = await soon(pool.run("raises", isolation="process", x=0))
     assert isinstance(raised, TrialError)
     assert raised.type is ErrorType.PROGRAM_EXCEPTION

@@ -1,0 +1,145 @@
+"""Trials in flight, and the clients whose turn it is."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from dspex_pipelines.engine.tickets import Ticket
+from dspex_pipelines.engine.timers import UNSET
+
+if TYPE_CHECKING:
+    from dspex_pipelines.engine.fleet import Worker
+    from dspex_pipelines.model.outcome import Attempt
+
+
+class Trial:
+    """A trial in flight: queued, waiting for its next attempt, suspected, or running."""
+
+    __slots__ = (
+        "attempt_id",
+        "attempts",
+        "client",
+        "deaths",
+        "due",
+        "group",
+        "history",
+        "queue_s",
+        "since",
+        "stuck",
+        "ticket",
+        "worker",
+    )
+
+    def __init__(self, ticket: Ticket, client: Client, now: float) -> None:
+        self.ticket = ticket
+        self.client = client
+        self.worker: Worker | None = None
+        self.group: Group | None = None
+        """The suspects it belongs to; none for a trial that is under no suspicion."""
+        self.attempt_id = 0
+        self.attempts = 0
+        self.deaths = 0
+        """Workers that died while they ran it alone."""
+        self.history: list[Attempt] | None = None
+        self.since = now
+        """When it was queued or dispatched, whichever was later."""
+        self.queue_s = 0.0
+        self.due = UNSET
+        """When its timer fires: its next attempt while it waits, its deadline while it runs, the end of its
+        grace once it is abandoned."""
+        self.stuck = False
+
+
+class Group:
+    """Suspects that share a worker, and those of them that it has not been sent yet."""
+
+    __slots__ = ("alone", "waiting")
+
+    def __init__(self, trials: Sequence[Trial]) -> None:
+        self.alone = len(trials) == 1
+        self.waiting: dict[Trial, None] = dict.fromkeys(trials)
+        for trial in trials:
+            trial.group = self
+
+
+class Client:
+    """Whose trials they are."""
+
+    __slots__ = ("queue", "ready", "trials")
+
+    def __init__(self) -> None:
+        self.queue: OrderedDict[int, Trial] = OrderedDict()
+        self.trials: dict[int, Trial] = {}
+        self.ready = False
+
+
+class Queues:
+    """The trials that can be dispatched now, in the clients' turns. Every step costs the same at any size."""
+
+    def __init__(self) -> None:
+        self.clients: dict[int, Client] = {}
+        self._ready: deque[Client] = deque()
+
+    def __bool__(self) -> bool:
+        return bool(self._ready)
+
+    def __len__(self) -> int:
+        return sum(len(client.queue) for client in self.clients.values())
+
+    def __iter__(self) -> Iterator[Client]:
+        return iter(self.clients.values())
+
+    def submit(self, number: int, tickets: Sequence[Ticket], now: float) -> None:
+        """Queue *tickets* in their order.
+
+        Raises `ValueError`, having queued none, when one is not of that client or is in flight already.
+        """
+        client = self.clients.get(number)
+        if client is None:
+            client = self.clients[number] = Client()
+        trials, queue = client.trials, client.queue
+        for position, ticket in enumerate(tickets):
+            if ticket.client != number or ticket.client_trial_id in trials:
+                for earlier in tickets[:position]:
+                    del trials[earlier.client_trial_id], queue[earlier.client_trial_id]
+                msg = f"trial {ticket.client_trial_id} of client {ticket.client}: "
+                msg += "in flight already" if ticket.client == number else f"submitted by {number}"
+                raise ValueError(msg)
+            trials[ticket.client_trial_id] = queue[ticket.client_trial_id] = Trial(ticket, client, now)
+        if queue:
+            self._wake(client)
+
+    def put_first(self, trial: Trial) -> None:
+        """Queue a trial again, before all others of its client."""
+        client = trial.client
+        client.queue[trial.ticket.client_trial_id] = trial
+        client.queue.move_to_end(trial.ticket.client_trial_id, last=False)
+        self._wake(client)
+
+    def next(self) -> Trial | None:
+        """Take out the trial whose turn it is."""
+        ready = self._ready
+        while ready:
+            client = ready[0]
+            if client.queue:
+                _, trial = client.queue.popitem(last=False)
+                if len(ready) > 1:
+                    ready.rotate(-1)
+                return trial
+            client.ready = False
+            ready.popleft()
+        return None
+
+    def forget(self, number: int) -> Client | None:
+        """Take out a client with all its trials; return what it was."""
+        client = self.clients.pop(number, None)
+        if client is not None:
+            client.queue.clear()
+        return client
+
+    def _wake(self, client: Client) -> None:
+        if not client.ready:
+            client.ready = True
+            self._ready.append(client)

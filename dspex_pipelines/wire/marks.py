@@ -1,0 +1,86 @@
+"""Which thread of a worker is running which trial, in memory that the bridge can read while the worker cannot answer.
+
+A table of pairs (the system's thread id, the attempt it runs or 0), in an anonymous file that the worker says the
+descriptor of when it attaches.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import mmap
+import os
+import threading
+import types
+from collections.abc import Awaitable, Generator
+from typing import Any
+
+PAIRS = 4096
+_BYTES = 16 * PAIRS
+
+
+class Marks:
+    """The table, as its worker writes it. Threads beyond its size are not in it."""
+
+    def __init__(self) -> None:
+        # Not on every system; without it nobody can look, and suspects are found by halving.
+        self.fd = os.memfd_create("dspex-marks") if hasattr(os, "memfd_create") else -1
+        if self.fd >= 0:
+            os.ftruncate(self.fd, _BYTES)
+        self._cells = memoryview(mmap.mmap(self.fd, _BYTES)).cast("Q")
+        self._indices = itertools.count()
+        self._own = threading.local()
+
+    def mark(self, attempt_id: int) -> None:
+        """Say what this thread runs from now on; 0 for nothing."""
+        try:
+            index = self._own.index
+        except AttributeError:
+            index = self._own.index = 2 * min(next(self._indices), PAIRS - 1) + 1
+            self._cells[index - 1] = threading.get_native_id()
+        self._cells[index] = attempt_id
+
+    @types.coroutine
+    def marked(self, awaitable: Awaitable[Any], attempt_id: int) -> Generator[Any, Any, Any]:
+        """Return what *awaitable* returns, with this thread marked while it is not waiting."""
+        steps = awaitable.__await__()
+        mark = self.mark
+        value, error = None, None
+        while True:
+            mark(attempt_id)
+            try:
+                waits_for = steps.send(value) if error is None else steps.throw(error)
+            except StopIteration as end:
+                return end.value
+            finally:
+                mark(0)
+            value, error = None, None
+            try:
+                value = yield waits_for
+            except BaseException as thrown:  # noqa: BLE001 - a cancellation, for the awaitable to deal with
+                error = thrown
+
+
+class MarksOfAnother:
+    """The table of another process on this machine."""
+
+    def __init__(self, table: mmap.mmap) -> None:
+        self._table = table
+
+    @classmethod
+    def open(cls, pid: int, fd: int) -> MarksOfAnother | None:
+        """Return the table behind a descriptor of process *pid*; None where it cannot be had."""
+        if fd <= 0:
+            return None
+        with contextlib.suppress(OSError, ValueError):
+            own = os.open(f"/proc/{pid}/fd/{fd}", os.O_RDONLY)
+            try:
+                return cls(mmap.mmap(own, _BYTES, access=mmap.ACCESS_READ))
+            finally:
+                os.close(own)
+        return None
+
+    def running(self) -> dict[int, int]:
+        """Return thread id to attempt, of the threads that run one."""
+        cells = memoryview(self._table[:]).cast("Q")
+        return {cells[index]: cells[index + 1] for index in range(0, 2 * PAIRS, 2) if cells[index + 1]}
