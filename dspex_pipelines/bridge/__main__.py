@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import signal
 import sys
 import threading
+from collections.abc import Mapping
 
 from dspex_pipelines.bridge.server import CREDIT_LIMIT, HEARTBEAT_TIMEOUT_S, Bridge
 from dspex_pipelines.errors import DspexError
@@ -15,26 +17,34 @@ from dspex_pipelines.wire.loop import run_process
 
 
 async def serve(arguments: argparse.Namespace) -> None:
-    """Serve until a signal, or until standard input ends where that was asked for."""
+    """Serve until a signal, or until a supervisor goes or gives up."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-
-    def watch_stdin() -> None:
-        sys.stdin.buffer.read()
-        loop.call_soon_threadsafe(stop.set)
-
-    if arguments.die_with_stdin:
-        threading.Thread(target=watch_stdin, daemon=True).start()
     async with Bridge(
         arguments.address,
         allow=tuple(arguments.allow or ["*"]),
         credit_limit=arguments.credit_limit,
         heartbeat_timeout_s=arguments.heartbeat_timeout_s,
+        tell=_say,
     ) as bridge:
-        print(json.dumps({"address": bridge.address}), flush=True)
+        if arguments.supervised:
+
+            def hear() -> None:
+                for line in sys.stdin.buffer:
+                    loop.call_soon_threadsafe(bridge.fail, json.loads(line)["failing"])
+                loop.call_soon_threadsafe(stop.set)
+
+            threading.Thread(target=hear, daemon=True).start()
+        _say({"address": bridge.address})
         await stop.wait()
+
+
+def _say(message: Mapping[str, object]) -> None:
+    """Tell whoever reads our standard output; nobody may."""
+    with contextlib.suppress(OSError):
+        print(json.dumps(message), flush=True)
 
 
 def main() -> None:
@@ -44,7 +54,7 @@ def main() -> None:
     parser.add_argument("--allow", action="append", help="glob of entry points that may run; may be repeated")
     parser.add_argument("--credit-limit", type=int, default=CREDIT_LIMIT, help="uncommitted trials per client")
     parser.add_argument("--heartbeat-timeout-s", type=float, default=HEARTBEAT_TIMEOUT_S)
-    parser.add_argument("--die-with-stdin", action="store_true", help="end when standard input does")
+    parser.add_argument("--supervised", action="store_true", help="hear from standard input, and end when it does")
     try:
         run_process(serve(parser.parse_args()))
     except DspexError as error:

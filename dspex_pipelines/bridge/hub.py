@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dspex.v1 import execution_pb2, types_pb2, worker_pb2
@@ -109,7 +109,7 @@ class Hub:
         *,
         dispatcher: Dispatcher,
         sessions: SessionStore,
-        on_quarantine: Callable[[int], None] = lambda _: None,
+        tell: Callable[[Mapping[str, object]], None] = lambda _: None,
     ) -> None:
         self.sessions = sessions
         self.dispatcher = dispatcher
@@ -118,7 +118,10 @@ class Hub:
         self.workers_lost = 0
         self.draining = False
         self.closing = asyncio.Event()
-        self._on_quarantine = on_quarantine
+        self.failing = ""
+        """Why the pool gives up; empty while it does not."""
+        self._tell = tell
+        self._answered = 0
         self._inspections: set[asyncio.Task[None]] = set()
         self._next_client = 1
         self._timer: asyncio.TimerHandle | None = None
@@ -145,6 +148,7 @@ class Hub:
                 (outcome.id, outcome, _fault(outcome) if outcome.HasField("failure") else None)
                 for outcome in message.outcomes
             ]
+            self._answered += len(answers)
             self._perform(self.dispatcher.finish_many(link.worker_id, answers, now))
         if message.released_ids:
             self._perform(self.dispatcher.release(link.worker_id, message.released_ids, now))
@@ -169,6 +173,8 @@ class Hub:
         link.wake.set()
         del self.workers[link.worker_id]
         self.workers_lost += 1
+        self._tell({"lost": link.worker_id, "answered": self._answered})
+        self._answered = 0
 
     def lose(self, link: WorkerLink, reason: str) -> None:
         """A worker's stream has ended."""
@@ -241,6 +247,12 @@ class Hub:
                 worker.closed_sessions.append(session_id)
                 worker.wake.set()
 
+    def fail(self, reason: str) -> None:
+        """End the clients' streams, telling them why."""
+        self.failing = reason
+        for link in list(self.clients.values()):
+            link.wake.set()
+
     def close(self) -> None:
         """End every stream of this hub; nothing is settled any more."""
         self.closing.set()
@@ -264,6 +276,7 @@ class Hub:
             if worker := self.workers.get(worker_id):
                 worker.drain = True
                 worker.wake.set()
+                self._tell({"retired": worker_id})
         for worker_id in orders.inspect:
             if worker := self.workers.get(worker_id):
                 self.inspect(worker, "native code held its interpreter past a deadline")
@@ -273,7 +286,7 @@ class Hub:
                 inspection.kill(worker.pid, worker_id)
                 self._perform(self.dispatcher.lose(worker_id, time.monotonic(), "a trial that did not end held it"))
         if orders.quarantine is not None:
-            self._on_quarantine(orders.quarantine)
+            self._tell({"quarantine": orders.quarantine})
         for settled in orders.settle:
             self._answer(settled)
         self._arm()

@@ -13,7 +13,6 @@ import json
 import os
 import select
 import signal
-import socket
 import stat
 import subprocess
 import sys
@@ -160,11 +159,6 @@ def _running(runtime_dir: Path) -> LocalPoolStatus | None:
         return None
     if started_at(pid) != document.get("started"):
         return None
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect(address.removeprefix("unix:"))
-        except OSError:
-            return None
     return LocalPoolStatus(pid=pid, address=address, runtime_dir=runtime_dir)
 
 

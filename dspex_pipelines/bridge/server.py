@@ -7,7 +7,7 @@ import contextlib
 import ipaddress
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -48,8 +48,8 @@ STOP_S = 2.0
 class Bridge:
     """`SessionStore` and dispatcher behind gRPC. `async with` serves; leaving closes every stream.
 
-    Raises `InvalidValue` for an address that may not be served: a socket path that is too long, or TCP that
-    is not loopback.
+    *tell* is told what a supervisor needs to know. Raises `InvalidValue` for an address that may not be served: a
+    socket path that is too long, or TCP that is not loopback.
     """
 
     def __init__(
@@ -60,14 +60,14 @@ class Bridge:
         credit_limit: int = CREDIT_LIMIT,
         heartbeat_timeout_s: float = HEARTBEAT_TIMEOUT_S,
         dispatcher: Dispatcher | None = None,
-        on_quarantine: Callable[[int], None] = lambda _: None,
+        tell: Callable[[Mapping[str, object]], None] = lambda _: None,
     ) -> None:
         check_address(address)
         self.address = address
         self._allow = allow
         self._credit_limit = credit_limit
         self._heartbeat_timeout_s = heartbeat_timeout_s
-        self.hub = Hub(dispatcher=dispatcher or Dispatcher(), sessions=SessionStore(), on_quarantine=on_quarantine)
+        self.hub = Hub(dispatcher=dispatcher or Dispatcher(), sessions=SessionStore(), tell=tell)
         self._server: grpc.aio.Server | None = None
         self._watch: asyncio.Task[None] | None = None
         self._draining: asyncio.Task[None] | None = None
@@ -124,6 +124,10 @@ class Bridge:
         traceback: TracebackType | None,
     ) -> None:
         await self.close()
+
+    def fail(self, reason: str) -> None:
+        """Tell every client, those that come later included, that the pool gives up and why."""
+        self.hub.fail(reason)
 
     async def close(self) -> None:
         """End every stream and remove the socket; safe to call twice."""

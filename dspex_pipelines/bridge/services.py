@@ -206,13 +206,15 @@ class ExecutionService(execution_pb2_grpc.ExecutionServiceServicer):
             )
             reader = asyncio.create_task(self._read(link, first, request_iterator))
             reader.add_done_callback(lambda _: link.wake.set())
-            while not reader.done() and not link.gone:
+            while not reader.done() and not link.gone and not self._hub.failing:
                 if not link.outcomes:
                     link.wake.clear()
                     await link.wake.wait()
                 if link.outcomes:
                     await grown(link.outcomes)
                     await context.write(link.next_frame())
+            if self._hub.failing:
+                await context.abort(grpc.StatusCode.ABORTED, self._hub.failing)
             if reader.done() and reader.exception() is not None:
                 facts = f"more than {self._credit_limit} trials sent and not committed"
                 await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, facts)

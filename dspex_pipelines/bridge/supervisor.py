@@ -1,6 +1,10 @@
-"""The local pool's parent: starts a bridge and its workers, replaces dead workers, ends when unused.
+"""The local pool's parent: starts a bridge and its workers, replaces whatever dies, ends when unused.
 
 It loads no gRPC, so its children start clean. `python -m dspex_pipelines.bridge.supervisor`.
+
+The bridge says on its standard output, a JSON object per line: `address` once it serves, `quarantine` for how many
+workers for suspects it wants, `lost` for a worker that is gone and how many trials were answered since the last one,
+`retired` for a worker that takes no more trials. It hears on its standard input `failing`, why the pool gives up.
 """
 
 from __future__ import annotations
@@ -17,16 +21,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 READY_S = 30.0
 STOP_S = 5.0
-QUICK_S = 10.0
-"""A worker that dies younger than this died quickly."""
-MOST_QUICK_DEATHS = 10
+FEW_DEATHS = 3
+"""So many workers in a row may die without an answer to any trial before the next ones have to wait."""
+MOST_DEATHS = 16
+"""So many end the pool: nothing that it is given will ever run."""
+MOST_BRIDGES = 5
+"""Bridges in a row that end before they have served this long end the pool too."""
+SERVED_S = 10.0
+LOG_TAIL_BYTES = 2_000
 LOG_BYTES = 5_000_000
 TICK_S = 0.5
 _PR_SET_PDEATHSIG = 1
@@ -34,11 +43,13 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(slots=True)
 class Child:
-    """A worker process, since when it runs, and what it is called."""
+    """A worker process, what it is called, and what it is for."""
 
     name: str
     process: subprocess.Popen[bytes]
-    started: float = field(default_factory=time.monotonic)
+    quarantine: bool
+    leaving: bool = False
+    """Whether it takes no more trials; another has its place."""
 
 
 class Supervisor:
@@ -62,40 +73,53 @@ class Supervisor:
         self._worker_command = tuple(worker_command)
         self._address = f"unix:{runtime_dir / 'bridge.sock'}"
         self._children: list[Child] = []
-        self._quick_deaths = 0
+        self._quarantine = 0
+        self._deaths = 0
+        """Workers in a row that died while no trial was answered."""
         self._restart_at = 0.0
+        self._bridges = 0
+        self._said = b""
         self._stopping = False
 
     def run(self, ready: IO[str]) -> int:
         """Serve; write one JSON line to *ready* once the bridge answers, or why it never did."""
         signal.signal(signal.SIGTERM, self._stop)
         signal.signal(signal.SIGINT, self._stop)
+        woken, waking = os.pipe()
+        os.set_blocking(woken, False)
+        os.set_blocking(waking, False)
+        # A child that ends wakes the loop at once.
+        signal.signal(signal.SIGCHLD, _ignore)
+        signal.set_wakeup_fd(waking, warn_on_full_buffer=False)
         with (self._dir / "pool.log").open("ab") as log:
-            bridge = self._start_bridge(log)
+            self._bridge = self._start_bridge(log)
             try:
-                line = _line(bridge, READY_S)
-                if not line:
+                if not _readable(self._bridge, READY_S) or not self._listen():
                     ready.write(json.dumps({"error": f"the bridge did not start; see {log.name}"}) + "\n")
                     ready.close()
                     return 1
-                for _ in range(self._workers):
-                    self._start_worker(log)
                 self._announce()
+                self._replace_dead(log)
                 ready.write(json.dumps({"address": self._address}) + "\n")
                 ready.close()
-                return self._watch(bridge, log)
+                return self._watch(woken, log)
             finally:
-                self._end(bridge)
+                self._end()
 
     def _stop(self, *_: object) -> None:
         self._stopping = True
 
-    def _watch(self, bridge: subprocess.Popen[bytes], log: IO[bytes]) -> int:
+    def _watch(self, woken: int, log: IO[bytes]) -> int:
         idle_since: float | None = None
         with (self._dir / "clients.lock").open("a") as clients:
-            while not self._stopping and bridge.poll() is None:
-                time.sleep(TICK_S)
+            while not self._stopping:
+                select.select([_stdout(self._bridge), woken], [], [], TICK_S)
+                with contextlib.suppress(BlockingIOError):
+                    os.read(woken, 4096)
+                if not self._listen() and not self._restart_bridge(log):
+                    return 1
                 if not self._replace_dead(log):
+                    self._give_up(log)
                     return 1
                 if log.tell() > LOG_BYTES:
                     log.truncate(0)
@@ -107,50 +131,102 @@ class Supervisor:
                 idle_since = idle_since or now
                 if now - idle_since >= self._idle_s:
                     # Kept until everything is gone: a client that comes now waits, then starts anew.
-                    self._end(bridge)
+                    self._end()
                     return 0
                 fcntl.flock(clients, fcntl.LOCK_UN)
         return 0
 
+    def _listen(self) -> bool:
+        """Take in what the bridge has said; return whether it lives."""
+        while _readable(self._bridge, 0) and (said := os.read(_stdout(self._bridge), 65_536)):
+            self._said += said
+        *lines, self._said = self._said.split(b"\n")
+        for line in lines:
+            self._heard(json.loads(line))
+        return self._bridge.poll() is None
+
+    def _heard(self, message: Mapping[str, Any]) -> None:
+        self._quarantine = message.get("quarantine", self._quarantine)
+        if message.get("answered"):
+            self._deaths = 0
+        for child in self._children:
+            if child.name == message.get("retired"):
+                child.leaving = True
+
+    def _restart_bridge(self, log: IO[bytes]) -> bool:
+        """Start the bridge anew at its address; return False when it only ends."""
+        lived = time.monotonic() - self._bridge_started
+        self._bridges = 1 if lived > SERVED_S else self._bridges + 1
+        _write(log, f"the bridge ended with {self._bridge.returncode} after {lived:.1f} s")
+        if self._bridges > MOST_BRIDGES:
+            _write(log, f"{self._bridges} bridges in a row ended; the pool gives up")
+            return False
+        time.sleep(min(5.0, 0.1 * 2**self._bridges) if self._bridges > 1 else 0)
+        self._said, self._quarantine = b"", 0
+        self._bridge = self._start_bridge(log)
+        return True
+
     def _replace_dead(self, log: IO[bytes]) -> bool:
-        """Start a worker for each that ended; return False when they only crash."""
+        """Have as many workers of each kind as there should be; return False when they only die."""
         now = time.monotonic()
         for child in [child for child in self._children if child.process.poll() is not None]:
             self._children.remove(child)
-            lived = now - child.started
-            self._quick_deaths = self._quick_deaths + 1 if lived < QUICK_S else 0
-            log.write(f"worker {child.name} ended with {child.process.returncode} after {lived:.1f} s\n".encode())
-            log.flush()
-            if self._quick_deaths > 1:
-                self._restart_at = now + min(10.0, 0.1 * 2**self._quick_deaths)
-        if self._quick_deaths >= MOST_QUICK_DEATHS:
-            log.write(f"{self._quick_deaths} workers in a row died at once; the pool gives up\n".encode())
-            log.flush()
+            _write(log, f"worker {child.name} ended with {child.process.returncode}")
+            if child.process.returncode:
+                self._deaths += 1
+                self._restart_at = now + _back_off_s(self._deaths)
+        if self._deaths >= MOST_DEATHS:
             return False
-        while len(self._children) < self._workers and now >= self._restart_at:
-            self._start_worker(log)
+        for quarantine, wanted in ((False, self._workers), (True, self._quarantine)):
+            mine = [child for child in self._children if child.quarantine is quarantine]
+            staying = [child for child in mine if not child.leaving]
+            for child in staying[wanted:]:
+                child.leaving = True
+                child.process.terminate()
+            # Those that leave may hang for long; so many at once are not more than the machine can hold.
+            room = 2 * wanted - len(mine)
+            if now >= self._restart_at:
+                for _ in range(min(wanted - len(staying), room)):
+                    self._start_worker(log, quarantine=quarantine)
         return True
 
+    def _give_up(self, log: IO[bytes]) -> None:
+        """Tell the clients, by way of the bridge, why there is no pool any more."""
+        log.flush()
+        path = Path(log.name)
+        tail = path.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace")
+        reason = (
+            f"{self._deaths} workers in a row died without answering a trial; something that every trial needs kills "
+            f"its process (an import, a library, too little memory). The end of {path}:\n{tail}"
+        )
+        _write(log, f"{self._deaths} workers in a row died; the pool gives up")
+        assert self._bridge.stdin is not None
+        with contextlib.suppress(OSError):
+            self._bridge.stdin.write(json.dumps({"failing": reason}).encode() + b"\n")
+            self._bridge.stdin.flush()
+            self._bridge.wait(STOP_S)
+
     def _start_bridge(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
+        self._bridge_started = time.monotonic()
         return subprocess.Popen(  # noqa: S603 - our own command
-            [*self._bridge_command, "--address", self._address, "--die-with-stdin"],
+            [*self._bridge_command, "--address", self._address, "--supervised"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
             preexec_fn=_die_with_parent,  # noqa: PLW1509 - this process has one thread
         )
 
-    def _start_worker(self, log: IO[bytes]) -> None:
-        name = f"w-{secrets.token_hex(3)}"
-        command = [*self._worker_command, "--address", self._address]
+    def _start_worker(self, log: IO[bytes], *, quarantine: bool) -> None:
+        name = f"{'q' if quarantine else 'w'}-{secrets.token_hex(3)}"
+        command = [*self._worker_command, "--address", self._address, "--worker-id", name]
         process = subprocess.Popen(  # noqa: S603
-            [*command, "--worker-id", name, "--slots", str(self._slots)],
+            [*command, "--slots", str(self._slots), *(["--quarantine"] if quarantine else [])],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             preexec_fn=_die_with_parent,  # noqa: PLW1509
         )
-        self._children.append(Child(name, process))
+        self._children.append(Child(name, process, quarantine))
 
     def _announce(self) -> None:
         document = {"pid": os.getpid(), "started": started_at(os.getpid()), "address": self._address}
@@ -158,9 +234,10 @@ class Supervisor:
         unfinished.write_text(json.dumps(document))
         unfinished.replace(self._dir / "pool.json")
 
-    def _end(self, bridge: subprocess.Popen[bytes]) -> None:
+    def _end(self) -> None:
         """End every child and remove what says that there is a pool; safe to call twice."""
         (self._dir / "pool.json").unlink(missing_ok=True)
+        bridge = self._bridge
         processes = [bridge, *(child.process for child in self._children)]
         if bridge.stdin is not None:
             with contextlib.suppress(OSError):
@@ -200,10 +277,27 @@ def _try_lock(file: IO[str]) -> bool:
     return True
 
 
-def _line(process: subprocess.Popen[bytes], within_s: float) -> bytes:
+def _readable(process: subprocess.Popen[bytes], within_s: float) -> bool:
+    readable, _, _ = select.select([_stdout(process)], [], [], within_s)
+    return bool(readable)
+
+
+def _stdout(process: subprocess.Popen[bytes]) -> int:
     assert process.stdout is not None
-    readable, _, _ = select.select([process.stdout], [], [], within_s)
-    return process.stdout.readline() if readable else b""
+    return process.stdout.fileno()
+
+
+def _ignore(*_: object) -> None:
+    """Unlike SIG_IGN, lets the wake-up happen."""
+
+
+def _write(log: IO[bytes], text: str) -> None:
+    log.write(f"{text}\n".encode())
+    log.flush()
+
+
+def _back_off_s(deaths: int) -> float:
+    return min(5.0, 0.1 * 2.0 ** (deaths - FEW_DEATHS)) if deaths > FEW_DEATHS else 0.0
 
 
 def _arguments() -> Iterator[tuple[str, dict[str, object]]]:

@@ -72,7 +72,6 @@ class Quarantine:
         """The worker takes no more, or is gone: what it has not been sent of its group waits for another."""
         if self._keepers.pop(worker.worker_id, None) is not None and worker.group is not None and worker.group.waiting:
             self._groups.appendleft(Group(list(worker.group.waiting)))
-            worker.group.waiting = {}
 
     def halve(self, trials: Sequence[Trial]) -> None:
         """Suspect *trials*, in two groups."""

@@ -8,7 +8,9 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any
 
 from dspex.v1 import types_pb2, worker_pb2
 from dspex_pipelines.errors import ProtocolMismatch
@@ -27,7 +29,7 @@ def make_importable(folder: str) -> None:
         sys.path.insert(0, folder)
 
 
-async def serve(*, address: str, worker_id: str, slots: int) -> int:
+async def serve(*, address: str, worker_id: str, slots: int, quarantine: bool = False) -> int:
     """Run trials until the bridge goes away or drains this worker; return the exit code."""
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[Exception | None] = loop.create_future()
@@ -43,6 +45,7 @@ async def serve(*, address: str, worker_id: str, slots: int) -> int:
         worker_id=worker_id,
         slots=slots,
         marks_fd=marks.fd,
+        quarantine=quarantine,
         on_frame=lambda frame: loop.call_soon_threadsafe(take, frame) and None,
         on_end=on_end,
     )
@@ -111,16 +114,26 @@ def main() -> None:
     parser.add_argument("--address", required=True, help="the bridge: unix:/path or host:port")
     parser.add_argument("--worker-id", required=True, help="a name that no other worker has")
     parser.add_argument("--slots", type=int, default=256, help="trials to run at once")
+    parser.add_argument("--quarantine", action="store_true", help="run only trials suspected of killing a worker")
     arguments = parser.parse_args()
     make_importable(str(Path.cwd()))
     # What programs print goes where the worker's log goes.
     os.dup2(2, 1)
-    code = run_process(_until_end(arguments.address, arguments.worker_id, arguments.slots))
+    code = run_process(
+        _until_end(
+            serve(
+                address=arguments.address,
+                worker_id=arguments.worker_id,
+                slots=arguments.slots,
+                quarantine=arguments.quarantine,
+            )
+        )
+    )
     os._exit(code)
 
 
-async def _until_end(address: str, worker_id: str, slots: int) -> int:
-    code = await serve(address=address, worker_id=worker_id, slots=slots)
+async def _until_end(serving: Coroutine[Any, Any, int]) -> int:
+    code = await serving
     sys.stdout.flush()
     sys.stderr.flush()
     # Not through asyncio.run's end, which waits for threads: a hung program would keep the process.

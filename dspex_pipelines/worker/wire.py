@@ -45,6 +45,7 @@ class WorkerWire:
         worker_id: str,
         slots: int,
         marks_fd: int,
+        quarantine: bool,
         on_frame: Callable[[worker_pb2.AttachResponse], None],
         on_end: Callable[[Exception | None], None],
     ) -> None:
@@ -52,6 +53,7 @@ class WorkerWire:
         self._worker_id = worker_id
         self._slots = slots
         self._marks_fd = marks_fd
+        self._quarantine = quarantine
         self._on_frame = on_frame
         self._on_end = on_end
         self._outcomes: deque[types_pb2.Outcome] = deque()
@@ -127,6 +129,7 @@ class WorkerWire:
                 pid=os.getpid(),
                 package_version=dspex_pipelines.__version__,
                 marks_fd=self._marks_fd,
+                quarantine=self._quarantine,
             )
         )
         while True:

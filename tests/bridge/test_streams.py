@@ -8,7 +8,7 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -436,8 +436,8 @@ async def test_a_silent_worker_is_lost_and_its_trial_runs_on_another(address: st
 
 
 async def test_a_trial_that_breaks_two_workers_alone_is_poison(address: str) -> None:
-    wanted: list[int] = []
-    async with Bridge(address, on_quarantine=wanted.append) as bridge, PoolClient(address) as client:
+    told: list[Mapping[str, object]] = []
+    async with Bridge(address, tell=told.append) as bridge, PoolClient(address) as client:
         session = await ready(client)
         running = asyncio.create_task(client.execute(TRIAL, session_id=session, version=1, timeout_s=0))
         for name in ("w", "q1", "q2"):
@@ -450,7 +450,8 @@ async def test_a_trial_that_breaks_two_workers_alone_is_poison(address: str) -> 
             ("w", ErrorType.WORKER_LOST),
             ("q1", ErrorType.WORKER_LOST),
         ]
-        assert wanted == [1]
+        lost = [{"lost": name, "answered": 0} for name in ("w", "q1", "q2")]
+        assert told == [lost[0], {"quarantine": 1}, *lost[1:]]
 
 
 async def test_a_failure_that_may_pass_is_tried_again_and_told(bridge: Bridge, client: PoolClient) -> None:

@@ -201,7 +201,7 @@ def test_no_suspect_runs_beside_a_trial_that_does_not_stop():
     dispatcher.heard("q", 6.0)
     orders = dispatcher.tick(6.0)
     assert [settled.error for settled in orders.settle] == [ErrorType.TIMEOUT_RUN]
-    assert orders.dispatch == {}
+    assert (orders.dispatch, orders.kill) == ({}, [])
     assert dispatcher.tick(7.0).retire == ["q"]
     assert quarantined(dispatcher.attach("r", 9, 8.0, quarantine=True), "r") == [2]
 
@@ -246,6 +246,16 @@ def test_a_worker_that_speaks_after_all_keeps_its_deadlines():
     dispatcher.heard("a", 6.9)
     assert dispatcher.next_deadline() == 7.0
     assert [settled.error for settled in dispatcher.tick(7.0).settle] == [ErrorType.TIMEOUT_RUN]
+
+
+def test_a_worker_that_falls_silent_again_is_looked_at_again():
+    dispatcher = Dispatcher(silence_s=1.5, inspect_s=2.0)
+    dispatcher.attach("a", 4, 0.0)
+    dispatcher.submit(1, tickets(1, 1, timeout_s=5.0) + tickets(1, 2, timeout_s=9.0), 0.0)
+    assert dispatcher.tick(5.0).inspect == ["a"]
+    dispatcher.heard("a", 7.0)
+    dispatcher.tick(7.0)
+    assert dispatcher.tick(9.0).inspect == ["a"]
 
 
 def test_a_deadline_holds_when_nobody_looks():
@@ -294,7 +304,7 @@ def test_a_failure_that_may_pass_is_tried_again_after_a_while_and_first():
     orders = dispatcher.finish("a", other, "fine", due)
     assert dispatched(orders) == [(1, 1)]
     (settled,) = dispatcher.finish("a", only_attempt(orders)[1], "fine", due + 1.0).settle
-    assert (settled.outcome, settled.attempts, settled.run_s) == ("fine", 2, 1.0)
+    assert (settled.outcome, settled.attempts, settled.run_s, settled.queue_s) == ("fine", 2, 1.0, due - 1.0)
     (past,) = settled.history
     assert (past.number, past.worker, past.type, past.run_s) == (1, "a", ErrorType.PROGRAM_EXCEPTION, 1.0)
 
