@@ -54,6 +54,23 @@ class PoolUnreachable(DspexError):
         )
 
 
+class PoolFailed(PoolUnreachable):
+    """The pool at `address` has given up, for a reason that lies in what it was given to run."""
+
+    def __init__(self, *, address: str, reason: str) -> None:
+        self.address = address
+        self.waited_s = 0.0
+        DspexError.__init__(self, f"the worker pool at {address} gave up: {reason}")
+
+
+class PoolInterrupted(DspexError):
+    """The bridge at `address` went away and is dialled again; whatever was in flight is to be sent once more."""
+
+    def __init__(self, *, address: str) -> None:
+        self.address = address
+        super().__init__(f"the connection to the bridge at {address} was interrupted; send the request again")
+
+
 class ProtocolMismatch(DspexError):
     """Two ends speak different versions of the wire protocol."""
 

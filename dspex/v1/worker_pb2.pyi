@@ -66,8 +66,11 @@ class AttachRequest(_message.Message):
     OUTCOMES_FIELD_NUMBER: _builtins.int
     RELEASED_IDS_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
+    HELD_BY_FIELD_NUMBER: _builtins.int
     draining: _builtins.bool
     """takes no more trials and leaves when its last is done"""
+    held_by: _builtins.int
+    """the trial that keeps the program loop from turning; 0: it turns"""
     @_builtins.property
     def hello(self) -> Global___WorkerHello:
         """in the first frame only"""
@@ -85,10 +88,11 @@ class AttachRequest(_message.Message):
         outcomes: _abc.Iterable[_types_pb2.Outcome] | None = ...,
         released_ids: _abc.Iterable[_builtins.int] | None = ...,
         draining: _builtins.bool = ...,
+        held_by: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "hello", b"hello", "outcomes", b"outcomes", "released_ids", b"released_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "held_by", b"held_by", "hello", b"hello", "outcomes", b"outcomes", "released_ids", b"released_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
+import random
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +28,8 @@ from dspex.v1 import (
 from dspex_pipelines.errors import (
     DspexError,
     InvalidValue,
+    PoolFailed,
+    PoolInterrupted,
     PoolUnreachable,
     ProgramUnavailable,
     ProtocolMismatch,
@@ -48,6 +52,8 @@ from dspex_pipelines.wire.codec import (
 from dspex_pipelines.wire.frames import grown
 
 CALL_S = 30.0
+RETRY_S = 0.1
+"""A call may notice before the stream does that the bridge is gone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,14 +94,22 @@ class PoolStatus:
 class PoolClient:
     """Sessions and trials of one pool. ``async with`` dials; leaving cancels what is in flight.
 
-    Raises `PoolUnreachable` when nobody answers at *address*, `ProtocolMismatch` when another version does.
+    A bridge that goes away without a word is dialled again for *reconnect_s*, with exponential back-off and full
+    jitter; what was in flight raises `PoolInterrupted` at once and is to be sent again, sessions and all. Raises
+    `PoolUnreachable` when nobody answers at *address*, or not again, `PoolFailed` when the pool gives up, and
+    `ProtocolMismatch` when another version answers.
     """
 
-    def __init__(self, address: str, *, connect_timeout_s: float = 10.0) -> None:
+    def __init__(self, address: str, *, connect_timeout_s: float = 10.0, reconnect_s: float = 30.0) -> None:
         self.address = address
         self.credit_limit = 0
         self._connect_timeout_s = connect_timeout_s
+        self._reconnect_s = reconnect_s
         self._channel: grpc.aio.Channel | None = None
+        self._methods: dict[str, Any] = {}
+        """The unary calls by name."""
+        self._up = asyncio.Event()
+        """Whether there is a stream; also set once there never will be one again."""
         self._outbox: deque[types_pb2.Trial] = deque()
         self._cancels: list[int] = []
         self._committed = 0
@@ -108,26 +122,32 @@ class PoolClient:
         self._lost: DspexError | None = None
 
     async def __aenter__(self) -> PoolClient:
-        self._channel = grpc.aio.insecure_channel(self.address, options=CHANNEL_OPTIONS)
-        try:
-            await asyncio.wait_for(self._channel.channel_ready(), self._connect_timeout_s)
-            self._sessions = session_pb2_grpc.SessionServiceStub(self._channel)
-            self._pool = pool_pb2_grpc.PoolServiceStub(self._channel)
-            await self.status()
-            execution = execution_pb2_grpc.ExecutionServiceStub(self._channel)
-            stream = aiter(execution.ExecutePrograms(self._frames()))
-            welcome = await anext(stream)
-        except (TimeoutError, grpc.aio.AioRpcError, DspexError) as error:
-            await self.close()
-            if isinstance(error, DspexError):
-                raise
-            raise self._unreachable(error) from error
-        except BaseException:
-            await self.close()
-            raise
-        self.credit_limit = self._credit = welcome.credit_limit
+        stream = await self._dial(self._connect_timeout_s)
         self._reader = asyncio.create_task(self._read(stream))
         return self
+
+    async def _dial(self, within_s: float) -> AsyncIterator[execution_pb2.ExecuteProgramsResponse]:
+        """Open channel and stream; raises as the class says, having left nothing open."""
+        used = self.credit_limit - self._credit
+        self._channel = channel = grpc.aio.insecure_channel(self.address, options=CHANNEL_OPTIONS)
+        stubs = (session_pb2_grpc.SessionServiceStub(channel), pool_pb2_grpc.PoolServiceStub(channel))
+        self._methods = {name: method for stub in stubs for name, method in vars(stub).items()}
+        try:
+            await asyncio.wait_for(channel.channel_ready(), within_s)
+            await self._ask(self._methods["GetPool"], pool_pb2.GetPoolRequest(protocol_version=PROTOCOL_VERSION))
+            self._wake = asyncio.Event()
+            stream = aiter(execution_pb2_grpc.ExecutionServiceStub(channel).ExecutePrograms(self._frames(self._wake)))
+            welcome = await anext(stream)
+        except BaseException as error:
+            await channel.close(None)
+            if isinstance(error, grpc.aio.AioRpcError | TimeoutError):
+                raise self._unreachable(error) from error
+            raise
+        self.credit_limit = welcome.credit_limit
+        # Outcomes that are here and not durable yet still count.
+        self._credit = self.credit_limit - used
+        self._up.set()
+        return stream
 
     async def __aexit__(
         self,
@@ -139,15 +159,15 @@ class PoolClient:
 
     async def close(self) -> None:
         """Hang up; trials in flight are cancelled by the bridge. Safe to call twice."""
-        channel, self._channel = self._channel, None
-        if channel is None:
+        reader, self._reader = self._reader, None
+        if reader is None:
             return
-        if self._reader is not None:
-            self._reader.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._reader
+        reader.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await reader
         self._fail(PoolUnreachable(address=self.address, waited_s=0, reason="the client was closed"))
-        await channel.close(None)
+        assert self._channel is not None
+        await self._channel.close(None)
 
     # ------------------------------------------------------------------ sessions
 
@@ -158,7 +178,7 @@ class PoolClient:
             metrics=[metric_to_wire(metric) for metric in metrics],
             space=space_json,
         )
-        response = await self._call(self._sessions.OpenSession, request)
+        response = await self._call("OpenSession", request)
         return response.session_id
 
     async def set_variables(
@@ -176,23 +196,23 @@ class PoolClient:
         request = session_pb2.SetVariablesRequest(session_id=session_id, values=encode(values), replace=replace)
         if expected_version is not None:
             request.expected_version = expected_version
-        response = await self._call(self._sessions.SetVariables, request)
+        response = await self._call("SetVariables", request)
         return SnapshotRef(version=response.version, digest=response.digest)
 
     async def get_session(self, session_id: int, version: int = 0) -> tuple[SnapshotRef, dict[str, Any]]:
         """Return a version (0: the newest) and its values."""
         request = session_pb2.GetSessionRequest(session_id=session_id, version=version)
-        snapshot = (await self._call(self._sessions.GetSession, request)).snapshot
+        snapshot = (await self._call("GetSession", request)).snapshot
         return SnapshotRef(version=snapshot.version, digest=snapshot.digest), decode(snapshot.values) or {}
 
     async def close_session(self, session_id: int) -> None:
         """Close a session; its trials in flight are finished."""
-        await self._call(self._sessions.CloseSession, session_pb2.CloseSessionRequest(session_id=session_id))
+        await self._call("CloseSession", session_pb2.CloseSessionRequest(session_id=session_id))
 
     async def status(self) -> PoolStatus:
         """Return the pool's status."""
         request = pool_pb2.GetPoolRequest(protocol_version=PROTOCOL_VERSION)
-        status = (await self._call(self._pool.GetPool, request)).status
+        status = (await self._call("GetPool", request)).status
         return PoolStatus(
             package_version=status.package_version,
             workers=tuple(
@@ -220,8 +240,13 @@ class PoolClient:
     async def execute(self, spec: TrialSpec, *, session_id: int, version: int, timeout_s: float) -> TrialOutcome:
         """Run *spec* under exactly that snapshot. Waits while the window of uncommitted trials is full.
 
-        Raises `PoolUnreachable` once the bridge is gone. Cancelling the wait cancels the trial.
+        Raises `PoolInterrupted` when it has to be sent again, under a snapshot of a new session, and
+        `PoolUnreachable` once the bridge is gone. Cancelling the wait cancels the trial.
         """
+        if not self._up.is_set():
+            # What it names was held by a bridge that is no more.
+            await self._up.wait()
+            raise self._lost or PoolInterrupted(address=self.address)
         while self._credit <= 0 and self._lost is None:
             room = asyncio.get_running_loop().create_future()
             self._credit_waiters.append(room)
@@ -253,12 +278,12 @@ class PoolClient:
                 room.set_result(None)
         self._wake.set()
 
-    async def _frames(self) -> AsyncIterator[execution_pb2.ExecuteProgramsRequest]:
+    async def _frames(self, wake: asyncio.Event) -> AsyncIterator[execution_pb2.ExecuteProgramsRequest]:
         yield execution_pb2.ExecuteProgramsRequest(protocol_version=PROTOCOL_VERSION)
-        while True:
+        while wake is self._wake:
             if not (self._outbox or self._cancels or self._committed):
-                self._wake.clear()
-                await self._wake.wait()
+                wake.clear()
+                await wake.wait()
                 continue
             await grown(self._outbox)
             trials: list[types_pb2.Trial] = []
@@ -276,41 +301,97 @@ class PoolClient:
             yield execution_pb2.ExecuteProgramsRequest(trials=trials, cancel_ids=cancels, committed=committed)
 
     async def _read(self, stream: AsyncIterator[execution_pb2.ExecuteProgramsResponse]) -> None:
+        while True:
+            try:
+                async for frame in stream:
+                    self._take(frame)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                    self._fail(self._unreachable(error))
+                    return
+            else:
+                self._fail(PoolUnreachable(address=self.address, waited_s=0, reason="the bridge hung up"))
+                return
+            self._interrupt()
+            try:
+                stream = await self._dial_again()
+            except DspexError as error:
+                self._fail(error)
+                return
+
+    def _take(self, frame: execution_pb2.ExecuteProgramsResponse) -> None:
         pending = self._pending
-        try:
-            async for frame in stream:
-                for outcome in frame.outcomes:
-                    future, trial_id = pending.pop(outcome.id)
-                    if future.done():
-                        # Its caller has gone; nobody else will commit it.
-                        self.commit(1)
-                    else:
-                        future.set_result(outcome_from_wire(outcome, trial_id))
-        except grpc.aio.AioRpcError as error:
-            self._fail(self._unreachable(error))
-        else:
-            self._fail(PoolUnreachable(address=self.address, waited_s=0, reason="the bridge hung up"))
+        for outcome in frame.outcomes:
+            future, trial_id = pending.pop(outcome.id)
+            if future.done():
+                # Its caller has gone; nobody else will commit it.
+                self.commit(1)
+            else:
+                future.set_result(outcome_from_wire(outcome, trial_id))
+
+    def _interrupt(self) -> None:
+        """The bridge is gone with all that was in flight."""
+        self._up.clear()
+        self._credit += len(self._pending)
+        self._outbox.clear()
+        self._cancels.clear()
+        self._committed = 0
+        self._wake.set()
+        self._tell(PoolInterrupted(address=self.address))
+
+    async def _dial_again(self) -> AsyncIterator[execution_pb2.ExecuteProgramsResponse]:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._reconnect_s
+        for attempt in itertools.count():
+            assert self._channel is not None
+            await self._channel.close(None)
+            # Full jitter: all clients of a bridge lose it at the same moment.
+            await asyncio.sleep(random.uniform(0.0, min(2.0, 0.05 * 2.0**attempt)))  # noqa: S311
+            try:
+                return await self._dial(max(0.1, min(2.0, deadline - loop.time())))
+            except PoolUnreachable:
+                if loop.time() >= deadline:
+                    raise PoolUnreachable(
+                        address=self.address, waited_s=self._reconnect_s, reason="the bridge went away and stayed away"
+                    ) from None
+        raise AssertionError("counts for ever")
 
     def _fail(self, error: DspexError) -> None:
         if self._lost is None:
             self._lost = error
-        for future, _ in self._pending.values():
-            if not future.done():
-                future.set_exception(error)
-                future.exception()
-        self._pending.clear()
+        self._up.set()
+        self._tell(error)
         for room in self._credit_waiters:
             if not room.done():
                 room.set_result(None)
         self._credit_waiters.clear()
 
+    def _tell(self, error: DspexError) -> None:
+        """End what is in flight with *error*."""
+        for future, _ in self._pending.values():
+            if not future.done():
+                future.set_exception(error)
+                future.exception()
+        self._pending.clear()
+
     # ------------------------------------------------------------------ calls
 
-    async def _call(self, method: Any, request: Any) -> Any:
-        if self._channel is None:
+    async def _call(self, method: str, request: Any) -> Any:
+        """Call *method* of the sessions' or the pool's service; raises `PoolInterrupted` while the bridge is away."""
+        if self._reader is None:
             raise PoolUnreachable(address=self.address, waited_s=0, reason="the client is not open")
+        await self._up.wait()
+        if self._lost is not None:
+            raise self._lost
         try:
-            return await method(request, timeout=CALL_S)
+            return await self._ask(self._methods[method], request)
+        except PoolUnreachable as error:
+            await asyncio.sleep(RETRY_S)
+            raise self._lost or PoolInterrupted(address=self.address) from error
+
+    async def _ask(self, call: Any, request: Any) -> Any:
+        try:
+            return await call(request, timeout=CALL_S)
         except grpc.aio.AioRpcError as error:
             raise self._translate(error) from error
 
@@ -318,6 +399,8 @@ class PoolClient:
         if isinstance(error, grpc.aio.AioRpcError):
             if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
                 return self._translate(error)
+            if error.code() is grpc.StatusCode.ABORTED:
+                return PoolFailed(address=self.address, reason=error.details() or "")
             reason = f"{error.code().name}: {error.details()}"
         else:
             reason = "no answer"

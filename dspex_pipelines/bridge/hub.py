@@ -140,7 +140,7 @@ class Hub:
     def heard(self, link: WorkerLink, message: worker_pb2.AttachRequest) -> None:
         """A worker has sent outcomes, freed slots, or just a sign of life."""
         now = link.last_seen = time.monotonic()
-        self.dispatcher.heard(link.worker_id, now)
+        self.dispatcher.heard(link.worker_id, now, held_by=message.held_by)
         if message.draining:
             self._perform(self.dispatcher.drain_worker(link.worker_id, now))
         if message.outcomes:
@@ -164,6 +164,9 @@ class Hub:
         suspects = await asyncio.to_thread(inspection.suspects, link.pid, link.marks)
         if link.gone or link.last_seen != seen:
             return
+        self._end(link, suspects, reason)
+
+    def _end(self, link: WorkerLink, suspects: Sequence[int], reason: str) -> None:
         self._drop(link)
         inspection.kill(link.pid, link.worker_id)
         self._perform(self.dispatcher.hung(link.worker_id, suspects, time.monotonic(), reason))
@@ -280,11 +283,9 @@ class Hub:
         for worker_id in orders.inspect:
             if worker := self.workers.get(worker_id):
                 self.inspect(worker, "native code held its interpreter past a deadline")
-        for worker_id in orders.kill:
+        for worker_id, attempt_id in orders.kill.items():
             if worker := self.workers.get(worker_id):
-                self._drop(worker)
-                inspection.kill(worker.pid, worker_id)
-                self._perform(self.dispatcher.lose(worker_id, time.monotonic(), "a trial that did not end held it"))
+                self._end(worker, [attempt_id], "a trial that did not end held it")
         if orders.quarantine is not None:
             self._tell({"quarantine": orders.quarantine})
         for settled in orders.settle:

@@ -204,7 +204,6 @@ class Supervisor:
         with contextlib.suppress(OSError):
             self._bridge.stdin.write(json.dumps({"failing": reason}).encode() + b"\n")
             self._bridge.stdin.flush()
-            self._bridge.wait(STOP_S)
 
     def _start_bridge(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
         self._bridge_started = time.monotonic()

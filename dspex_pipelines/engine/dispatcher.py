@@ -35,9 +35,10 @@ class Dispatcher:
     * The run clock starts at dispatch. At the deadline the trial is settled as `TIMEOUT_RUN` and its worker asked to
       cancel it; the slot stays taken until the worker says `release` or `finish`. A worker of which a quarter of the
       slots (at least one) stay so for longer than `grace_s` gets no more trials and is named in `Orders.retire`.
-    * A worker that has been silent for `silence_s` at a trial's deadline may be held by another trial. It is named in
-      `Orders.inspect`; whoever looks calls `hung` with the suspects. If nobody does within `inspect_s`, the deadline
-      holds.
+    * A worker that has been silent for `silence_s` at a trial's deadline is held by some trial. If it has said by
+      which, that one's deadline decides, and the worker is named in `Orders.kill`. If not, it is named in
+      `Orders.inspect`, and whoever looks calls `hung` with the suspects; if nobody does within `inspect_s`, the
+      deadline holds.
     * The trials of a lost worker are suspects. They go, in halves, to workers that run suspects only; what kills such a
       worker is halved again, and a trial that does so `MOST_DEATHS` times alone is settled as `POISON`. Orders say how
       many such workers are wanted; where none comes within `reserve_after_s`, an ordinary worker is set apart.
@@ -88,12 +89,17 @@ class Dispatcher:
             self._quarantine.admit(worker)
         return self._fill(Orders(), now)
 
-    def heard(self, worker_id: str, now: float) -> None:
-        """Note a sign of life; an unknown worker is ignored."""
+    def heard(self, worker_id: str, now: float, *, held_by: int = 0) -> None:
+        """Note a sign of life, or that the attempt *held_by* keeps the program loop from turning.
+
+        An unknown worker is ignored.
+        """
         worker = self._fleet.get(worker_id)
-        if worker is not None:
-            worker.heard = now
-            worker.inspected = 0.0
+        if worker is None:
+            return
+        worker.held_by = held_by
+        worker.heard = now
+        worker.inspected = 0.0
 
     def drain_worker(self, worker_id: str, now: float) -> Orders:
         """Send a worker no more trials; those it runs may finish. An unknown worker is ignored."""
@@ -399,22 +405,39 @@ class Dispatcher:
         return True
 
     def _overdue(self, orders: Orders, trial: Trial, worker: Worker, now: float) -> None:
-        """Settle a trial at its deadline, unless another one may be what held it up."""
-        silent = now - worker.heard > self._silence_s
-        alone = worker.group is not None and worker.group.alone
-        if silent and not alone:
-            if not worker.inspected:
-                worker.inspected = now
-                orders.inspect.append(worker.worker_id)
-            if now < worker.inspected + self._inspect_s:
-                self._timers.arm(trial, worker.inspected + self._inspect_s)
-                return
+        """Settle a trial at its deadline, unless another one is, or may be, what held it up."""
+        silent = bool(worker.held_by) or now - worker.heard > self._silence_s
+        holds = worker.held_by == trial.attempt_id or (worker.group is not None and worker.group.alone)
+        if silent and not holds and self._postponed(orders, trial, worker, now):
+            return
         message = f"no outcome within {trial.ticket.timeout_s:g} s of its start"
         self._settle(orders, trial, ErrorType.TIMEOUT_RUN, message, now)
         self._abandon(orders, trial, now)
-        if silent and alone:
-            self._retire(worker)
-            orders.kill.append(worker.worker_id)
+        if silent and holds:
+            self._kill(orders, worker, trial.attempt_id)
+
+    def _postponed(self, orders: Orders, trial: Trial, worker: Worker, now: float) -> bool:
+        """Find out what holds up a trial that is overdue; return whether it is given the time for that."""
+        if worker.held_by:
+            holder = worker.running.get(worker.held_by)
+            until = holder.due if holder is not None else 0.0
+            if until < now:
+                # Settled already, or free to take as long as it likes; but not from others.
+                self._kill(orders, worker, worker.held_by)
+                until = now + self._inspect_s
+        else:
+            if not worker.inspected:
+                worker.inspected = now
+                orders.inspect.append(worker.worker_id)
+            until = worker.inspected + self._inspect_s
+            if until <= now:
+                return False
+        self._timers.arm(trial, until)
+        return True
+
+    def _kill(self, orders: Orders, worker: Worker, attempt_id: int) -> None:
+        self._retire(worker)
+        orders.kill[worker.worker_id] = attempt_id
 
     def _lose(self, worker_id: str, suspects: set[int] | None, now: float, reason: str) -> Orders:
         orders = Orders()

@@ -28,6 +28,7 @@ class Worker:
         "free",
         "group",
         "heard",
+        "held_by",
         "inspected",
         "open",
         "quarantine",
@@ -48,6 +49,8 @@ class Worker:
         """The suspects that it is running."""
         self.heard = now
         """When it last gave a sign of life."""
+        self.held_by = 0
+        """The attempt that keeps its program loop from turning, as it says itself; 0 for none."""
         self.inspected = 0.0
         """When somebody was asked why it is silent; 0 for never."""
         self.slots = slots

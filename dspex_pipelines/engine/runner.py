@@ -8,6 +8,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from dspex_pipelines.errors import (
     InvalidValue,
+    PoolInterrupted,
     PoolUnreachable,
     ProgramUnavailable,
     UnknownSession,
@@ -89,19 +90,29 @@ class TrialRunner:
 
     async def _run(self, spec: TrialSpec) -> TrialOutcome:
         outcome: TrialOutcome | None = None
-        for _ in range(_STALE_TRIES):
-            # Applied already, as almost always: nothing to await.
-            session_id = self._sessions.answers.get(spec.program.digest) or await self._context(spec.program)
-            key = (session_id, spec.configuration.digest)
+        stale = 0
+        while stale < _STALE_TRIES:
+            session_id = 0
             try:
+                # Applied already, as almost always: nothing to await.
+                session_id = self._sessions.answers.get(spec.program.digest) or await self._context(spec.program)
+                key = (session_id, spec.configuration.digest)
                 version = self._versions.answers.get(key) or await self._apply(key, spec)
+                outcome = await self._pool.execute(
+                    spec, session_id=session_id, version=version, timeout_s=self._timeout_s
+                )
             except UnknownSession:
-                self._sessions.forget(spec.program.digest)
+                stale += 1
+                self._sessions.forget(spec.program.digest, session_id)
                 continue
-            outcome = await self._pool.execute(spec, session_id=session_id, version=version, timeout_s=self._timeout_s)
+            except PoolInterrupted:
+                # As often as it takes: it is the pool that gives up.
+                self._sessions.forget(spec.program.digest, session_id)
+                continue
             if isinstance(outcome, TrialError) and outcome.type is ErrorType.STALE_STATE:
                 # The bridge let the snapshot go, or was another one: apply again.
-                self._versions.forget(key)
+                stale += 1
+                self._versions.forget(key, version)
                 continue
             return _verified(spec, outcome)
         return outcome or _failed(spec, ErrorType.STALE_STATE, "its session was closed again and again", retryable=True)
@@ -136,9 +147,10 @@ class _Remembered(Generic[Key]):
         # Shielded: one caller's cancellation is not the others'.
         return await asyncio.shield(task)
 
-    def forget(self, key: Key) -> None:
-        """Ask anew next time."""
-        self.answers.pop(key, None)
+    def forget(self, key: Key, answer: int) -> None:
+        """Ask anew next time, unless somebody has since *answer*."""
+        if self.answers.get(key) == answer:
+            del self.answers[key]
 
     def _answered(self, key: Key, task: asyncio.Task[int]) -> None:
         del self._asked[key]

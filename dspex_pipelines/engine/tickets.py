@@ -56,8 +56,8 @@ class Orders:
     """Workers to replace: too many of their slots are held by trials that do not stop. Each is named once."""
     inspect: list[str] = field(default_factory=list[str])
     """Workers that are silent at a trial's deadline: to be looked at, and then `hung` unless they speak."""
-    kill: list[str] = field(default_factory=list[str])
-    """Workers silenced by the one trial they ran, which is settled: to be killed."""
+    kill: dict[str, int] = field(default_factory=dict[str, int])
+    """Workers to be killed, and then `hung` by the attempt that is named and settled."""
     quarantine: int | None = None
     """How many workers for suspects there should be from now on; None for as many as before."""
 

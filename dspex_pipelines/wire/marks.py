@@ -40,6 +40,11 @@ class Marks:
             self._cells[index - 1] = threading.get_native_id()
         self._cells[index] = attempt_id
 
+    def of(self, thread: int) -> int:
+        """Return what the thread of that number in the system runs; 0 for nothing."""
+        cells = self._cells
+        return next((cells[index + 1] for index in range(0, 2 * PAIRS, 2) if cells[index] == thread), 0)
+
     @types.coroutine
     def marked(self, awaitable: Awaitable[Any], attempt_id: int) -> Generator[Any, Any, Any]:
         """Return what *awaitable* returns, with this thread marked while it is not waiting."""

@@ -28,12 +28,15 @@ from dspex_pipelines.wire.codec import (
     PROTOCOL_VERSION,
 )
 from dspex_pipelines.wire.frames import grown
+from dspex_pipelines.wire.marks import Marks
 
 CONNECT_S = 20.0
 
 
 class WorkerWire:
-    """Holds the `Attach` stream. *on_frame* and *on_end* are called on the wire's thread.
+    """Holds the `Attach` stream. Made on the thread of the loop *programs*, which it watches by *marks*.
+
+    *on_frame* and *on_end* are called on the wire's thread.
 
     `put`, `poke` and `release` may be called from any thread; what waits when the writer is free goes in one frame.
     """
@@ -44,7 +47,8 @@ class WorkerWire:
         address: str,
         worker_id: str,
         slots: int,
-        marks_fd: int,
+        marks: Marks,
+        programs: asyncio.AbstractEventLoop,
         quarantine: bool,
         on_frame: Callable[[worker_pb2.AttachResponse], None],
         on_end: Callable[[Exception | None], None],
@@ -52,7 +56,10 @@ class WorkerWire:
         self._address = address
         self._worker_id = worker_id
         self._slots = slots
-        self._marks_fd = marks_fd
+        self._marks = marks
+        self._programs = programs
+        self._program_thread = threading.get_native_id()
+        self._held_by = 0
         self._quarantine = quarantine
         self._on_frame = on_frame
         self._on_end = on_end
@@ -110,6 +117,7 @@ class WorkerWire:
             except TimeoutError as error:
                 raise PoolUnreachable(address=self._address, waited_s=CONNECT_S) from error
             stub: Any = worker_pb2_grpc.WorkerServiceStub(channel)
+            watching = asyncio.create_task(self._watch_programs())
             try:
                 async for frame in stub.Attach(self._frames()):
                     self._on_frame(frame)
@@ -119,6 +127,23 @@ class WorkerWire:
                     raise ProtocolMismatch(ours=PROTOCOL_VERSION, theirs=theirs) from error
                 if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
                     raise
+            finally:
+                watching.cancel()
+
+    async def _watch_programs(self) -> None:
+        """Notice when a program keeps the program loop from turning."""
+        turned = True
+
+        def turn() -> None:
+            nonlocal turned
+            turned = True
+
+        while True:
+            self._held_by = 0 if turned else self._marks.of(self._program_thread)
+            if turned:
+                turned = False
+                self._programs.call_soon_threadsafe(turn)
+            await asyncio.sleep(HEARTBEAT_S)
 
     async def _frames(self) -> AsyncIterator[worker_pb2.AttachRequest]:
         yield worker_pb2.AttachRequest(
@@ -128,7 +153,7 @@ class WorkerWire:
                 slots=self._slots,
                 pid=os.getpid(),
                 package_version=dspex_pipelines.__version__,
-                marks_fd=self._marks_fd,
+                marks_fd=self._marks.fd,
                 quarantine=self._quarantine,
             )
         )
@@ -138,7 +163,7 @@ class WorkerWire:
                 try:
                     await asyncio.wait_for(self._wake.wait(), HEARTBEAT_S)
                 except TimeoutError:
-                    yield worker_pb2.AttachRequest(draining=self._draining)
+                    yield worker_pb2.AttachRequest(draining=self._draining, held_by=self._held_by)
                     continue
             await grown(self._outcomes)
             self._wake.clear()
@@ -155,4 +180,6 @@ class WorkerWire:
                 break
             outcomes.append(self._outcomes.popleft())
         released = [self._released.popleft() for _ in range(len(self._released))]
-        return worker_pb2.AttachRequest(outcomes=outcomes, released_ids=released, draining=self._draining)
+        return worker_pb2.AttachRequest(
+            outcomes=outcomes, released_ids=released, draining=self._draining, held_by=self._held_by
+        )

@@ -201,7 +201,7 @@ def test_no_suspect_runs_beside_a_trial_that_does_not_stop():
     dispatcher.heard("q", 6.0)
     orders = dispatcher.tick(6.0)
     assert [settled.error for settled in orders.settle] == [ErrorType.TIMEOUT_RUN]
-    assert (orders.dispatch, orders.kill) == ({}, [])
+    assert (orders.dispatch, orders.kill) == ({}, {})
     assert dispatcher.tick(7.0).retire == ["q"]
     assert quarantined(dispatcher.attach("r", 9, 8.0, quarantine=True), "r") == [2]
 
@@ -235,7 +235,38 @@ def test_a_deadline_on_a_silent_worker_waits_for_somebody_to_look():
     dispatcher.heard("b", 11.0)
     orders = dispatcher.tick(11.0)
     assert sorted(settled.ticket.client_trial_id for settled in orders.settle) == [1, 2, 3]
-    assert orders.kill == ["q"], "alone and silent: it is what hangs"
+    assert orders.kill == {"q": quarantine.dispatch["q"][0][0]}, "alone and silent: it is what hangs"
+
+
+def test_a_worker_that_says_what_holds_it_is_killed_at_that_trials_deadline():
+    dispatcher = Dispatcher(silence_s=1.5)
+    dispatcher.attach("a", 4, 0.0)
+    three = tickets(1, 1, timeout_s=5.0) + tickets(1, 3, 2, timeout_s=6.0)
+    holder = dispatcher.submit(1, three, 0.0).dispatch["a"][2][0]
+    dispatcher.heard("a", 2.0, held_by=holder)
+    orders = dispatcher.tick(5.0)
+    assert (orders.settle, orders.kill, orders.inspect) == ([], {}, [])
+    orders = dispatcher.tick(6.0)
+    assert [settled.ticket.client_trial_id for settled in orders.settle] == [2]
+    assert orders.kill == {"a": holder}
+    dispatcher.hung("a", [holder], 6.0, "held")
+    assert dispatched(dispatcher.attach("b", 4, 7.0)) == [(1, 1), (1, 3)]
+
+
+@pytest.mark.parametrize("settled", [True, False])
+def test_a_trial_without_a_deadline_holds_up_none_that_has_one(settled: bool):
+    dispatcher = Dispatcher(silence_s=1.5)
+    dispatcher.attach("a", 4, 0.0)
+    sent = dispatcher.submit(1, tickets(1, 1, timeout_s=5.0) + tickets(1, 2), 0.0).dispatch["a"]
+    holder = sent[1][0]
+    dispatcher.heard("a", 2.0, held_by=holder)
+    if settled:
+        dispatcher.cancel(1, [2], 3.0)
+    orders = dispatcher.tick(5.0)
+    assert (orders.settle, orders.kill) == ([], {"a": holder})
+    orders = dispatcher.hung("a", [holder], 5.0, "held")
+    assert dispatched(dispatcher.attach("b", 4, 7.0)) == [(1, 1)]
+    assert dispatcher.stats().suspects == (0 if settled else 1)
 
 
 def test_a_worker_that_speaks_after_all_keeps_its_deadlines():

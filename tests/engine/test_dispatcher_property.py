@@ -40,6 +40,7 @@ class ModelWorker:
     heard: float
     open: bool = True
     inspected: float | None = None
+    held_by: int = 0
     running: dict[int, Ticket] = field(default_factory=dict)
     """Attempts sent and neither answered nor settled."""
     held: set[int] = field(default_factory=set)
@@ -65,6 +66,7 @@ class Dispatching(RuleBasedStateMachine):
         """Deaths that may have been alone."""
         self.due: dict[int, float] = {}
         self.seen_attempts: set[int] = set()
+        self.killed: list[tuple[str, int]] = []
         self.numbers = 0
 
     # ------------------------------------------------------------------ what comes back
@@ -95,9 +97,10 @@ class Dispatching(RuleBasedStateMachine):
         for worker_id in orders.inspect:
             assert self.fleet[worker_id].inspected is None
             self.fleet[worker_id].inspected = self.now
-        for worker_id in orders.kill:
-            assert not self.fleet[worker_id].running
+        for worker_id, attempt_id in orders.kill.items():
+            assert attempt_id == self.fleet[worker_id].held_by or not self.fleet[worker_id].running
             self.fleet[worker_id].open = False
+            self.killed.append((worker_id, attempt_id))
 
     def dispatched(self, orders: Orders) -> None:
         keepers = {name: worker.quarantine for name, worker in self.dispatcher.stats().workers.items()}
@@ -237,12 +240,16 @@ class Dispatching(RuleBasedStateMachine):
             worker.held -= set(chosen)
         self.take(self.dispatcher.release(worker_id, chosen, self.now))
 
-    @rule(worker_id=workers)
-    def hear(self, worker_id: str) -> None:
-        if worker_id in self.fleet:
-            self.fleet[worker_id].heard = self.now
-            self.fleet[worker_id].inspected = None
-        self.dispatcher.heard(worker_id, self.now)
+    @rule(worker_id=workers, data=st.data())
+    def hear(self, worker_id: str, data: st.DataObject) -> None:
+        worker = self.fleet.get(worker_id)
+        known = [] if worker is None else [*worker.running, *worker.held]
+        held_by = data.draw(st.sampled_from([0, *known]))
+        if worker is not None:
+            worker.held_by = held_by
+            worker.heard = self.now
+            worker.inspected = None
+        self.dispatcher.heard(worker_id, self.now, held_by=held_by)
 
     @rule(worker_id=workers)
     def drain(self, worker_id: str) -> None:
@@ -252,6 +259,8 @@ class Dispatching(RuleBasedStateMachine):
 
     @rule(worker_id=consumes(workers), data=st.data(), hung=st.booleans())
     def lose(self, worker_id: str, data: st.DataObject, hung: bool) -> None:
+        if worker_id not in self.fleet:
+            return
         worker = self.fleet.pop(worker_id)
         keeper = self.dispatcher.stats().workers[worker_id].quarantine or worker.quarantine
         allowed: dict[Key, object] = {}
@@ -290,19 +299,25 @@ class Dispatching(RuleBasedStateMachine):
         expected: dict[Key, object] = {}
         allowed: dict[Key, object] = {}
         for worker in self.fleet.values():
-            silent = self.now - worker.heard > SILENCE_S
-            looked = worker.inspected is not None and self.now >= worker.inspected + INSPECT_S
+            silent = worker.held_by or self.now - worker.heard > SILENCE_S
             for attempt_id, ticket in worker.running.items():
                 if self.due.get(attempt_id, float("inf")) <= self.now:
-                    answered = expected if looked or not silent else allowed
+                    # Where another trial may be what holds the worker, somebody looks first.
+                    sure = not silent or worker.held_by == attempt_id
+                    answered = expected if sure else allowed
                     answered[ticket.client, ticket.client_trial_id] = ErrorType.TIMEOUT_RUN
         self.take(self.dispatcher.tick(self.now), expected=expected, allowed=allowed)
         for worker in self.fleet.values():
             for attempt_id in worker.running:
                 if self.due.get(attempt_id, float("inf")) <= self.now:
-                    # Somebody looks at its worker first.
-                    assert worker.inspected is not None
-                    self.due[attempt_id] = worker.inspected + INSPECT_S
+                    self.due[attempt_id] = self.now + INSPECT_S
+        while self.killed:
+            worker_id, attempt_id = self.killed.pop()
+            worker = self.fleet.pop(worker_id)
+            for running in worker.running:
+                self.due.pop(running, None)
+            self.between |= {(ticket.client, ticket.client_trial_id) for ticket in worker.running.values()}
+            self.take(self.dispatcher.hung(worker_id, [attempt_id], self.now, "held"))
 
     def teardown(self) -> None:
         """From wherever it is, everything can be brought to an end."""

@@ -1,0 +1,88 @@
+"""Programs that hang or kill their process, and healthy neighbours. `calls` counts in a file who was run."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import re
+import signal
+import time
+
+
+def _note(calls: str, x: int) -> None:
+    with open(calls, "a") as file:
+        file.write(f"{x}\n")
+
+
+async def healthy(x: int, calls: str) -> int:
+    _note(calls, x)
+    await asyncio.sleep(0.05)
+    return x
+
+
+def sleeps(x: int, bad: int) -> int:
+    time.sleep(3600 if x == bad else 0.1)
+    return x
+
+
+async def sleeps_later(x: int, bad: int) -> int:
+    await asyncio.sleep(3600 if x == bad else 0.1)
+    return x
+
+
+def spins(x: int, bad: int) -> int:
+    while x == bad:
+        pass
+    time.sleep(0.1)
+    return x
+
+
+async def spins_later(x: int, bad: int) -> int:
+    """Hold the program loop, which every other coroutine of its worker needs."""
+    while x == bad:
+        pass
+    await asyncio.sleep(0.1)
+    return x
+
+
+def holds_computing(x: int, bad: int) -> int:
+    """Native code that computes and keeps the interpreter's lock."""
+    if x == bad:
+        re.match(r"(a+)+$", "a" * 64 + "b")
+    time.sleep(0.1)
+    return x
+
+
+async def holds_later(x: int, bad: int) -> int:
+    if x == bad:
+        re.match(r"(a+)+$", "a" * 64 + "b")
+    await asyncio.sleep(0.1)
+    return x
+
+
+def holds_waiting(x: int, bad: int) -> int:
+    """Native code that waits and keeps the interpreter's lock."""
+    if x == bad:
+        ctypes.PyDLL(None).sleep(3600)
+    time.sleep(0.1)
+    return x
+
+
+def kills(x: int, bad: int) -> int:
+    if x == bad:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    time.sleep(0.05)
+    return x
+
+
+def exits(x: int, bad: int) -> int:
+    if x == bad:
+        os._exit(3)
+    time.sleep(0.05)
+    return x
+
+
+def always_kills(x: int) -> int:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return x

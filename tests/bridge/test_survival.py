@@ -1,0 +1,161 @@
+"""What a pool survives: hanging trials, deadly trials, dead workers, a dead bridge. Everything here is real."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from dspex_pipelines.bridge import local_pool
+from dspex_pipelines.bridge.client import PoolClient
+from dspex_pipelines.engine.programs import program_version
+from dspex_pipelines.engine.runner import TrialRunner
+from dspex_pipelines.errors import PoolFailed
+from dspex_pipelines.model.outcome import ErrorType, TrialError, TrialOutcome, TrialResult
+from dspex_pipelines.model.space import Configuration
+from dspex_pipelines.model.trial import Example, Isolation, ProgramSpec, TrialSpec
+from tests.bridge.conftest import ROOT
+
+SLOTS = 64
+NEIGHBOURS = 200
+TIMEOUT_S = 2.0
+
+
+@pytest.fixture
+def pool() -> Iterator[local_pool.LocalPoolLease]:
+    folder = Path(tempfile.mkdtemp(prefix="dspex-t-"))
+    with local_pool.lease(workers=2, slots=SLOTS, idle_s=0.5, cwd=ROOT, runtime_root=folder) as lease:
+        yield lease
+    local_pool.stop(runtime_root=folder)
+    shutil.rmtree(folder)
+
+
+def specs(name: str, count: int, *, isolation: Isolation = "shared", **inputs: object) -> list[TrialSpec]:
+    entry_point = f"tests.bridge.fatal_programs:{name}"
+    program = ProgramSpec(entry_point=entry_point, version=program_version(entry_point, {}), isolation=isolation)
+    return [
+        TrialSpec(
+            program=program,
+            example=Example(example_id=str(x), inputs={"x": x, **inputs}),
+            configuration=Configuration({}),
+        )
+        for x in range(count)
+    ]
+
+
+async def run(lease: local_pool.LocalPoolLease, trials: list[TrialSpec], timeout_s: float = 0) -> list[TrialOutcome]:
+    async with PoolClient(lease.address, connect_timeout_s=30) as client:
+        runner = TrialRunner(client, metrics=[], space_json="", timeout_s=timeout_s)
+        outcomes = await asyncio.gather(*(runner.run(spec) for spec in trials))
+        client.commit(len(outcomes))
+    return list(outcomes)
+
+
+def children(lease: local_pool.LocalPoolLease, module: str) -> list[psutil.Process]:
+    (status,) = local_pool.status(runtime_root=lease.runtime_dir.parent)
+    found = psutil.Process(status.pid).children()
+    return [child for child in found if child.is_running() and module in child.cmdline()]
+
+
+@pytest.mark.parametrize(
+    ("name", "isolation"),
+    [
+        ("sleeps", "shared"),
+        ("sleeps_later", "shared"),
+        ("spins", "shared"),
+        ("spins_later", "shared"),
+        ("holds_computing", "shared"),
+        ("holds_later", "shared"),
+        ("holds_waiting", "shared"),
+        ("sleeps", "process"),
+        ("holds_computing", "process"),
+    ],
+)
+async def test_a_trial_that_hangs_is_settled_and_its_neighbours_succeed(
+    pool: local_pool.LocalPoolLease, name: str, isolation: Isolation
+) -> None:
+    count = NEIGHBOURS if isolation == "shared" else 8
+    bad = count // 3
+    outcomes = await run(pool, specs(name, count, isolation=isolation, bad=bad), timeout_s=TIMEOUT_S)
+    hung = outcomes.pop(bad)
+    assert isinstance(hung, TrialError), hung
+    assert (hung.type, f"{TIMEOUT_S:g} s" in hung.message) == (ErrorType.TIMEOUT_RUN, True)
+    assert [type(outcome) for outcome in outcomes] == [TrialResult] * (count - 1), Counter(
+        outcome.message for outcome in outcomes if isinstance(outcome, TrialError)
+    )
+    again = await run(pool, specs(name, NEIGHBOURS if isolation == "shared" else 4, bad=-1), timeout_s=TIMEOUT_S)
+    assert {type(outcome) for outcome in again} == {TrialResult}, "later trials find fresh slots"
+
+
+@pytest.mark.parametrize("name", ["kills", "exits"])
+async def test_a_trial_that_kills_its_worker_is_poison_and_its_neighbours_succeed(
+    pool: local_pool.LocalPoolLease, name: str
+) -> None:
+    bad = 77
+    outcomes = await run(pool, specs(name, NEIGHBOURS, bad=bad))
+    poison = outcomes.pop(bad)
+    assert isinstance(poison, TrialError)
+    assert poison.type is ErrorType.POISON
+    assert {past.type for past in poison.history} == {ErrorType.WORKER_LOST}
+    assert {type(outcome) for outcome in outcomes} == {TrialResult}
+    rerun = [outcome for outcome in outcomes if outcome.history]
+    assert 1 <= len(rerun) <= SLOTS
+    assert {past.type for outcome in rerun for past in outcome.history} == {ErrorType.WORKER_LOST}
+
+
+async def test_the_bridge_is_killed_and_the_runner_goes_on(pool: local_pool.LocalPoolLease, tmp_path: Path) -> None:
+    calls = tmp_path / "calls"
+    trials = specs("healthy", 600, calls=str(calls))
+    async with PoolClient(pool.address, connect_timeout_s=30) as client:
+        runner = TrialRunner(client, metrics=[], space_json="", timeout_s=0)
+        room = asyncio.Semaphore(50)
+        done = 0
+
+        async def one(spec: TrialSpec) -> TrialOutcome:
+            nonlocal done
+            async with room:
+                outcome = await runner.run(spec)
+                client.commit(1)
+            done += 1
+            if done in (100, 300):
+                (bridge,) = children(pool, "dspex_pipelines.bridge")
+                bridge.kill()
+            return outcome
+
+        outcomes = await asyncio.gather(*(one(spec) for spec in trials))
+        assert [outcome.outputs for outcome in outcomes] == list(range(600))
+        assert client.credit_limit == client._credit
+    runs = Counter(calls.read_text().split())
+    assert set(runs) == {str(x) for x in range(600)}
+    assert sum(runs.values()) <= 600 + 2 * 50, "only what was in flight ran twice"
+
+
+async def test_killed_workers_cost_nobody_anything(pool: local_pool.LocalPoolLease, tmp_path: Path) -> None:
+    calls = tmp_path / "calls"
+    trials = specs("healthy", 400, calls=str(calls))
+    running = asyncio.create_task(run(pool, trials))
+    for least in (40, 120, 200):
+        while not calls.exists() or calls.read_text().count("\n") < least:
+            await asyncio.sleep(0.01)
+        for worker in children(pool, "dspex_pipelines.worker"):
+            if "--quarantine" not in worker.cmdline():
+                worker.kill()
+    outcomes = await running
+    assert [outcome.outputs for outcome in outcomes] == list(range(400))
+
+
+async def test_a_pool_whose_workers_only_die_gives_up_with_the_reason(pool: local_pool.LocalPoolLease) -> None:
+    async with PoolClient(pool.address, connect_timeout_s=30) as client:
+        runner = TrialRunner(client, metrics=[], space_json="", timeout_s=0)
+        await asyncio.gather(*(runner.run(spec) for spec in specs("always_kills", 40)))
+        lost = runner.pool_lost
+    assert isinstance(lost, PoolFailed)
+    assert "died without answering a trial" in str(lost)
+    assert "pool.log" in str(lost)
+    assert "ended with -9" in str(lost)
