@@ -54,6 +54,15 @@ from dspex_pipelines.wire.frames import grown
 CALL_S = 30.0
 RETRY_S = 0.1
 """A call may notice before the stream does that the bridge is gone."""
+_MEANT = frozenset(
+    {
+        grpc.StatusCode.ABORTED,
+        grpc.StatusCode.FAILED_PRECONDITION,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        grpc.StatusCode.UNIMPLEMENTED,
+    }
+)
+"""How a bridge ends a stream on purpose; whatever else ends one is a bridge that is gone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +149,7 @@ class PoolClient:
             welcome = await anext(stream)
         except BaseException as error:
             await channel.close(None)
-            if isinstance(error, grpc.aio.AioRpcError | TimeoutError):
+            if isinstance(error, grpc.aio.AioRpcError | TimeoutError | StopAsyncIteration):
                 raise self._unreachable(error) from error
             raise
         self.credit_limit = welcome.credit_limit
@@ -237,11 +246,21 @@ class PoolClient:
 
     # ------------------------------------------------------------------ trials
 
-    async def execute(self, spec: TrialSpec, *, session_id: int, version: int, timeout_s: float) -> TrialOutcome:
-        """Run *spec* under exactly that snapshot. Waits while the window of uncommitted trials is full.
+    async def execute(
+        self,
+        spec: TrialSpec,
+        *,
+        session_id: int,
+        version: int,
+        timeout_s: float,
+        outputs: bytes = b"",
+        most_attempts: int = 0,
+    ) -> TrialOutcome:
+        """Run *spec* under exactly that snapshot; given *outputs*, only judge those.
 
-        Raises `PoolInterrupted` when it has to be sent again, under a snapshot of a new session, and
-        `PoolUnreachable` once the bridge is gone. Cancelling the wait cancels the trial.
+        Waits while the window of uncommitted trials is full. Raises `PoolInterrupted` when it has to be sent again,
+        under a snapshot of a new session, and `PoolUnreachable` once the bridge is gone. Cancelling the wait cancels
+        the trial.
         """
         if not self._up.is_set():
             # What it names was held by a bridge that is no more.
@@ -258,7 +277,12 @@ class PoolClient:
         self._next_id += 1
         future: asyncio.Future[TrialOutcome] = asyncio.get_running_loop().create_future()
         self._pending[number] = (future, spec.trial_id)
-        self._outbox.append(trial_to_wire(spec, id=number, session_id=session_id, version=version, timeout_s=timeout_s))
+        trial = trial_to_wire(spec, id=number, session_id=session_id, version=version, timeout_s=timeout_s)
+        if outputs:
+            trial.outputs = outputs
+        if most_attempts:
+            trial.max_attempts = most_attempts
+        self._outbox.append(trial)
         self._wake.set()
         try:
             return await future
@@ -289,7 +313,7 @@ class PoolClient:
             trials: list[types_pb2.Trial] = []
             size = 0
             while self._outbox and len(trials) < FRAME_TRIALS:
-                size += len(self._outbox[0].example)
+                size += len(self._outbox[0].example) + len(self._outbox[0].outputs)
                 if trials and size > FRAME_BYTES:
                     break
                 trials.append(self._outbox.popleft())
@@ -306,7 +330,7 @@ class PoolClient:
                 async for frame in stream:
                     self._take(frame)
             except grpc.aio.AioRpcError as error:
-                if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                if error.code() in _MEANT:
                     self._fail(self._unreachable(error))
                     return
             else:
@@ -394,6 +418,11 @@ class PoolClient:
             return await call(request, timeout=CALL_S)
         except grpc.aio.AioRpcError as error:
             raise self._translate(error) from error
+        except asyncio.CancelledError as error:
+            if asyncio.current_task().cancelling():  # pyright: ignore[reportOptionalMemberAccess] - in a task
+                raise
+            # The channel was closed under it, to dial again.
+            raise PoolUnreachable(address=self.address, waited_s=0, reason="interrupted") from error
 
     def _unreachable(self, error: Exception) -> DspexError:
         if isinstance(error, grpc.aio.AioRpcError):

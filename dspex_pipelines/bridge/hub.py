@@ -63,7 +63,7 @@ class WorkerLink:
             frame.snapshots.append(self.snapshots.popleft())
         trials: list[types_pb2.Trial] = []
         while self.trials and len(trials) < FRAME_TRIALS:
-            size += len(self.trials[0].example)
+            size += len(self.trials[0].example) + len(self.trials[0].outputs)
             if (trials or frame.snapshots) and size > FRAME_BYTES:
                 break
             trials.append(self.trials.popleft())

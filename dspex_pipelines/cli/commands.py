@@ -55,7 +55,8 @@ def evaluate(
     max_concurrency: Annotated[int, typer.Option(help="Most trials in flight; 0: as declared.")] = 0,
     timeout_s: Annotated[float, typer.Option(help="Seconds a trial may run; 0: as declared.")] = 0.0,
     trials_per_op: Annotated[int, typer.Option(help="Trials in one Dagster step; 0: chosen.")] = 0,
-    reuse: Annotated[bool, typer.Option(help="Keep outcomes of earlier runs.")] = True,
+    reuse: Annotated[str, typer.Option(help="Outcomes of earlier runs to keep: all, successes or none.")] = "all",
+    max_attempts: Annotated[int, typer.Option(help="Attempts of a trial; 0: by the type of its error.")] = 0,
     workers: Annotated[int, typer.Option(help="Workers of the local pool; 0: one for each core.")] = 0,
     pool_address: Annotated[str, typer.Option(help="A bridge to use instead of a local pool.")] = "",
 ) -> None:
@@ -74,6 +75,7 @@ def evaluate(
         timeout_s=timeout_s,
         trials_per_op=trials_per_op,
         reuse=reuse,
+        max_attempts=max_attempts,
     )
     results = evaluate_partitions(
         evaluation,

@@ -5,15 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 from dspex_pipelines.engine.executor import Outcome, ParallelExecutor, Progress
-from dspex_pipelines.engine.journal import Journal, execution_key
+from dspex_pipelines.engine.journal import Entry, Found, Journal
 from dspex_pipelines.engine.runner import TrialPool, TrialRunner
 from dspex_pipelines.errors import EvaluationIncomplete
-from dspex_pipelines.model.outcome import TrialError, TrialOutcome
+from dspex_pipelines.model.outcome import Attempt, TrialError, TrialOutcome, TrialResult
 from dspex_pipelines.model.payload import digest, digest_of
 from dspex_pipelines.model.plan import Batch, Plan
 from dspex_pipelines.model.trial import Example, TrialSpec
@@ -22,8 +22,20 @@ GROUP = 1_000
 """Outcomes in a journal transaction."""
 GROUP_S = 0.25
 """Longest time that a finished outcome waits for its transaction."""
-Keyed: TypeAlias = tuple[bytes, TrialSpec]
-"""A trial with its key in the journal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """A trial to be run, or only to be scored: the digest of labels and metrics, and what is known of it already."""
+
+    spec: TrialSpec
+    scoring: bytes
+    known: TrialOutcome | None = None
+
+    @property
+    def outputs(self) -> bytes:
+        """What its program returned before, when only the scores are missing; else empty."""
+        return self.known.outputs_payload if isinstance(self.known, TrialResult) else b""
 
 
 class DurablePool(TrialPool, Protocol):
@@ -40,27 +52,28 @@ class BatchSummary:
 
     planned: int
     reused: int
+    rescored: int
+    """Trials of which only the scores were new."""
     ran: int
     failed: int
     elapsed_s: float
 
 
 class Scoring:
-    """The journal's keys of a plan's trials: execution, labels and metric versions."""
+    """The digests of what a plan's trials are judged by: labels and metric versions."""
 
     def __init__(self, plan: Plan) -> None:
-        self._generation = plan.generation
         self._metrics = plan.metrics_digest
         self._labels: dict[str, bytes] = {}
 
-    def key(self, spec: TrialSpec) -> bytes:
-        """Return the 16-byte key under which the trial's outcome is kept."""
+    def of(self, spec: TrialSpec) -> bytes:
+        """Return the 16-byte digest for the trial's example."""
         example = spec.example
         scoring = self._labels.get(example.example_id)
         if scoring is None:
             scoring = digest(self._metrics, digest_of([example.labels, example.metadata]))
             self._labels[example.example_id] = scoring
-        return execution_key(spec.trial_id, self._generation, scoring)
+        return scoring
 
 
 async def run_batch(
@@ -72,6 +85,7 @@ async def run_batch(
     journal: Journal,
     max_concurrency: int,
     timeout_s: float,
+    most_attempts: int = 0,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> BatchSummary:
     """Run what is missing of *batch*; each outcome is in the journal before it counts as done.
@@ -79,23 +93,26 @@ async def run_batch(
     *on_progress* is called after every group. Raises `PoolUnreachable` when the bridge goes away; what was
     done by then is kept.
     """
-    scoring = Scoring(plan)
-    runner = TrialRunner(pool, metrics=plan.metrics, space_json=plan.space_json, timeout_s=timeout_s)
-    executor = ParallelExecutor[Keyed, TrialOutcome](
+    runner = TrialRunner(
+        pool, metrics=plan.metrics, space_json=plan.space_json, timeout_s=timeout_s, most_attempts=most_attempts
+    )
+    executor = ParallelExecutor[Missing, TrialOutcome](
         max_concurrency=max_concurrency, is_failure=lambda outcome: isinstance(outcome, TrialError)
     )
 
-    async def run(keyed: Keyed) -> TrialOutcome:
-        return await runner.run(keyed[1])
+    async def run(missing: Missing) -> TrialOutcome:
+        return await runner.run(missing.spec, missing.outputs)
 
-    missing = _Missing(plan.trials(batch, examples), scoring, journal)
-    group: list[tuple[bytes, TrialOutcome]] = []
+    missing = _LookedUp(plan, plan.trials(batch, examples), journal)
+    group: list[Entry] = []
     flushed = time.monotonic()
+    rescored = 0
 
     def flush() -> None:
-        nonlocal flushed
+        nonlocal flushed, rescored
         if group:
-            journal.record(group)
+            rescored += sum(entry.rescored for entry in group)
+            journal.record(plan.generation, group, failures_since=plan.failures_since)
             pool.commit(len(group))
             group.clear()
         flushed = time.monotonic()
@@ -105,7 +122,7 @@ async def run_batch(
         async for finished in batches:
             if runner.pool_lost is not None:
                 break
-            group.extend((done.item[0], _outcome(done)) for done in finished)
+            group.extend(_entry(done) for done in finished)
             if len(group) >= GROUP or time.monotonic() - flushed >= GROUP_S:
                 flush()
     flush()
@@ -115,7 +132,8 @@ async def run_batch(
     return BatchSummary(
         planned=batch.stop - batch.start,
         reused=missing.reused,
-        ran=progress.done,
+        rescored=rescored,
+        ran=progress.done - rescored,
         failed=progress.failed,
         elapsed_s=progress.elapsed_s,
     )
@@ -133,40 +151,73 @@ def planned_outcomes(
     found = 0
     lacking: list[str] = []
     while page := list(islice(trials, GROUP)):
-        keys = [scoring.key(spec) for spec in page]
-        outcomes = journal.find(keys)
-        for key, spec in zip(keys, page, strict=True):
-            outcome = outcomes.get(key)
-            if outcome is None:
+        known = journal.find(plan.generation, {spec.trial_id: scoring.of(spec) for spec in page})
+        for spec in page:
+            execution = known.get(spec.trial_id)
+            if execution is None or not execution.scored:
                 lacking.append(spec.trial_id.hex())
             else:
                 found += 1
-                yield spec, outcome
+                yield spec, execution.outcome
     if found != plan.total:
         raise EvaluationIncomplete(planned=plan.total, found=found, examples=tuple(lacking[:3]))
 
 
-class _Missing(Iterable[Keyed]):
+class _LookedUp(Iterable[Missing]):
     """The trials without a reusable outcome, looked up a page at a time as they are pulled."""
 
-    def __init__(self, trials: Iterator[TrialSpec], scoring: Scoring, journal: Journal) -> None:
+    def __init__(self, plan: Plan, trials: Iterator[TrialSpec], journal: Journal) -> None:
+        self._plan = plan
         self._trials = trials
-        self._scoring = scoring
+        self._scoring = Scoring(plan)
         self._journal = journal
         self.reused = 0
 
-    def __iter__(self) -> Iterator[Keyed]:
+    def __iter__(self) -> Iterator[Missing]:
+        scoring, plan = self._scoring, self._plan
         while page := list(islice(self._trials, GROUP)):
-            keys = [self._scoring.key(spec) for spec in page]
-            known = self._journal.reusable(keys)
-            self.reused += len(known)
-            for key, spec in zip(keys, page, strict=True):
-                if key not in known:
-                    yield key, spec
+            known = self._journal.find(plan.generation, {spec.trial_id: scoring.of(spec) for spec in page})
+            for spec in page:
+                found = known.get(spec.trial_id)
+                if found is not None and _reusable(found, plan.failures_since):
+                    self.reused += 1
+                else:
+                    yield Missing(spec, scoring.of(spec), found.outcome if found is not None else None)
 
 
-def _outcome(done: Outcome[Keyed, TrialOutcome]) -> TrialOutcome:
+def _reusable(found: Found, failures_since: float) -> bool:
+    if not found.scored:
+        return False
+    outcome = found.outcome
+    return isinstance(outcome, TrialResult) or (outcome.type.is_final and found.recorded_at >= failures_since)
+
+
+def _entry(done: Outcome[Missing, TrialOutcome]) -> Entry:
     if done.result is None:
         assert done.error is not None
         raise done.error  # a runner lets nothing escape, so this is a bug in it
-    return done.result
+    missing, outcome = done.item, done.result
+    if missing.outputs:
+        return Entry(missing.scoring, outcome, rescored=True)
+    if missing.known is not None:
+        outcome = _continued(missing.known, outcome)
+    return Entry(missing.scoring, outcome)
+
+
+def _continued(earlier: TrialOutcome, outcome: TrialOutcome) -> TrialOutcome:
+    """Return *outcome* with the attempts of an earlier run before its own: every attempt stays recorded."""
+    past = list(earlier.history)
+    if isinstance(earlier, TrialError):
+        past.append(
+            Attempt(
+                number=earlier.attempts,
+                worker=earlier.worker,
+                type=earlier.type,
+                message=earlier.message,
+                fingerprint=earlier.fingerprint,
+                queue_s=earlier.queue_s,
+                run_s=earlier.run_s,
+            )
+        )
+    own = (replace(attempt, number=attempt.number + earlier.attempts) for attempt in outcome.history)
+    return replace(outcome, attempts=outcome.attempts + earlier.attempts, history=(*past, *own))

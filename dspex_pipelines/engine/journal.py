@@ -1,99 +1,68 @@
 """The append-only durable record of outcomes, through which they reach collection.
 
-SQLite in WAL mode by default; several processes write at once in short ``BEGIN IMMEDIATE`` transactions.
-Executions are unique by key, and the first final outcome of one wins.
+SQLite in WAL mode by default, PostgreSQL by URL; several processes write at once, in short transactions. Executions are
+unique by (trial, generation), and the first final outcome of one wins. The scores made when a program ran are kept with
+its outcome; those of other labels or metrics, made later from the same outputs, beside it.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import sqlalchemy as sa
-from sqlalchemy import event, exc
-from sqlalchemy.dialects import sqlite
+from sqlalchemy.dialects import postgresql, sqlite
 
+from dspex_pipelines.engine.journal_schema import executions, generations, open_database, scores
 from dspex_pipelines.errors import DspexError
-from dspex_pipelines.model.outcome import ErrorType, TrialError, TrialOutcome, TrialResult
-from dspex_pipelines.model.payload import decode, digest, encode
+from dspex_pipelines.model.outcome import Attempt, ErrorType, TrialError, TrialOutcome, TrialResult
+from dspex_pipelines.model.payload import decode, encode
 
-SCHEMA_VERSION = 1
 PAGE = 500
-BUSY_MS = 60_000
-CHECKPOINT_PAGES = 10_000
-
-_metadata = sa.MetaData()
-_executions = sa.Table(
-    "executions",
-    _metadata,
-    # A rowid table: keys are random, so only their small index is written all over the place, never the wide rows.
-    sa.Column("key", sa.LargeBinary(16), primary_key=True),
-    sa.Column("trial_id", sa.LargeBinary(16), nullable=False),
-    sa.Column("status", sa.SmallInteger, nullable=False),
-    sa.Column("final", sa.Boolean(create_constraint=False), nullable=False),
-    sa.Column("configuration_digest", sa.LargeBinary, nullable=False),
-    sa.Column("session_version", sa.Integer, nullable=False),
-    sa.Column("attempts", sa.Integer, nullable=False),
-    sa.Column("worker", sa.String, nullable=False),
-    sa.Column("queue_s", sa.Float, nullable=False),
-    sa.Column("run_s", sa.Float, nullable=False),
-    sa.Column("recorded_at", sa.Float, nullable=False),
-    sa.Column("outputs", sa.LargeBinary, nullable=False),
-    sa.Column("scores", sa.LargeBinary, nullable=False),
-    sa.Column("trace", sa.LargeBinary, nullable=False),
-    sa.Column("usage", sa.LargeBinary, nullable=False),
-    sa.Column("failure", sa.LargeBinary, nullable=False),
-)
-_COLUMNS = tuple(column.name for column in _executions.columns)
 _OK = 0
-# Numbers are on disk: append to the enum, never reorder it.
+# Numbers are in databases: append to the enum, never reorder it.
 _STATUS = {kind: number for number, kind in enumerate(ErrorType, start=1)}
 _ERROR_TYPE = {number: kind for kind, number in _STATUS.items()}
+_STORED = tuple(column.name for column in executions.columns if column.name != "id")
+_SCORED = tuple(column.name for column in scores.columns if column.name != "id")
+_RECORDED_AT = _STORED.index("recorded_at")
 
 
-def execution_key(trial_id: bytes, generation: str, scoring: bytes) -> bytes:
-    """Return the 16-byte key of one execution of a trial and its scores.
+class Entry(NamedTuple):
+    """An outcome to be recorded. *scoring* is a digest of the labels and metric versions that it was judged by."""
 
-    *scoring* is a digest of labels and metric versions: outcomes scored otherwise are other rows.
-    """
-    return digest(trial_id, generation.encode(), scoring)
+    scoring: bytes
+    outcome: TrialOutcome
+    rescored: bool = False
+    """Whether only the scores are new: the program's outputs were recorded before."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """An execution as it is recorded; `scored` says whether the scores are those that were asked for."""
+
+    outcome: TrialOutcome
+    scored: bool
+    recorded_at: float
+    """Seconds since the epoch."""
 
 
 class Journal:
-    """Outcomes by execution key, at a database URL. Used by one thread at a time; by many processes at once.
+    """Outcomes at a database URL, or in an SQLite file. Used by one thread at a time; by many processes at once.
 
-    Raises `DspexError` when the file cannot be opened or holds another schema.
+    Entering raises `DspexError` when the database cannot be opened or was written by a later release.
     """
 
     def __init__(self, url: str) -> None:
-        self._url = sa.make_url(url if "://" in url else f"sqlite:///{url}")
+        self.url = sa.make_url(url if "://" in url else f"sqlite:///{url}")
         self._engine: sa.Engine | None = None
-        insert = sqlite.insert(_executions)
-        self._insert = str(
-            insert.on_conflict_do_update(
-                index_elements=["key"],
-                set_={name: insert.excluded[name] for name in _COLUMNS if name != "key"},
-                where=sa.not_(_executions.c.final),
-            ).compile(dialect=sqlite.dialect(paramstyle="qmark"))
-        )
+        self._generations: dict[str, int] = {"": 0}
 
     def __enter__(self) -> Journal:
-        path = Path(self._url.database or "")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            engine = sa.create_engine(self._url, poolclass=sa.StaticPool)
-            event.listen(engine, "connect", _prepare)
-            event.listen(engine, "begin", _begin)
-            with engine.begin() as connection:
-                _check_schema(connection, path)
-        except (OSError, exc.DBAPIError) as error:
-            raise DspexError(
-                f"the journal {path} cannot be opened ({error}); give a folder on a local disk that can be written"
-            ) from error
-        self._engine = engine
+        self._engine = open_database(self.url)
         return self
 
     def __exit__(
@@ -110,85 +79,128 @@ class Journal:
             self._engine.dispose()
             self._engine = None
 
-    def record(self, entries: Sequence[tuple[bytes, TrialOutcome]]) -> int:
-        """Make *entries* durable in one transaction; return how many rows are new or replaced.
-
-        The first final outcome of a key stays; one that is to be run again gives way to a later one.
-        """
-        if not entries:
-            return 0
-        now = time.time()
-        rows = [_row(key, outcome, now) for key, outcome in entries]
-        with self._open().begin() as connection:
-            return connection.exec_driver_sql(self._insert, rows).rowcount
-
-    def find(self, keys: Sequence[bytes]) -> dict[bytes, TrialOutcome]:
-        """Return the outcomes recorded under *keys*, by key."""
-        found: dict[bytes, TrialOutcome] = {}
-        for rows in self._pages(keys, _COLUMNS, final_only=False):
-            for row in rows:
-                found[cast("bytes", row[0])] = _outcome(row)
-        return found
-
-    def reusable(self, keys: Sequence[bytes]) -> set[bytes]:
-        """Return those of *keys* whose outcome is final, so that nothing need run for them."""
-        pages = self._pages(keys, ("key",), final_only=True)
-        return {cast("bytes", row[0]) for rows in pages for row in rows}
-
-    def count(self) -> int:
-        """Return how many executions are recorded."""
-        with self._open().connect() as connection:
-            return connection.execute(sa.select(sa.func.count()).select_from(_executions)).scalar_one()
-
-    def _pages(
-        self, keys: Sequence[bytes], columns: Sequence[str], *, final_only: bool
-    ) -> Iterator[list[tuple[Any, ...]]]:
-        where = " AND final" if final_only else ""
-        names = ", ".join(f'"{name}"' for name in columns)
-        for start in range(0, len(keys), PAGE):
-            page = tuple(keys[start : start + PAGE])
-            marks = ",".join("?" * len(page))
-            statement = f"SELECT {names} FROM executions WHERE key IN ({marks}){where}"  # noqa: S608 - no values
-            connection = self._open().raw_connection()
-            try:
-                yield connection.cursor().execute(statement, page).fetchall()  # type: ignore[union-attr]
-            finally:
-                connection.close()
-
-    def _open(self) -> sa.Engine:
+    @property
+    def engine(self) -> sa.Engine:
+        """The open database; raises `DspexError` where it is not."""
         if self._engine is None:
             raise DspexError("the journal is not open; use it as a context manager")
         return self._engine
 
+    def record(self, generation: str, entries: Sequence[Entry], *, failures_since: float = 0.0) -> None:
+        """Make *entries* durable in one transaction.
 
-def _prepare(connection: Any, _: object) -> None:
-    # SQLAlchemy's recipe: the driver opens no transactions of its own, `begin` above does.
-    connection.isolation_level = None
-    cursor = connection.cursor()
-    cursor.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
-    cursor.execute("PRAGMA journal_mode = WAL")
-    cursor.execute("PRAGMA synchronous = NORMAL")
-    cursor.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
-    cursor.close()
+        The first final outcome of an execution stays; one that is to be run again gives way to a later one, and so
+        does a failure from before *failures_since* (seconds since the epoch).
+        """
+        if not entries:
+            return
+        now = time.time()
+        with self.engine.begin() as connection:
+            number = self._generation(connection, generation)
+            ran = [(*_row(entry, number, now), failures_since) for entry in entries if not entry.rescored]
+            judged = [_scores_row(entry, number, now) for entry in entries if entry.rescored]
+            if ran:
+                _execute(connection, _INSERT[connection.dialect.name], (*_STORED, "failures_since"), ran)
+            if judged:
+                _execute(connection, _INSERT_SCORES[connection.dialect.name], _SCORED, judged)
+
+    def find(self, generation: str, wanted: Mapping[bytes, bytes]) -> dict[bytes, Found]:
+        """Return what is recorded of the trials in *wanted*, trial id to scoring."""
+        found: dict[bytes, Found] = {}
+        trial_ids = list(wanted)
+        with self.engine.connect() as connection:
+            number = self._generation(connection, generation)
+            for start in range(0, len(trial_ids), PAGE):
+                page = trial_ids[start : start + PAGE]
+                unlike: list[bytes] = []
+                for row in _rows(connection, _FIND, number, page):
+                    trial_id, _, scoring, status, *_ = row
+                    scored = scoring == wanted[trial_id] or not _is_judged(status)
+                    if not scored:
+                        unlike.append(trial_id)
+                    found[trial_id] = Found(outcome=_outcome(row), scored=scored, recorded_at=row[_RECORDED_AT])
+                if not unlike:
+                    continue
+                for row in _rows(connection, _FIND_SCORES, number, unlike):
+                    trial_id, _, scoring, _, recorded_at, *_ = row
+                    if scoring == wanted[trial_id]:
+                        outcome = _judged_again(found[trial_id].outcome, row)
+                        found[trial_id] = Found(outcome=outcome, scored=True, recorded_at=recorded_at)
+        return found
+
+    def count(self) -> int:
+        """Return how many executions are recorded."""
+        with self.engine.connect() as connection:
+            return connection.execute(sa.select(sa.func.count()).select_from(executions)).scalar_one()
+
+    def _generation(self, connection: sa.Connection, name: str) -> int:
+        number = self._generations.get(name)
+        if number is None:
+            insert = _DIALECT[connection.dialect.name].insert(generations)
+            connection.execute(insert.values(name=name).on_conflict_do_nothing())
+            find = sa.select(generations.c.id).where(generations.c.name == name)
+            number = self._generations[name] = connection.execute(find).scalar_one()
+        return number
 
 
-def _begin(connection: sa.Connection) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+_DIALECT: dict[str, Any] = {"sqlite": sqlite, "postgresql": postgresql}
 
 
-def _check_schema(connection: sa.Connection, path: Path) -> None:
-    found = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
-    if found == 0:
-        _metadata.create_all(connection)
-        connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
-    elif found != SCHEMA_VERSION:
-        raise DspexError(
-            f"the journal {path} has schema {found}, this release writes {SCHEMA_VERSION}; "
-            "use the release that wrote it, or move the file away to start anew"
-        )
+def _insert_executions(dialect: Any) -> str:
+    insert = dialect.insert(executions)
+    statement = insert.on_conflict_do_update(
+        index_elements=["trial_id", "generation"],
+        set_={name: insert.excluded[name] for name in _STORED if name not in ("trial_id", "generation")},
+        where=sa.or_(
+            sa.not_(executions.c.final),
+            sa.and_(
+                executions.c.status != sa.literal_column(str(_OK)),
+                executions.c.recorded_at < sa.bindparam("failures_since"),
+            ),
+        ),
+    ).values({name: sa.bindparam(name) for name in _STORED})
+    return _sql(statement, dialect)
 
 
-def _row(key: bytes, outcome: TrialOutcome, now: float) -> tuple[Any, ...]:
+def _insert_scores(dialect: Any) -> str:
+    insert = dialect.insert(scores).values({name: sa.bindparam(name) for name in _SCORED})
+    return _sql(insert.on_conflict_do_nothing(index_elements=["trial_id", "generation", "scoring"]), dialect)
+
+
+def _sql(statement: Any, dialect: Any) -> str:
+    style = "qmark" if dialect is sqlite else "pyformat"
+    return str(statement.compile(dialect=dialect.dialect(paramstyle=style)))
+
+
+_INSERT = {name: _insert_executions(dialect) for name, dialect in _DIALECT.items()}
+_INSERT_SCORES = {name: _insert_scores(dialect) for name, dialect in _DIALECT.items()}
+_FIND: sa.Select[Any] = sa.select(*(executions.c[name] for name in _STORED)).where(
+    executions.c.generation == sa.bindparam("generation"),
+    executions.c.trial_id.in_(sa.bindparam("trial_ids", expanding=True)),
+)
+_FIND_SCORES: sa.Select[Any] = sa.select(*(scores.c[name] for name in _SCORED)).where(
+    scores.c.generation == sa.bindparam("generation"),
+    scores.c.trial_id.in_(sa.bindparam("trial_ids", expanding=True)),
+)
+
+
+def _rows(
+    connection: sa.Connection, find: sa.Select[Any], generation: int, trial_ids: list[bytes]
+) -> Iterable[tuple[Any, ...]]:
+    found = connection.execute(find, {"generation": generation, "trial_ids": trial_ids})
+    return cast("Iterable[tuple[Any, ...]]", found)
+
+
+def _execute(connection: sa.Connection, sql: str, names: Sequence[str], rows: list[tuple[Any, ...]]) -> None:
+    # By the driver: building a statement's parameters costs more than the row.
+    if connection.dialect.positional:
+        connection.exec_driver_sql(sql, rows)
+    else:
+        connection.exec_driver_sql(sql, [dict(zip(names, row, strict=True)) for row in rows])
+
+
+def _row(entry: Entry, generation: int, now: float) -> tuple[Any, ...]:
+    outcome = entry.outcome
     common = (
         outcome.configuration_digest,
         outcome.session_version,
@@ -199,20 +211,101 @@ def _row(key: bytes, outcome: TrialOutcome, now: float) -> tuple[Any, ...]:
         now,
         outcome.outputs_payload,
     )
+    history = _history_payload(outcome.history) if outcome.history else b""
     if isinstance(outcome, TrialResult):
-        body = (outcome.scores_payload, outcome.trace_payload, outcome.usage_payload, b"")
-        return (key, outcome.trial_id, _OK, True, *common, *body)
-    failure = encode(
-        [outcome.message, outcome.traceback, outcome.retryable, outcome.fingerprint, outcome.retry_after_s]
+        body = (outcome.scores_payload, outcome.trace_payload, outcome.usage_payload, b"", history)
+        return (outcome.trial_id, generation, entry.scoring, _OK, True, *common, *body)
+    status, final = _STATUS[outcome.type], outcome.type.is_final
+    return (
+        *(outcome.trial_id, generation, entry.scoring, status, final),
+        *common,
+        *(b"", b"", b"", _failure(outcome), history),
     )
-    status = _STATUS[outcome.type]
-    return (key, outcome.trial_id, status, outcome.type.is_final, *common, b"", b"", b"", failure)
+
+
+def _scores_row(entry: Entry, generation: int, now: float) -> tuple[Any, ...]:
+    outcome = entry.outcome
+    key = (outcome.trial_id, generation, entry.scoring)
+    if isinstance(outcome, TrialResult):
+        return (*key, _OK, now, outcome.scores_payload, b"")
+    return (*key, _STATUS[outcome.type], now, b"", _failure(outcome))
+
+
+def _failure(error: TrialError) -> bytes:
+    return encode([error.message, error.traceback, error.retryable, error.fingerprint, error.retry_after_s])
+
+
+def _history_payload(history: Iterable[Attempt]) -> bytes:
+    return encode(
+        [
+            [one.number, one.worker, _STATUS[one.type], one.message, one.fingerprint, one.queue_s, one.run_s]
+            for one in history
+        ]
+    )
+
+
+def _history(payload: bytes) -> tuple[Attempt, ...]:
+    return tuple(
+        Attempt(
+            number=number,
+            worker=worker,
+            type=_ERROR_TYPE[status],
+            message=message,
+            fingerprint=fingerprint,
+            queue_s=queue_s,
+            run_s=run_s,
+        )
+        for number, worker, status, message, fingerprint, queue_s, run_s in cast("list[Any]", decode(payload))
+    )
+
+
+def _is_judged(status: int) -> bool:
+    """Return whether an execution of that status has outputs that metrics have seen."""
+    return status in (_OK, _STATUS[ErrorType.METRIC_EXCEPTION])
+
+
+def _judged_again(outcome: TrialOutcome, row: Sequence[Any]) -> TrialOutcome:
+    """Return *outcome* with the scores, or the metric's failure, of a row of `scores`."""
+    (_, _, _, status, _, payload, failure) = row
+    if status == _OK:
+        return _as_result(outcome, payload)
+    message, traceback, retryable, fingerprint, retry_after_s = decode(failure)
+    return replace(
+        _as_error(outcome),
+        type=_ERROR_TYPE[status],
+        message=message,
+        traceback=traceback,
+        retryable=retryable,
+        fingerprint=fingerprint,
+        retry_after_s=retry_after_s,
+    )
+
+
+def _as_result(outcome: TrialOutcome, scores_payload: bytes) -> TrialResult:
+    if isinstance(outcome, TrialResult):
+        return replace(outcome, scores_payload=scores_payload)
+    return TrialResult(**_shared(outcome), scores_payload=scores_payload)
+
+
+def _as_error(outcome: TrialOutcome) -> TrialError:
+    if isinstance(outcome, TrialError):
+        return outcome
+    return TrialError(**_shared(outcome), type=ErrorType.METRIC_EXCEPTION, message="")
+
+
+def _shared(outcome: TrialOutcome) -> dict[str, Any]:
+    names = (
+        *("trial_id", "configuration_digest", "session_version", "attempts", "worker"),
+        *("queue_s", "run_s", "outputs_payload", "history"),
+    )
+    return {name: getattr(outcome, name) for name in names}
 
 
 def _outcome(row: Sequence[Any]) -> TrialOutcome:
-    (_, trial_id, status, _, seen, version, attempts, worker, queue_s, run_s, _, outputs, *body) = row
+    (trial_id, _, _, status, _, seen, version, attempts, worker, queue_s, run_s, _, outputs, *body) = row
+    payload, trace, usage, failure, history = body
+    past = _history(history) if history else ()
     if status == _OK:
-        scores, trace, usage, _ = body
         return TrialResult(
             trial_id=trial_id,
             configuration_digest=seen,
@@ -222,11 +315,12 @@ def _outcome(row: Sequence[Any]) -> TrialOutcome:
             queue_s=queue_s,
             run_s=run_s,
             outputs_payload=outputs,
-            scores_payload=scores,
+            scores_payload=payload,
             trace_payload=trace,
             usage_payload=usage,
+            history=past,
         )
-    message, traceback, retryable, fingerprint, retry_after_s = decode(body[3])
+    message, traceback, retryable, fingerprint, retry_after_s = decode(failure)
     return TrialError(
         trial_id=trial_id,
         configuration_digest=seen,
@@ -242,4 +336,5 @@ def _outcome(row: Sequence[Any]) -> TrialOutcome:
         queue_s=queue_s,
         run_s=run_s,
         outputs_payload=outputs,
+        history=past,
     )

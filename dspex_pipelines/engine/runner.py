@@ -52,8 +52,17 @@ class TrialPool(Protocol):
         """Make a snapshot of *values*, all or nothing."""
         ...
 
-    async def execute(self, spec: TrialSpec, *, session_id: int, version: int, timeout_s: float) -> TrialOutcome:
-        """Run a trial under exactly that snapshot."""
+    async def execute(
+        self,
+        spec: TrialSpec,
+        *,
+        session_id: int,
+        version: int,
+        timeout_s: float,
+        outputs: bytes = b"",
+        most_attempts: int = 0,
+    ) -> TrialOutcome:
+        """Run a trial under exactly that snapshot; given *outputs*, only judge those."""
         ...
 
 
@@ -61,23 +70,33 @@ class TrialRunner:
     """Turns a `TrialSpec` into its outcome over a pool.
 
     It remembers which session a program has and which version a configuration has, so applying what is
-    applied already costs nothing. *timeout_s* is the run limit of a trial, 0 for none.
+    applied already costs nothing. *timeout_s* is the run limit of a trial, 0 for none; *most_attempts* bounds its
+    attempts, 0 leaves them to the type of error.
     """
 
-    def __init__(self, pool: TrialPool, *, metrics: Sequence[MetricSpec], space_json: str, timeout_s: float) -> None:
+    def __init__(
+        self,
+        pool: TrialPool,
+        *,
+        metrics: Sequence[MetricSpec],
+        space_json: str,
+        timeout_s: float,
+        most_attempts: int = 0,
+    ) -> None:
         self._pool = pool
         self._metrics = tuple(metrics)
         self._space_json = space_json
         self._timeout_s = timeout_s
+        self._most_attempts = most_attempts
         self._sessions: _Remembered[bytes] = _Remembered()
         self._versions: _Remembered[tuple[int, bytes]] = _Remembered()
         self.pool_lost: PoolUnreachable | None = None
         """Set once the bridge is gone: outcomes since then say nothing about their trials."""
 
-    async def run(self, spec: TrialSpec) -> TrialOutcome:
-        """Return the trial's outcome, whatever happens."""
+    async def run(self, spec: TrialSpec, outputs: bytes = b"") -> TrialOutcome:
+        """Return the trial's outcome, whatever happens; given *outputs* of an earlier run, these are judged anew."""
         try:
-            return await self._run(spec)
+            return await self._run(spec, outputs)
         except InvalidValue as error:
             return _failed(spec, ErrorType.INVALID_CONFIGURATION, str(error))
         except ProgramUnavailable as error:
@@ -88,7 +107,7 @@ class TrialRunner:
         except Exception as error:  # noqa: BLE001 - the promise above
             return _failed(spec, ErrorType.WORKER_LOST, f"{type(error).__name__}: {error}", retryable=True)
 
-    async def _run(self, spec: TrialSpec) -> TrialOutcome:
+    async def _run(self, spec: TrialSpec, outputs: bytes) -> TrialOutcome:
         outcome: TrialOutcome | None = None
         stale = 0
         while stale < _STALE_TRIES:
@@ -99,7 +118,12 @@ class TrialRunner:
                 key = (session_id, spec.configuration.digest)
                 version = self._versions.answers.get(key) or await self._apply(key, spec)
                 outcome = await self._pool.execute(
-                    spec, session_id=session_id, version=version, timeout_s=self._timeout_s
+                    spec,
+                    session_id=session_id,
+                    version=version,
+                    timeout_s=self._timeout_s,
+                    outputs=outputs,
+                    most_attempts=self._most_attempts,
                 )
             except UnknownSession:
                 stale += 1

@@ -38,6 +38,8 @@ class Plan:
     seed: int = 0
     generation: str = ""
     """Empty where outcomes of earlier runs are reused; else the root run's id."""
+    failures_since: float = 0.0
+    """Permanent failures from before are run again (seconds since the epoch); 0: none are."""
     digest: str = field(init=False, repr=False, compare=False)
     """Hex digest of what is planned: equal plans hold the same trials and may be compared."""
 
@@ -127,6 +129,7 @@ class Plan:
             "repeats": self.repeats,
             "seed": self.seed,
             "generation": self.generation,
+            "failures_since": self.failures_since,
         }
         return json.dumps(document, sort_keys=True)
 
@@ -153,6 +156,7 @@ class Plan:
             repeats=document["repeats"],
             seed=document["seed"],
             generation=document["generation"],
+            failures_since=document.get("failures_since", 0.0),
         )
 
 

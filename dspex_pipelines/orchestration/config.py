@@ -18,6 +18,7 @@ ONE_BY_ONE = 20
 TRIALS_PER_STEP = 5_000
 MOST_STEPS = 20
 LARGEST = 2**31 - 1
+REUSES = ("all", "successes", "none")
 
 
 class EvaluationConfig(dg.Config):
@@ -36,7 +37,13 @@ class EvaluationConfig(dg.Config):
         default=0,
         description="Trials in one mapped run_trials step; 0: chosen by their number; 1: a step each.",
     )
-    reuse: bool = Field(default=True, description="Keep outcomes of earlier runs instead of running them again.")
+    reuse: str = Field(
+        default="all",
+        description="Which outcomes of earlier runs are kept instead of running them again: all, successes or none.",
+    )
+    max_attempts: int = Field(
+        default=0, description="Attempts of a trial whose errors may pass; 0: as many as the type of error deserves."
+    )
 
 
 def checked(config: EvaluationConfig, evaluation: Evaluation, tags: dict[str, str]) -> dict[str, Any]:
@@ -48,10 +55,13 @@ def checked(config: EvaluationConfig, evaluation: Evaluation, tags: dict[str, st
         ("repeats", 1),
         ("max_concurrency", 0),
         ("trials_per_op", 0),
+        ("max_attempts", 0),
     ):
         value = getattr(config, name)
         if not least <= value <= LARGEST:
             raise InvalidValue(field=name, value=value, fix=f"give an integer in [{least}, {LARGEST}]")
+    if config.reuse not in REUSES:
+        raise InvalidValue(field="reuse", value=config.reuse, fix=f"give one of {', '.join(REUSES)}")
     if not (math.isfinite(config.timeout_s) and config.timeout_s >= 0):
         raise InvalidValue(field="timeout_s", value=config.timeout_s, fix="give seconds, 0 or more")
     limit = config.max_concurrency or evaluation.max_concurrency
@@ -59,7 +69,11 @@ def checked(config: EvaluationConfig, evaluation: Evaluation, tags: dict[str, st
         if not tag.isdecimal() or int(tag) < 1:
             raise InvalidValue(field=MAX_CONCURRENCY_TAG, value=tag, fix="give an integer of 1 or more")
         limit = min(limit, int(tag))
-    return {"max_concurrency": limit, "timeout_s": config.timeout_s or evaluation.timeout_s}
+    return {
+        "max_concurrency": limit,
+        "timeout_s": config.timeout_s or evaluation.timeout_s,
+        "most_attempts": config.max_attempts,
+    }
 
 
 def chosen_configurations(config: EvaluationConfig, space: ConfigurationSpace) -> tuple[Configuration, ...]:

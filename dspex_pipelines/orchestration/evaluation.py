@@ -136,8 +136,15 @@ def _plan(
         configurations=chosen_configurations(config, evaluation.space),
         repeats=config.repeats,
         seed=config.seed,
-        generation="" if config.reuse else context.run.root_run_id or context.run_id,
+        generation=context.run.root_run_id or context.run_id if config.reuse == "none" else "",
+        failures_since=_started_at(context) if config.reuse == "successes" else 0.0,
     )
+
+
+def _started_at(context: dg.OpExecutionContext) -> float:
+    """Return when the root run was made: its own failures are not run again by its retries."""
+    record = context.instance.get_run_record_by_id(context.run.root_run_id or context.run_id)
+    return record.create_timestamp.timestamp() if record is not None else time.time()
 
 
 def _program(evaluation: Evaluation) -> ProgramSpec:
@@ -204,6 +211,7 @@ def run_trials(
                     journal=journal,
                     max_concurrency=document["max_concurrency"],
                     timeout_s=document["timeout_s"],
+                    most_attempts=document["most_attempts"],
                     on_progress=tell,
                 )
 
@@ -218,9 +226,9 @@ def run_trials(
         reporter.ended()
     context.log.info(
         f"{summary.planned:,} trials: {summary.ran:,} run ({summary.failed:,} failed), "
-        f"{summary.reused:,} reused, in {summary.elapsed_s:.1f} s"
+        f"{summary.rescored:,} scored again, {summary.reused:,} reused, in {summary.elapsed_s:.1f} s"
     )
-    return {"planned": summary.planned, "reused": summary.reused, "ran": summary.ran}
+    return {"planned": summary.planned, "reused": summary.reused, "rescored": summary.rescored, "ran": summary.ran}
 
 
 @dg.op(
@@ -240,11 +248,11 @@ def collect_evaluation(
             table, version = collect_trials(plan, planned_outcomes(plan, examples, journal))
         except EvaluationIncomplete as error:
             raise dg.Failure(str(error), allow_retries=False) from error
-    ran = sum(batch["ran"] for batch in done)
+    ran, rescored = (sum(batch[what] for batch in done) for what in ("ran", "rescored"))
     return dg.Output(
         EvaluatedPartition(plan=plan, trials=table, data_version=version),
         data_version=dg.DataVersion(version),
-        metadata=trials_metadata(plan, table, ran=ran),
+        metadata=trials_metadata(plan, table, ran=ran, rescored=rescored),
     )
 
 

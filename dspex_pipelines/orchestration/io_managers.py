@@ -1,5 +1,6 @@
 """Results as Parquet, a folder for each version: ``<evaluation>/<partition>/<data_version>/``."""
 
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,10 +81,16 @@ class TrialsIOManager(dg.IOManager):
         """Write the version's folder unless it is there: equal versions have equal results."""
         instance = context.step_context.instance
         folder = self._store.results(instance, obj.plan.evaluation, obj.plan.partition) / obj.data_version
-        if not (folder / TRIALS_FILE).exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / PLAN_FILE).write_text(obj.plan.to_json(), encoding="utf-8")
-            write_table(obj.trials, folder / TRIALS_FILE)
+        if not folder.exists():
+            unfinished = folder.with_name(f".{obj.data_version}-{context.run_id}")
+            unfinished.mkdir(parents=True, exist_ok=True)
+            (unfinished / PLAN_FILE).write_text(obj.plan.to_json(), encoding="utf-8")
+            write_table(obj.trials, unfinished / TRIALS_FILE)
+            try:
+                unfinished.rename(folder)
+            except OSError:
+                # Another run was first, with equal results.
+                shutil.rmtree(unfinished)
         context.add_output_metadata({"path": dg.MetadataValue.path(folder / TRIALS_FILE)})
 
     def load_input(self, context: dg.InputContext) -> EvaluatedPartitions:

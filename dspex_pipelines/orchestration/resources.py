@@ -54,6 +54,11 @@ class ResultStore(dg.ConfigurableResource[Any]):
     """Where data sets, the journal and results lie: below one folder."""
 
     root: str = Field(default="", description="The folder; empty: `dspex` in the Dagster instance's storage.")
+    journal_url: str = Field(
+        default="",
+        description="SQLAlchemy URL of the journal, such as postgresql+psycopg://user@host/name; "
+        "empty: an SQLite file in that folder.",
+    )
 
     def folder(self, instance: dg.DagsterInstance) -> Path:
         """Return the root folder."""
@@ -69,8 +74,7 @@ class ResultStore(dg.ConfigurableResource[Any]):
 
     def journal(self, instance: dg.DagsterInstance) -> Journal:
         """Return the journal, not yet open."""
-        path = self.folder(instance) / "journal.sqlite"
-        return Journal(f"sqlite:///{path}")
+        return Journal(self.journal_url or f"sqlite:///{self.folder(instance) / 'journal.sqlite'}")
 
 
 class ProgressReporter:

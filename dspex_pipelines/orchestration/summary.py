@@ -14,7 +14,7 @@ SAMPLES = 20
 MESSAGE_LENGTH = 200
 
 
-def trials_metadata(plan: Plan, table: Any, *, ran: int) -> Mapping[str, dg.MetadataValue]:
+def trials_metadata(plan: Plan, table: Any, *, ran: int, rescored: int) -> Mapping[str, dg.MetadataValue]:
     """Return counts, versions, and a sample of failures; bounded whatever the number of trials."""
     compute: Any = pyarrow.compute  # its functions are made at run time
     failed = table.filter(compute.not_equal(table["status"], "ok"))
@@ -24,7 +24,8 @@ def trials_metadata(plan: Plan, table: Any, *, ran: int) -> Mapping[str, dg.Meta
         "examples": dg.MetadataValue.int(plan.rows),
         "failures": dg.MetadataValue.int(failed.num_rows),
         "trials run": dg.MetadataValue.int(ran),
-        "trials reused": dg.MetadataValue.int(table.num_rows - ran),
+        "trials scored again": dg.MetadataValue.int(rescored),
+        "trials reused": dg.MetadataValue.int(table.num_rows - ran - rescored),
         "plan": dg.MetadataValue.text(plan.likeness),
         "plan digest": dg.MetadataValue.text(plan.digest),
         "dataset digest": dg.MetadataValue.text(plan.dataset_digest),

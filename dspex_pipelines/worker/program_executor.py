@@ -20,6 +20,7 @@ from dspex.v1 import types_pb2
 from dspex_pipelines.engine.programs import SEED
 from dspex_pipelines.errors import DspexError
 from dspex_pipelines.model.outcome import ErrorType
+from dspex_pipelines.model.payload import decode
 from dspex_pipelines.model.space import Configuration
 from dspex_pipelines.wire.codec import example_from_wire, failure_to_wire
 from dspex_pipelines.wire.marks import Marks
@@ -186,7 +187,10 @@ class ProgramExecutor:
     async def _run_coroutine(self, trial: types_pb2.Trial, ready: Ready, example: Any) -> None:
         started = time.perf_counter()
         try:
-            outputs = await self._marks.marked(ready.instance(**_arguments(ready, trial, example)), trial.id)
+            if trial.outputs:
+                outputs = decode(trial.outputs)
+            else:
+                outputs = await self._marks.marked(ready.instance(**_arguments(ready, trial, example)), trial.id)
             run_s = _since(started)
             scores = await _judge(ready, example, outputs)
             if trial.id not in self._cancelled:
@@ -222,7 +226,8 @@ class ProgramExecutor:
     def _run_in_thread(self, trial: types_pb2.Trial, ready: Ready, example: Any) -> types_pb2.Outcome:
         started = time.perf_counter()
         try:
-            outputs = ready.instance(**_arguments(ready, trial, example))
+            # Given outputs of an earlier run, only the metrics are wanted.
+            outputs = decode(trial.outputs) if trial.outputs else ready.instance(**_arguments(ready, trial, example))
             if inspect.isawaitable(outputs):
                 outputs, error = asyncio.run_coroutine_threadsafe(
                     _await(self._marks.marked(outputs, trial.id)), self._loop

@@ -6,13 +6,23 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
 
-from dspex_pipelines.engine.journal import Journal, execution_key
+from dspex_pipelines.engine.journal import Entry, Found, Journal
+from dspex_pipelines.engine.journal_schema import HEAD, metadata
 from dspex_pipelines.errors import DspexError
-from dspex_pipelines.model.outcome import ErrorType, TrialError, TrialOutcome, TrialResult
+from dspex_pipelines.model.outcome import Attempt, ErrorType, TrialError, TrialOutcome, TrialResult
+from dspex_pipelines.model.payload import encode
 
 RESULT = TrialResult(
     trial_id=b"t" * 16,
@@ -26,6 +36,12 @@ RESULT = TrialResult(
     scores_payload=b"s",
     trace_payload=b"r",
     usage_payload=b"u",
+)
+
+
+HISTORY = (
+    Attempt(number=1, worker="v", type=ErrorType.WORKER_LOST, message="gone"),
+    Attempt(number=2, worker="w", type=ErrorType.RATE_LIMITED, message="429", fingerprint="f", queue_s=1.0, run_s=2.0),
 )
 
 
@@ -43,52 +59,121 @@ def _error(kind: ErrorType) -> TrialError:
     )
 
 
-def _key(number: int) -> bytes:
-    return execution_key(number.to_bytes(16, "big"), "", b"")
+SCORING = b"s" * 16
+OTHER = b"o" * 16
+
+
+def _id(number: int) -> bytes:
+    return number.to_bytes(16, "big")
+
+
+def _entries(*numbers: int, outcome: TrialOutcome = RESULT) -> list[Entry]:
+    return [Entry(SCORING, replace(outcome, trial_id=_id(number))) for number in numbers]
+
+
+def _found(journal: Journal, *numbers: int, generation: str = "", scoring: bytes = SCORING) -> dict[bytes, Found]:
+    return journal.find(generation, {_id(number): scoring for number in numbers})
 
 
 @pytest.mark.parametrize("outcome", [RESULT, *(_error(kind) for kind in ErrorType)])
-def test_every_field_comes_back(tmp_path: Path, outcome: TrialOutcome) -> None:
-    with Journal(str(tmp_path / "deep" / "j.sqlite")) as journal:
-        journal.record([(_key(1), outcome)])
-    with Journal(str(tmp_path / "deep" / "j.sqlite")) as journal:
-        assert journal.find([_key(1), _key(2)]) == {_key(1): outcome}
+def test_every_field_comes_back(journal_url: str, outcome: TrialOutcome) -> None:
+    outcome = replace(outcome, trial_id=_id(1), history=HISTORY)
+    with Journal(journal_url) as journal:
+        journal.record("", [Entry(SCORING, outcome)])
+    with Journal(journal_url) as journal:
+        found = _found(journal, 1, 2)
+        assert list(found) == [_id(1)]
+        assert (found[_id(1)].outcome, found[_id(1)].scored) == (outcome, True)
 
 
-def test_the_first_final_outcome_wins(tmp_path: Path) -> None:
-    with Journal(str(tmp_path / "j.sqlite")) as journal:
-        journal.record([(_key(1), _error(ErrorType.TIMEOUT_RUN))])
-        assert journal.reusable([_key(1)]) == set()
-        journal.record([(_key(1), RESULT)])
-        journal.record([(_key(1), _error(ErrorType.PROGRAM_EXCEPTION))])
-        assert journal.find([_key(1)]) == {_key(1): RESULT}
-        assert journal.reusable([_key(1)]) == {_key(1)}
+def test_the_first_final_outcome_wins(journal_url: str) -> None:
+    with Journal(journal_url) as journal:
+        journal.record("", _entries(1, outcome=_error(ErrorType.TIMEOUT_RUN)))
+        journal.record("", _entries(1))
+        journal.record("", _entries(1, outcome=_error(ErrorType.PROGRAM_EXCEPTION)))
+        journal.record("", _entries(1, outcome=replace(RESULT, worker="another")))
+        assert _found(journal, 1)[_id(1)].outcome == replace(RESULT, trial_id=_id(1))
         assert journal.count() == 1
 
 
-def test_many_keys_are_found_by_pages(tmp_path: Path) -> None:
-    keys = [_key(number) for number in range(5_000)]
-    with Journal(str(tmp_path / "j.sqlite")) as journal:
-        journal.record([(key, RESULT) for key in keys[::2]])
-        assert set(journal.find(keys)) == journal.reusable(keys) == set(keys[::2])
+def test_a_failure_gives_way_to_a_run_that_does_not_want_it(journal_url: str) -> None:
+    failed = _error(ErrorType.PROGRAM_EXCEPTION)
+    with Journal(journal_url) as journal:
+        journal.record("", _entries(1, outcome=failed))
+        before = _found(journal, 1)[_id(1)].recorded_at
+        journal.record("", _entries(1), failures_since=before)
+        assert isinstance(_found(journal, 1)[_id(1)].outcome, TrialError)
+        journal.record("", _entries(1), failures_since=before + 1)
+        journal.record("", _entries(1, outcome=failed), failures_since=before + 1e6)
+        assert isinstance(_found(journal, 1)[_id(1)].outcome, TrialResult), "a success stays"
+
+
+def test_generations_are_executions_of_their_own(journal_url: str) -> None:
+    with Journal(journal_url) as journal:
+        journal.record("", _entries(1, 2))
+        journal.record("run-a", _entries(1, outcome=replace(RESULT, worker="a")))
+        journal.record("run-b", _entries(1, outcome=replace(RESULT, worker="b")))
+    with Journal(journal_url) as journal:
+        workers = {name: _found(journal, 1, generation=name)[_id(1)].outcome.worker for name in ("", "run-a", "run-b")}
+        assert workers == {"": "w", "run-a": "a", "run-b": "b"}
+        assert _found(journal, 2, generation="run-a") == {}
+
+
+def test_scores_of_other_labels_are_kept_beside(journal_url: str) -> None:
+    again = replace(RESULT, trial_id=_id(1), scores_payload=b"other")
+    broken = replace(_error(ErrorType.METRIC_EXCEPTION), trial_id=_id(2))
+    with Journal(journal_url) as journal:
+        journal.record("", _entries(1, 2))
+        assert not _found(journal, 1, scoring=OTHER)[_id(1)].scored
+        journal.record("", [Entry(OTHER, again, rescored=True), Entry(OTHER, broken, rescored=True)])
+        journal.record("", [Entry(OTHER, replace(again, scores_payload=b"late"), rescored=True)])
+        found = _found(journal, 1, 2, scoring=OTHER)
+        assert all(one.scored for one in found.values())
+        assert found[_id(1)].outcome == again
+        failed = found[_id(2)].outcome
+        assert isinstance(failed, TrialError)
+        assert (failed.type, failed.message, failed.outputs_payload) == (ErrorType.METRIC_EXCEPTION, "why", b"o")
+        assert (failed.worker, failed.attempts) == ("w", 2)
+        assert _found(journal, 1)[_id(1)].outcome == replace(RESULT, trial_id=_id(1)), "the first ones stay"
+
+
+def test_a_failed_metric_may_succeed_when_it_is_another(journal_url: str) -> None:
+    with Journal(journal_url) as journal:
+        journal.record("", _entries(1, outcome=_error(ErrorType.METRIC_EXCEPTION)))
+        journal.record("", [Entry(OTHER, replace(RESULT, trial_id=_id(1)), rescored=True)])
+        outcome = _found(journal, 1, scoring=OTHER)[_id(1)].outcome
+        assert isinstance(outcome, TrialResult)
+        assert (outcome.scores_payload, outcome.outputs_payload) == (b"s", b"o")
+
+
+def test_what_never_had_outputs_needs_no_other_scores(journal_url: str) -> None:
+    with Journal(journal_url) as journal:
+        journal.record("", _entries(1, outcome=_error(ErrorType.PROGRAM_EXCEPTION)))
+        assert _found(journal, 1, scoring=OTHER)[_id(1)].scored
+
+
+def test_many_trials_are_found_by_pages(journal_url: str) -> None:
+    with Journal(journal_url) as journal:
+        journal.record("", _entries(*range(0, 5_000, 2)))
+        assert set(_found(journal, *range(5_000))) == {_id(number) for number in range(0, 5_000, 2)}
 
 
 WRITER = """
 import sys
 from dspex_pipelines.engine.journal import Journal
-from tests.engine.test_journal import RESULT, _key
+from tests.engine.test_journal import _entries
 first, last = int(sys.argv[2]), int(sys.argv[3])
 with Journal(sys.argv[1]) as journal:
     for start in range(first, last, 50):
-        journal.record([(_key(n), RESULT) for n in range(start, start + 50)])
+        journal.record("", _entries(*range(start, start + 50)))
         print(start + 50, flush=True)
 """
 ROOT = Path(__file__).parents[2]
 
 
-def _write(path: Path, first: int, last: int) -> subprocess.Popen[str]:
+def _write(url: str, first: int, last: int) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(path), str(first), str(last)],
+        [sys.executable, "-c", WRITER, url, str(first), str(last)],
         stdout=subprocess.PIPE,
         text=True,
         cwd=ROOT,
@@ -96,17 +181,15 @@ def _write(path: Path, first: int, last: int) -> subprocess.Popen[str]:
     )
 
 
-def test_processes_that_write_at_once_lose_and_double_nothing(tmp_path: Path) -> None:
-    path = tmp_path / "j.sqlite"
-    writers = [_write(path, start, start + 2_000) for start in (0, 1_000, 2_000)]
+def test_processes_that_open_and_write_at_once_lose_and_double_nothing(journal_url: str) -> None:
+    writers = [_write(journal_url, start, start + 2_000) for start in (0, 1_000, 2_000)]
     assert [writer.wait(60) for writer in writers if writer.communicate()] == [0, 0, 0]
-    with Journal(str(path)) as journal:
+    with Journal(journal_url) as journal:
         assert journal.count() == 4_000
 
 
-def test_a_killed_writer_loses_nothing_that_it_reported(tmp_path: Path) -> None:
-    path = tmp_path / "j.sqlite"
-    writer = _write(path, 0, 1_000_000)
+def test_a_killed_writer_loses_nothing_that_it_reported(journal_url: str) -> None:
+    writer = _write(journal_url, 0, 1_000_000)
     assert writer.stdout is not None
     told = 0
     for _ in range(20):
@@ -114,20 +197,67 @@ def test_a_killed_writer_loses_nothing_that_it_reported(tmp_path: Path) -> None:
     writer.send_signal(signal.SIGKILL)
     writer.wait()
     writer.stdout.close()
-    with Journal(str(path)) as journal:
-        assert len(journal.reusable([_key(number) for number in range(told)])) == told
+    with Journal(journal_url) as journal:
+        assert len(_found(journal, *range(told))) == told
 
 
-def test_another_schema_is_refused_by_name(tmp_path: Path) -> None:
-    path = tmp_path / "j.sqlite"
-    with Journal(str(path)) as journal:
-        journal.record([(_key(1), RESULT)])
-    import sqlite3
+# ---------------------------------------------------------------------- layouts
 
-    with sqlite3.connect(path) as connection:
-        connection.execute("PRAGMA user_version = 99")
-    connection.close()
-    with pytest.raises(DspexError, match="schema 99"), Journal(str(path)):
+
+def test_the_tables_are_what_the_migrations_make(journal_url: str) -> None:
+    with Journal(journal_url) as journal, journal.engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, metadata) == []
+        assert context.get_current_revision() == HEAD
+
+
+def test_the_layout_before_is_brought_up_to_date(journal_url: str) -> None:
+    with closing_engine(journal_url) as engine, engine.begin() as connection:
+        config = Config(attributes={"connection": connection})
+        config.set_main_option("script_location", "dspex_pipelines.engine:migrations")
+        command.upgrade(config, "0001")
+        connection.exec_driver_sql("DROP TABLE alembic_version")
+        table = sa.Table("executions", sa.MetaData(), autoload_with=connection)
+        row = {
+            **dict.fromkeys(("session_version", "attempts", "queue_s", "run_s", "recorded_at"), 0),
+            **dict.fromkeys(("configuration_digest", "outputs", "scores", "trace", "usage", "failure"), b""),
+            "worker": "w",
+        }
+        timeout = _timed_out_row()
+        connection.execute(
+            sa.insert(table),
+            [
+                {**row, "key": _id(11), "trial_id": _id(1), **timeout},
+                {**row, "key": _id(12), "trial_id": _id(1), "status": 0, "final": True, "worker": "second"},
+                {**row, "key": _id(13), "trial_id": _id(1), "status": 0, "final": True, "recorded_at": 9.0},
+                {**row, "key": _id(14), "trial_id": _id(2), **timeout},
+            ],
+        )
+    with Journal(journal_url) as journal:
+        found = _found(journal, 1, 2)
+        assert (found[_id(1)].outcome.worker, found[_id(1)].scored) == ("second", False)
+        assert isinstance(found[_id(2)].outcome, TrialError)
+        journal.record("", _entries(2))
+        assert isinstance(_found(journal, 2)[_id(2)].outcome, TrialResult)
+
+
+def _timed_out_row() -> dict[str, object]:
+    status = list(ErrorType).index(ErrorType.TIMEOUT_RUN) + 1
+    return {"status": status, "final": False, "failure": encode(["late", "", True, "", 0.0])}
+
+
+@contextmanager
+def closing_engine(url: str) -> Iterator[sa.Engine]:
+    Path(sa.make_url(url).database or "").parent.mkdir(parents=True, exist_ok=True)
+    engine = sa.create_engine(url)
+    yield engine
+    engine.dispose()
+
+
+def test_a_later_layout_is_refused_by_name(journal_url: str) -> None:
+    with Journal(journal_url) as journal, journal.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(DspexError, match="layout 9999"), Journal(journal_url):
         pass
 
 
@@ -135,3 +265,11 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DspexError, match="cannot be opened"), Journal(str(tmp_path / "file" / "j.sqlite")):
         pass
+
+
+def test_a_password_is_never_told() -> None:
+    url = "postgresql+psycopg://me:s3cret@localhost:1/none?connect_timeout=1"
+    with pytest.raises(DspexError, match="cannot be opened") as caught, Journal(url):
+        pass
+    assert "s3cret" not in str(caught.value)
+    assert "s3cret" not in repr(Journal(url).url)

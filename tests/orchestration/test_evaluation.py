@@ -74,7 +74,7 @@ def test_a_step_for_each_trial_gives_the_same_rows(lab: Lab) -> None:
     one_by_one = lab.evaluate(trials_per_op=1)
     assert len(steps(one_by_one, "run_trials")) == 12
     alone, first = lab.newest()
-    together = lab.evaluate(reuse=False)
+    together = lab.evaluate(reuse="none")
     assert len(steps(together, "run_trials")) == 1
     shared, second = lab.newest()
     pd.testing.assert_frame_equal(alone[SAME], shared[SAME])
@@ -98,7 +98,7 @@ def test_again_with_nothing_changed_runs_nothing_and_leaves_the_leaderboard_fres
     assert stale_status(lab, lab.board_key) is StaleStatus.FRESH
 
     written = identity(first["path"])
-    _, forced = lab.evaluated(reuse=False)
+    _, forced = lab.evaluated(reuse="none")
     assert identity(first["path"]) == written
     assert ran() == 24
     assert forced["trials run"] == 12

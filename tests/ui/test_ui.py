@@ -59,7 +59,15 @@ def leaderboard(page: Page, ui: DagsterUi, run: Run) -> Page:
 def test_the_launchpad_has_every_default_and_explains_it(page: Page, ui: DagsterUi) -> None:
     driving.open_launchpad(page, ui)
     written = "\n".join(page.locator(".CodeMirror-line").all_inner_texts())
-    for default in ("limit: 0", "samples: 0", "repeats: 1", "max_concurrency: 0", "trials_per_op: 0", "reuse: true"):
+    for default in (
+        "limit: 0",
+        "samples: 0",
+        "repeats: 1",
+        "max_concurrency: 0",
+        "trials_per_op: 0",
+        "reuse: all",
+        "max_attempts: 0",
+    ):
         assert f" {default}\n" in written
     page.locator(".CodeMirror-line", has_text="limit:").click()
     # What the launchpad calls help are comments in the schema beside the editor.

@@ -1,0 +1,1 @@
+"""The journal's layouts, one after another, as Alembic applies them."""
