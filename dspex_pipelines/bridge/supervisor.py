@@ -236,14 +236,14 @@ class Supervisor:
     def _end(self) -> None:
         """End every child and remove what says that there is a pool; safe to call twice."""
         (self._dir / "pool.json").unlink(missing_ok=True)
-        bridge = self._bridge
-        processes = [bridge, *(child.process for child in self._children)]
-        if bridge.stdin is not None:
-            with contextlib.suppress(OSError):
-                bridge.stdin.close()
-        for process in processes:
-            if process.poll() is None:
-                process.terminate()
+        assert self._bridge.stdin is not None
+        # That alone ends the bridge: a signal could overtake what it was told last.
+        with contextlib.suppress(OSError):
+            self._bridge.stdin.close()
+        for child in self._children:
+            if child.process.poll() is None:
+                child.process.terminate()
+        processes = [self._bridge, *(child.process for child in self._children)]
         deadline = time.monotonic() + STOP_S
         for process in processes:
             try:

@@ -1,6 +1,5 @@
 """Results as Parquet, a folder for each version: ``<evaluation>/<partition>/<data_version>/``."""
 
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +80,7 @@ class TrialsIOManager(dg.IOManager):
         """Write the version's folder unless it is there: equal versions have equal results."""
         instance = context.step_context.instance
         folder = self._store.results(instance, obj.plan.evaluation, obj.plan.partition) / obj.data_version
-        if not folder.exists():
+        if not (folder / TRIALS_FILE).exists():
             unfinished = folder.with_name(f".{obj.data_version}-{context.run_id}")
             unfinished.mkdir(parents=True, exist_ok=True)
             (unfinished / PLAN_FILE).write_text(obj.plan.to_json(), encoding="utf-8")
@@ -89,8 +88,10 @@ class TrialsIOManager(dg.IOManager):
             try:
                 unfinished.rename(folder)
             except OSError:
-                # Another run was first, with equal results.
-                shutil.rmtree(unfinished)
+                # Another run was first, with equal results; or the folder has lost a file, and gets it back.
+                for name in (PLAN_FILE, TRIALS_FILE):
+                    (unfinished / name).replace(folder / name)
+                unfinished.rmdir()
         context.add_output_metadata({"path": dg.MetadataValue.path(folder / TRIALS_FILE)})
 
     def load_input(self, context: dg.InputContext) -> EvaluatedPartitions:

@@ -272,7 +272,7 @@ class Forgets(ProgressReporter):
 
     def ended(self) -> None:
         with sqlite3.connect(self._lab.folder / "journal.sqlite") as journal:
-            deleted = journal.execute("DELETE FROM executions WHERE key = (SELECT min(key) FROM executions)").rowcount
+            deleted = journal.execute("DELETE FROM executions WHERE id = (SELECT min(id) FROM executions)").rowcount
         assert deleted == 1
 
 
@@ -285,19 +285,22 @@ def test_a_pool_that_is_not_there_fails_the_run_and_says_what_to_do(lab: Lab) ->
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "ran_again", "scored_again"),
     [
-        pytest.param({"version": "2"}, id="program"),
-        pytest.param({"metrics": (f"{PROGRAMS}:right", f"{PROGRAMS}:size")}, id="metrics"),
+        pytest.param({"version": "2"}, 6, 0, id="program"),
+        pytest.param({"metrics": (f"{PROGRAMS}:right", f"{PROGRAMS}:size")}, 0, 6, id="metrics"),
     ],
 )
-def test_another_program_or_metric_runs_all_again(lab: Lab, count_lines: CountLines, changes: dict[str, Any]) -> None:
+def test_another_program_runs_all_again_and_another_metric_scores_all_again(
+    lab: Lab, count_lines: CountLines, changes: dict[str, Any], ran_again: int, scored_again: int
+) -> None:
     log, ran = count_lines
     source = rows(3, log=log)
     lab.declare(declare("logged", source, inputs=("x", "log"), version="1"))
     _, before = lab.evaluated()
     lab.declare(declare("logged", source, inputs=("x", "log"), **{"version": "1", **changes}))
-    _, after = lab.evaluated()
-    assert ran() == 12
-    assert after["trials run"] == 6
+    table, after = lab.evaluated()
+    assert ran() == 6 + ran_again
+    assert [after["trials run"], after["trials scored again"]] == [ran_again, scored_again]
     assert after["plan"] != before["plan"]
+    assert not [name for name in table.columns if name.startswith("score.") and table[name].isna().any()]
