@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from dspex_pipelines.model.budget import Budget
     from dspex_pipelines.model.evaluation import Dataset, Evaluation
     from dspex_pipelines.model.space import AtMost, Configuration, ConfigurationSpace, Implies, Ordered
     from dspex_pipelines.model.trial import Example
@@ -20,6 +21,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "AtMost": "model.space",
     "Boolean": "model.variables",
+    "Budget": "model.budget",
     "Choice": "model.variables",
     "Configuration": "model.space",
     "ConfigurationSpace": "model.space",
@@ -38,6 +40,7 @@ _HOMES = {
 __all__ = [
     "AtMost",
     "Boolean",
+    "Budget",
     "Choice",
     "Configuration",
     "ConfigurationSpace",

@@ -93,6 +93,16 @@ class VersionConflict(DspexError):
         super().__init__(f"session {session_id} is at version {actual}, not {expected}; read it again and retry")
 
 
+class QuotaExceeded(DspexError):
+    """The bridge holds, or is sent, no more of what `field` names than `limit`; `fix` says what helps."""
+
+    def __init__(self, *, field: str, limit: int, fix: str) -> None:
+        self.field = field
+        self.limit = limit
+        self.fix = fix
+        super().__init__(f"{field}: the limit of {limit:,} is reached; {fix}")
+
+
 class UnknownSession(DspexError):
     """The bridge holds no session, or no snapshot, of that name: closed, expired, or never opened."""
 
@@ -101,6 +111,13 @@ class UnknownSession(DspexError):
         self.version = version
         what = f"session {session_id}" if version is None else f"session {session_id}@{version}"
         super().__init__(f"{what} is not held by the bridge; open it again")
+
+
+class Interrupted(DspexError):
+    """A signal ended the work; what was done by then is kept."""
+
+    def __init__(self) -> None:
+        super().__init__("interrupted; what is done is kept, and running it again does only the rest")
 
 
 class EvaluationIncomplete(DspexError):

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 from dspex_pipelines.errors import InvalidValue
+from dspex_pipelines.model.outcome import ErrorType
 
 CONFIDENCE = 0.95
 SHOWN_LENGTH = 40
@@ -49,6 +50,8 @@ class Standing:
     n: int
     """All planned trials, failed ones included."""
     failures: int
+    not_run: int
+    """Trials that a stopped run did not get to; they are no failures, and like them no scores."""
     scores: dict[str, Estimate]
     """By metric, over the successes."""
     bounds: tuple[float, float]
@@ -72,6 +75,7 @@ class Leaderboard:
     def rows(self, limit: int | None = None) -> list[dict[str, str]]:
         """Return one row of readable text per configuration; variables that never differ are left out."""
         names = varying(self.standings)
+        partial = any(standing.not_run for standing in self.standings)
         return [
             {
                 "#": str(standing.rank),
@@ -79,6 +83,7 @@ class Leaderboard:
                 "n": f"{standing.n:,}",
                 **{name: str(standing.scores[name]) for name in self.metrics},
                 "failures": f"{standing.failures:,}",
+                **({"not run": f"{standing.not_run:,}"} if partial else {}),
                 "bounds": f"{standing.bounds[0]:.3f}…{standing.bounds[1]:.3f}",
                 "vs best": "best" if standing.rank == 1 else _signed(standing.difference),
             }
@@ -101,8 +106,9 @@ def leaderboard(
 ) -> Leaderboard:
     """Rank the configurations of *trials* (one row per trial, as `collect_trials` makes them).
 
-    The rank is by the mean with failures scored worst, then by the mean of the successes, then by name, so
-    that failing on hard examples gains nothing. *metric* is the first score column when not given.
+    The rank is by the mean with failures (and trials that were not run) scored worst, then by the mean of the
+    successes, then by name, so that failing on hard examples gains nothing. *metric* is the first score column when
+    not given.
     """
     columns = [name.removeprefix("score.") for name in trials.columns if name.startswith("score.")]
     # A partition where every trial failed has columns by the metrics' names, whatever their scores are called.
@@ -118,15 +124,16 @@ def leaderboard(
     frames: dict[str, pd.DataFrame] = {}
     for configuration, frame in trials.groupby("configuration", sort=True):
         ok = frame[frame["status"] == "ok"]
-        failures = len(frame) - len(ok)
+        not_run = int((frame["error_type"] == ErrorType.BUDGET_EXHAUSTED.value).sum())
+        failures = len(frame) - len(ok) - not_run
         scores = {name: estimate(ok, f"score.{name}") for name in metrics}
         total = float(ok[f"score.{metric}"].sum())
         unknown = len(frame) - int(ok[f"score.{metric}"].count())
         bounds = tuple((total + unknown * score) / len(frame) for score in score_range)
         variables = {name.removeprefix("var."): _plain(frame[name].iloc[0]) for name in names}
         frames[str(configuration)] = ok
-        found.append((str(configuration), variables, len(frame), failures, scores, bounds))
-    found.sort(key=lambda one: (-one[5][0], -_or(one[4][metric].mean, -math.inf), one[0]))
+        found.append((str(configuration), variables, len(frame), failures, not_run, scores, bounds))
+    found.sort(key=lambda one: (-one[6][0], -_or(one[5][metric].mean, -math.inf), one[0]))
     best = frames[found[0][0]]
     return Leaderboard(
         metric=metric,
@@ -138,11 +145,12 @@ def leaderboard(
                 variables=variables,
                 n=n,
                 failures=failures,
+                not_run=not_run,
                 scores=scores,
                 bounds=bounds,
                 difference=paired_difference(frames[configuration], best, f"score.{metric}"),
             )
-            for rank, (configuration, variables, n, failures, scores, bounds) in enumerate(found, start=1)
+            for rank, (configuration, variables, n, failures, not_run, scores, bounds) in enumerate(found, start=1)
         ),
     )
 

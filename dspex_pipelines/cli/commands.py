@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from dspex_pipelines.errors import DspexError
+from dspex_pipelines.errors import DspexError, Interrupted
 
 app = typer.Typer(
     name="dspex",
@@ -23,6 +24,7 @@ app.add_typer(pool_app, name="pool")
 # Without a terminal there is nobody to fold lines for.
 console = Console(width=None if sys.stdout.isatty() else 150)
 errors = Console(stderr=True)
+INTERRUPTED_EXIT = 130
 
 Target = Annotated[
     str,
@@ -57,6 +59,10 @@ def evaluate(
     trials_per_op: Annotated[int, typer.Option(help="Trials in one Dagster step; 0: chosen.")] = 0,
     reuse: Annotated[str, typer.Option(help="Outcomes of earlier runs to keep: all, successes or none.")] = "all",
     max_attempts: Annotated[int, typer.Option(help="Attempts of a trial; 0: by the type of its error.")] = 0,
+    max_errors: Annotated[float, typer.Option(help="Stop after so many failed trials, or a fraction below 1.")] = 0.0,
+    max_time_s: Annotated[float, typer.Option(help="Stop after so many seconds of a partition's trials.")] = 0.0,
+    max_tokens: Annotated[int, typer.Option(help="Stop after so many tokens, as programs report them.")] = 0,
+    max_cost_usd: Annotated[float, typer.Option(help="Stop after so many dollars, as programs report them.")] = 0.0,
     workers: Annotated[int, typer.Option(help="Workers of the local pool; 0: one for each core.")] = 0,
     pool_address: Annotated[str, typer.Option(help="A bridge to use instead of a local pool.")] = "",
 ) -> None:
@@ -76,6 +82,10 @@ def evaluate(
         trials_per_op=trials_per_op,
         reuse=reuse,
         max_attempts=max_attempts,
+        max_errors=max_errors,
+        max_time_s=max_time_s,
+        max_tokens=max_tokens,
+        max_cost_usd=max_cost_usd,
     )
     results = evaluate_partitions(
         evaluation,
@@ -86,6 +96,7 @@ def evaluate(
         console=console,
     )
     console.print(_leaderboard_table(results.board, None))
+    _say_partial(results.partial)
     if results.left_out:
         names = ", ".join(results.left_out)
         console.print(f"Left out, because they were last evaluated by another plan: {names}")
@@ -106,12 +117,13 @@ def leaderboard(
     from dspex_pipelines.cli.targets import find_evaluation
 
     evaluation = find_evaluation(target)
-    trials, _ = newest_results(evaluation)
+    trials, newest = newest_results(evaluation)
     board = rank(trials, metric=metric or None, score_range=evaluation.score_range)
     if as_json:
         print(json.dumps(board.rows(limit or None), indent=2))
     else:
         console.print(_leaderboard_table(board, limit or None))
+        _say_partial(newest.partial)
 
 
 @app.command()
@@ -193,6 +205,13 @@ def pool_stop() -> None:
     console.print(f"{local_pool.stop()} ended", highlight=False)
 
 
+def _say_partial(partial: Mapping[str, str]) -> None:
+    for name, what in partial.items():
+        console.print(
+            f"Partial: {name}: {what}. Evaluate it again to go on.", style="yellow", highlight=False, soft_wrap=True
+        )
+
+
 def _leaderboard_table(board: object, limit: int | None) -> Table:
     from dspex_pipelines.analysis.leaderboard import Leaderboard
 
@@ -201,7 +220,7 @@ def _leaderboard_table(board: object, limit: int | None) -> Table:
     table = Table(title=f"By {board.metric}: mean and 95% interval clustered by group", title_justify="left")
     for name in rows[0]:
         table.add_column(
-            name, justify="right" if name in {"#", "n", "failures"} else "left", no_wrap=name != "configuration"
+            name, justify="right" if name in {"#", "n", "failures", "not run"} else "left", no_wrap=name != "configuration"
         )
     for row in rows:
         table.add_row(*row.values())
@@ -209,9 +228,9 @@ def _leaderboard_table(board: object, limit: int | None) -> Table:
 
 
 def main() -> None:
-    """Run the command line; an error of ours is one line that says what to do, and exit code 2."""
+    """Run the command line; an error of ours is one line that says what to do, and exit code 2 (130 after a signal)."""
     try:
         app()
     except DspexError as error:
         errors.print(f"error: {error}", style="red", soft_wrap=True, highlight=False)
-        sys.exit(2)
+        sys.exit(INTERRUPTED_EXIT if isinstance(error, Interrupted) else 2)

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from dspex_pipelines.analysis.leaderboard import Leaderboard, leaderboard
 from dspex_pipelines.cli.results import instance
 from dspex_pipelines.engine import executor
-from dspex_pipelines.errors import DspexError, InvalidValue
+from dspex_pipelines.errors import DspexError, Interrupted, InvalidValue
 from dspex_pipelines.model.evaluation import Evaluation
 from dspex_pipelines.orchestration.build import build_evaluation, keys, run_config
 from dspex_pipelines.orchestration.config import EvaluationConfig
@@ -32,6 +32,7 @@ class EvaluatedPartitionsSummary:
 
     board: Leaderboard
     left_out: tuple[str, ...]
+    partial: dict[str, str]
     folder: Path
 
 
@@ -69,8 +70,11 @@ class BarReporter(ProgressReporter):
         done = self._done[self._partition] + progress.done
         self._bars.update(self._tasks[self._partition], completed=done, note=note)
 
-    def ended(self) -> None:
+    def ended(self, *, complete: bool) -> None:
         """The batch is over; what was reused counts as done too."""
+        if not complete:
+            self._bars.update(self._tasks[self._partition], note="stopped")
+            return
         self._done[self._partition] += self._batch
         self._bars.update(self._tasks[self._partition], completed=self._done[self._partition])
 
@@ -126,6 +130,7 @@ def evaluate_partitions(
     return EvaluatedPartitionsSummary(
         board=leaderboard(newest.load(), score_range=evaluation.score_range),
         left_out=newest.left_out,
+        partial=newest.partial,
         folder=folder,
     )
 
@@ -148,17 +153,19 @@ def _execute(
         raise_on_error=False,
     )
     if not result.success:
-        raise DspexError(_reason(result))
+        raise _reason(result)
 
 
-def _reason(result: dg.ExecuteInProcessResult) -> str:
-    """Return what the first failed step said."""
+def _reason(result: dg.ExecuteInProcessResult) -> DspexError:
+    """Return what the first failed step said, as an error of ours."""
     for event in result.all_events:
         if event.is_step_failure:
             data = event.step_failure_data
             if data.user_failure_data and data.user_failure_data.description:
-                return str(data.user_failure_data.description)
+                return DspexError(str(data.user_failure_data.description))
+            if data.error and data.error.cls_name == dg.DagsterExecutionInterruptedError.__name__:
+                return Interrupted()
             if data.error:
                 cause = data.error.cause or data.error
-                return f"{event.step_key}: {cause.message.strip()}\n{''.join(cause.stack[-2:])}"
-    return "the run failed; see its log with `dagster dev`"
+                return DspexError(f"{event.step_key}: {cause.message.strip()}\n{''.join(cause.stack[-2:])}")
+    return DspexError("the run failed; see its log with `dagster dev`")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -11,9 +12,10 @@ from typing import Protocol
 
 from dspex_pipelines.engine.executor import Outcome, ParallelExecutor, Progress
 from dspex_pipelines.engine.journal import Entry, Found, Journal
+from dspex_pipelines.engine.ledger import Ledger
 from dspex_pipelines.engine.runner import TrialPool, TrialRunner
 from dspex_pipelines.errors import EvaluationIncomplete
-from dspex_pipelines.model.outcome import Attempt, TrialError, TrialOutcome, TrialResult
+from dspex_pipelines.model.outcome import Attempt, ErrorType, TrialError, TrialOutcome, TrialResult
 from dspex_pipelines.model.payload import digest, digest_of
 from dspex_pipelines.model.plan import Batch, Plan
 from dspex_pipelines.model.trial import Example, TrialSpec
@@ -22,6 +24,8 @@ GROUP = 1_000
 """Outcomes in a journal transaction."""
 GROUP_S = 0.25
 """Longest time that a finished outcome waits for its transaction."""
+STOP_S = 10.0
+"""Once a bound of the budget is reached, what is in flight has so long to end before it is cancelled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,8 @@ class BatchSummary:
     ran: int
     failed: int
     elapsed_s: float
+    stopped: str = ""
+    """Which bound of the run's budget left the rest of the batch undone; empty when there is no rest."""
 
 
 class Scoring:
@@ -86,12 +92,14 @@ async def run_batch(
     max_concurrency: int,
     timeout_s: float,
     most_attempts: int = 0,
+    ledger: Ledger | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> BatchSummary:
     """Run what is missing of *batch*; each outcome is in the journal before it counts as done.
 
-    *on_progress* is called after every group. Raises `PoolUnreachable` when the bridge goes away; what was
-    done by then is kept.
+    *on_progress* is called after every group. Once the *ledger* says that the run has stopped, nothing more is started;
+    what is in flight has `STOP_S` to end. Raises `PoolUnreachable` when the bridge goes away. Whatever ends it, a
+    cancellation included, keeps what is done by then.
     """
     runner = TrialRunner(
         pool, metrics=plan.metrics, space_json=plan.space_json, timeout_s=timeout_s, most_attempts=most_attempts
@@ -99,36 +107,46 @@ async def run_batch(
     executor = ParallelExecutor[Missing, TrialOutcome](
         max_concurrency=max_concurrency, is_failure=lambda outcome: isinstance(outcome, TrialError)
     )
-
-    async def run(missing: Missing) -> TrialOutcome:
-        return await runner.run(missing.spec, missing.outputs)
-
     missing = _LookedUp(plan, plan.trials(batch, examples), journal)
     group: list[Entry] = []
     flushed = time.monotonic()
     rescored = 0
 
+    def run(one: Missing) -> Awaitable[TrialOutcome]:
+        return runner.run(one.spec, one.outputs)
+
     def flush() -> None:
         nonlocal flushed, rescored
         if group:
-            rescored += sum(entry.rescored for entry in group)
-            journal.record(plan.generation, group, failures_since=plan.failures_since)
-            pool.commit(len(group))
+            entries = group.copy()
+            # Only once: a record that fails is not tried again on the way out.
             group.clear()
+            journal.record(plan.generation, entries, failures_since=plan.failures_since)
+            pool.commit(len(entries))
+            rescored += sum(entry.rescored for entry in entries)
+            if ledger is not None:
+                ledger.spend(entry.outcome for entry in entries)
         flushed = time.monotonic()
         on_progress(executor.get_progress())
 
-    async with aclosing(executor.run_batches(missing, run, total=batch.stop - batch.start)) as batches:
-        async for finished in batches:
-            if runner.pool_lost is not None:
-                break
-            group.extend(_entry(done) for done in finished)
-            if len(group) >= GROUP or time.monotonic() - flushed >= GROUP_S:
-                flush()
-    flush()
+    with _Stopping(executor, ledger) as stopping:
+        try:
+            if not stopping.stopped:
+                async with aclosing(executor.run_batches(missing, run, total=batch.stop - batch.start)) as batches:
+                    async for finished in batches:
+                        if runner.pool_lost is not None:
+                            group.extend(_entry(done) for done in finished if isinstance(done.result, TrialResult))
+                            break
+                        group.extend(_entry(done) for done in finished)
+                        if len(group) >= GROUP or time.monotonic() - flushed >= GROUP_S:
+                            flush()
+                            stopping.look()
+        finally:
+            flush()
     if runner.pool_lost is not None:
         raise runner.pool_lost
     progress = executor.get_progress()
+    undone = batch.stop - batch.start - missing.reused - progress.done
     return BatchSummary(
         planned=batch.stop - batch.start,
         reused=missing.reused,
@@ -136,15 +154,62 @@ async def run_batch(
         ran=progress.done - rescored,
         failed=progress.failed,
         elapsed_s=progress.elapsed_s,
+        stopped=stopping.stopped if undone else "",
     )
 
 
+class _Stopping:
+    """Ends an executor's run once a ledger says so, or once the time is over."""
+
+    def __init__(self, executor: ParallelExecutor[Missing, TrialOutcome], ledger: Ledger | None) -> None:
+        self._executor = executor
+        self._ledger = ledger
+        self._timers: list[asyncio.TimerHandle] = []
+        self._ending = False
+
+    @property
+    def stopped(self) -> str:
+        """Why the run has stopped; empty while it goes on."""
+        return "" if self._ledger is None else self._ledger.stopped
+
+    def __enter__(self) -> _Stopping:
+        if self._ledger is not None:
+            self._ledger.open()
+            left_s = self._ledger.left_s
+            if left_s is not None:
+                self._when(left_s, self._time_is_over)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for timer in self._timers:
+            timer.cancel()
+
+    def look(self) -> None:
+        """Stop when the ledger says so."""
+        if self.stopped and not self._ending:
+            self._ending = True
+            self._executor.stop()
+            self._when(STOP_S, self._executor.cancel)
+
+    def _time_is_over(self) -> None:
+        assert self._ledger is not None
+        self._ledger.spend(())
+        self.look()
+        if not self._ending:
+            # The loop's clock and the account's are not the same.
+            self._when(0.05, self._time_is_over)
+
+    def _when(self, after_s: float, act: Callable[[], None]) -> None:
+        self._timers.append(asyncio.get_running_loop().call_later(after_s, act))
+
+
 def planned_outcomes(
-    plan: Plan, examples: Sequence[Example], journal: Journal
+    plan: Plan, examples: Sequence[Example], journal: Journal, *, stopped: str = ""
 ) -> Iterator[tuple[TrialSpec, TrialOutcome]]:
     """Yield every planned trial with its outcome, in plan order, a page of keys at a time.
 
-    Raises `EvaluationIncomplete` at the end when the journal lacks any; nothing may be made of the rest.
+    Raises `EvaluationIncomplete` at the end when the journal lacks any; nothing may be made of the rest. Of a run that
+    has *stopped*, those that it did not get to are `BUDGET_EXHAUSTED` for that reason.
     """
     scoring = Scoring(plan)
     trials = plan.trials(Batch(start=0, stop=plan.total), examples)
@@ -154,13 +219,27 @@ def planned_outcomes(
         known = journal.find(plan.generation, {spec.trial_id: scoring.of(spec) for spec in page})
         for spec in page:
             execution = known.get(spec.trial_id)
-            if execution is None or not execution.scored:
-                lacking.append(spec.trial_id.hex())
-            else:
+            if execution is not None and execution.scored:
                 found += 1
                 yield spec, execution.outcome
+            elif stopped:
+                found += 1
+                yield spec, _not_run(spec, stopped)
+            else:
+                lacking.append(spec.trial_id.hex())
     if found != plan.total:
         raise EvaluationIncomplete(planned=plan.total, found=found, examples=tuple(lacking[:3]))
+
+
+def _not_run(spec: TrialSpec, stopped: str) -> TrialError:
+    return TrialError(
+        trial_id=spec.trial_id,
+        configuration_digest=b"",
+        type=ErrorType.BUDGET_EXHAUSTED,
+        message=f"not run: {stopped}",
+        retryable=True,
+        attempts=0,
+    )
 
 
 class _LookedUp(Iterable[Missing]):

@@ -117,6 +117,11 @@ class ParallelExecutor(Generic[Item, Result]):
         if self._run is not None:
             self._run.cancel()
 
+    def stop(self) -> None:
+        """Pull no more input; what is in flight ends and is yielded, then the iterator ends."""
+        if self._run is not None:
+            self._run.stopped = True
+
     async def run(
         self, items: Items[Item], runner: Runner[Item, Result], *, total: int | None = None
     ) -> AsyncGenerator[Outcome[Item, Result], None]:
@@ -209,7 +214,7 @@ class _Run(Generic[Item, Result]):
     ) -> None:
         self.total = total
         self.done = self.failed = self.in_flight = 0
-        self.cancelled = False
+        self.cancelled = self.stopped = False
         self.started = clock()
         self.ended: float | None = None
         self._max_concurrency = max_concurrency
@@ -259,11 +264,13 @@ class _Run(Generic[Item, Result]):
         """Take items and run them, one after the other: a task per item would cost three times as much."""
         this = asyncio.current_task()
         assert this is not None
-        while not self.cancelled and self._error is None:
+        while not (self.cancelled or self.stopped) and self._error is None:
             while len(self._finished) >= self._max_concurrency:
                 room = asyncio.get_running_loop().create_future()
                 self._waiting.append(room)
                 await room
+                if self.stopped:
+                    return
             try:
                 item = await source.next()
             except StopAsyncIteration:

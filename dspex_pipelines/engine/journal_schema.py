@@ -10,7 +10,7 @@ from sqlalchemy import event, exc
 
 from dspex_pipelines.errors import DspexError
 
-HEAD = "0002"
+HEAD = "0003"
 """The revision of `migrations` that the tables here are."""
 BUSY_MS = 60_000
 CHECKPOINT_PAGES = 10_000
@@ -62,6 +62,17 @@ scores = sa.Table(
     sa.Column("scores", sa.LargeBinary, nullable=False),
     sa.Column("failure", sa.LargeBinary, nullable=False),
     sa.UniqueConstraint("trial_id", "generation", "scoring", name="one_scoring"),
+)
+runs = sa.Table(
+    "runs",
+    metadata,
+    sa.Column("run_id", sa.String, primary_key=True),
+    sa.Column("started_at", sa.Float, nullable=False),
+    sa.Column("trials", sa.BigInteger, nullable=False),
+    sa.Column("failed", sa.BigInteger, nullable=False),
+    sa.Column("tokens", sa.BigInteger, nullable=False),
+    sa.Column("cost_usd", sa.Float, nullable=False),
+    sa.Column("stopped", sa.String, nullable=False),
 )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dspex_pipelines.errors import InvalidValue
+from dspex_pipelines.model.budget import Budget
 from dspex_pipelines.model.space import ConfigurationSpace
 from dspex_pipelines.model.trial import ISOLATIONS, Isolation, check_entry_point
 
@@ -75,6 +76,8 @@ class Evaluation:
     """Worst and best score a trial can have, for the bounds of a mean with failures in it."""
     timeout_s: float = 60.0
     max_concurrency: int = 64
+    budget: Budget = field(default_factory=Budget)
+    """What a run may spend before it stops, keeps what it has, and says why."""
     description: str = ""
     tags: Mapping[str, str] = field(default_factory=dict[str, str])
 

@@ -95,6 +95,11 @@ class TrialResult:
         """Score name to value."""
         return cast("Scores", decode(self.scores_payload) or {})
 
+    @property
+    def usage(self) -> Mapping[str, float]:
+        """What the program says it has used: `tokens`, `cost_usd`, and whatever else it counts."""
+        return cast("Mapping[str, float]", decode(self.usage_payload) or {})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialError:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict, replace
 from typing import Any
 
 import dagster as dg
 from pydantic import Field
 
 from dspex_pipelines.errors import InvalidValue
+from dspex_pipelines.model.budget import Budget
 from dspex_pipelines.model.evaluation import Evaluation
 from dspex_pipelines.model.space import Configuration, ConfigurationSpace
 
@@ -44,6 +46,21 @@ class EvaluationConfig(dg.Config):
     max_attempts: int = Field(
         default=0, description="Attempts of a trial whose errors may pass; 0: as many as the type of error deserves."
     )
+    max_errors: float = Field(
+        default=0.0,
+        description="Stop after so many failed trials (from 1 on), or such a fraction of them (below 1); "
+        "0: what the evaluation declares.",
+    )
+    max_time_s: float = Field(
+        default=0.0, description="Stop after so many seconds of trials; 0: what the evaluation declares."
+    )
+    max_tokens: int = Field(
+        default=0, description="Stop after so many tokens, as programs report them; 0: what the evaluation declares."
+    )
+    max_cost_usd: float = Field(
+        default=0.0,
+        description="Stop after so many US dollars, as programs report them; 0: what the evaluation declares.",
+    )
 
 
 def checked(config: EvaluationConfig, evaluation: Evaluation, tags: dict[str, str]) -> dict[str, Any]:
@@ -73,7 +90,14 @@ def checked(config: EvaluationConfig, evaluation: Evaluation, tags: dict[str, st
         "max_concurrency": limit,
         "timeout_s": config.timeout_s or evaluation.timeout_s,
         "most_attempts": config.max_attempts,
+        "budget": asdict(budget_of(config, evaluation)),
     }
+
+
+def budget_of(config: EvaluationConfig, evaluation: Evaluation) -> Budget:
+    """Return the run's budget; raises `InvalidValue` as the class does."""
+    asked = {name: getattr(config, name) for name in ("max_errors", "max_time_s", "max_tokens", "max_cost_usd")}
+    return replace(evaluation.budget, **{name: value for name, value in asked.items() if value})
 
 
 def chosen_configurations(config: EvaluationConfig, space: ConfigurationSpace) -> tuple[Configuration, ...]:

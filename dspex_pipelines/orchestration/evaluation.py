@@ -10,8 +10,10 @@ import dagster as dg
 from dspex_pipelines.analysis.results import collect_trials
 from dspex_pipelines.engine.batch import BatchSummary, planned_outcomes, run_batch
 from dspex_pipelines.engine.executor import Progress
+from dspex_pipelines.engine.ledger import Ledger, why_stopped
 from dspex_pipelines.engine.programs import inspect_program, metric_version, program_version
 from dspex_pipelines.errors import DspexError, EvaluationIncomplete, PoolUnreachable
+from dspex_pipelines.model.budget import Budget
 from dspex_pipelines.model.evaluation import Evaluation
 from dspex_pipelines.model.payload import digest_of
 from dspex_pipelines.model.plan import Batch, Plan
@@ -212,6 +214,7 @@ def run_trials(
                     max_concurrency=document["max_concurrency"],
                     timeout_s=document["timeout_s"],
                     most_attempts=document["most_attempts"],
+                    ledger=Ledger(journal, run_id=context.run_id, budget=Budget(**document["budget"])),
                     on_progress=tell,
                 )
 
@@ -222,19 +225,21 @@ def run_trials(
         raise dg.Failure(f"{error}. Outcomes so far are kept; run again to go on.") from error
     except DspexError as error:
         raise dg.Failure(str(error), allow_retries=False) from error
-    finally:
-        reporter.ended()
+    reporter.ended(complete=not summary.stopped)
     context.log.info(
         f"{summary.planned:,} trials: {summary.ran:,} run ({summary.failed:,} failed), "
         f"{summary.rescored:,} scored again, {summary.reused:,} reused, in {summary.elapsed_s:.1f} s"
     )
+    if summary.stopped:
+        context.log.warning(f"The run has stopped: {summary.stopped}. What is done is kept; run again to go on.")
     return {"planned": summary.planned, "reused": summary.reused, "rescored": summary.rescored, "ran": summary.ran}
 
 
 @dg.op(
     ins={"manifest": dg.In(str), "done": dg.In(list)},
     out=dg.Out(EvaluatedPartition, io_manager_key="trials_io_manager"),
-    description="Gathers the outcome of every planned trial; refuses to make results of fewer.",
+    description="Gathers the outcome of every planned trial; refuses to make results of fewer, unless a budget "
+    "stopped the run: then the results are partial and say so.",
 )
 def collect_evaluation(
     context: dg.OpExecutionContext, store: ResultStore, manifest: str, done: list[dict[str, Any]]
@@ -244,15 +249,17 @@ def collect_evaluation(
     folder = store.datasets(context.instance, plan.evaluation, plan.partition)
     examples = load_examples(folder, plan.dataset_digest, limit=plan.rows)
     with store.journal(context.instance) as journal:
+        stopped = why_stopped(journal, context.run_id)
         try:
-            table, version = collect_trials(plan, planned_outcomes(plan, examples, journal))
+            outcomes = planned_outcomes(plan, examples, journal, stopped=stopped)
+            table, version = collect_trials(plan, outcomes)
         except EvaluationIncomplete as error:
             raise dg.Failure(str(error), allow_retries=False) from error
     ran, rescored = (sum(batch[what] for batch in done) for what in ("ran", "rescored"))
     return dg.Output(
         EvaluatedPartition(plan=plan, trials=table, data_version=version),
         data_version=dg.DataVersion(version),
-        metadata=trials_metadata(plan, table, ran=ran, rescored=rescored),
+        metadata=trials_metadata(plan, table, ran=ran, rescored=rescored, stopped=stopped),
     )
 
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from dspex_pipelines.model.plan import Plan
 from dspex_pipelines.orchestration.datasets import write_table
 from dspex_pipelines.orchestration.resources import ResultStore
-from dspex_pipelines.orchestration.tags import RESULTS
+from dspex_pipelines.orchestration.tags import PARTIAL, RESULTS
 
 TRIALS_FILE = "trials.parquet"
 PLAN_FILE = "plan.json"
@@ -34,6 +34,8 @@ class EvaluatedPartitions:
     trials: pd.DataFrame
     partitions: tuple[str, ...]
     left_out: tuple[str, ...]
+    partial: dict[str, str]
+    """Partition to what its run did not get to, and why; complete ones are not in it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,11 +44,14 @@ class NewestResults:
 
     paths: dict[str, Path]
     left_out: tuple[str, ...]
+    partial: dict[str, str]
+    """Partition to what its run did not get to, and why; complete ones are not in it."""
 
     @classmethod
     def find(cls, instance: dg.DagsterInstance, evaluation: str, partitions: Iterable[str]) -> "NewestResults":
         """Look the materialisations up; there may be none."""
         found: dict[str, tuple[float, str, Path]] = {}
+        partial: dict[str, str] = {}
         for partition in partitions:
             records = instance.fetch_materializations(
                 dg.AssetRecordsFilter(asset_key=dg.AssetKey([evaluation, RESULTS]), asset_partitions=[partition]),
@@ -56,9 +61,15 @@ class NewestResults:
                 metadata = materialization.metadata
                 path = Path(str(metadata["path"].value))
                 found[partition] = (records[0].timestamp, str(metadata["plan"].value), path)
+                if PARTIAL in metadata:
+                    partial[partition] = str(metadata[PARTIAL].value)
         newest = max(found.values(), default=(0.0, "", Path()))[1]
         alike = {name: path for name, (_, plan, path) in found.items() if plan == newest}
-        return cls(paths=alike, left_out=tuple(name for name in found if name not in alike))
+        return cls(
+            paths=alike,
+            left_out=tuple(name for name in found if name not in alike),
+            partial={name: what for name, what in partial.items() if name in alike},
+        )
 
     def load(self) -> pd.DataFrame:
         """Return their trials, one row each."""
@@ -99,7 +110,12 @@ class TrialsIOManager(dg.IOManager):
         newest = NewestResults.find(context.instance, context.asset_key.path[0], context.asset_partition_keys)
         if not newest.paths:
             raise dg.Failure("no partition has been evaluated yet; materialise one first")
-        return EvaluatedPartitions(trials=newest.load(), partitions=tuple(newest.paths), left_out=newest.left_out)
+        return EvaluatedPartitions(
+            trials=newest.load(),
+            partitions=tuple(newest.paths),
+            left_out=newest.left_out,
+            partial=newest.partial,
+        )
 
 
 @dg.io_manager(

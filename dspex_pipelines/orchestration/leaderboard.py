@@ -12,7 +12,7 @@ from dspex_pipelines.analysis.plots import leaderboard_png
 from dspex_pipelines.model.evaluation import Evaluation
 from dspex_pipelines.model.payload import digest_of
 from dspex_pipelines.orchestration.io_managers import EvaluatedPartitions
-from dspex_pipelines.orchestration.tags import RESULTS
+from dspex_pipelines.orchestration.tags import PARTIAL, RESULTS
 
 SHOWN = 50
 """Configurations in the asset's metadata; the file has all."""
@@ -59,8 +59,11 @@ def leaderboard_metadata(board: Leaderboard, trials: EvaluatedPartitions) -> Map
         "partitions": dg.MetadataValue.text(", ".join(trials.partitions)),
         "left out (other plans)": dg.MetadataValue.text(", ".join(trials.left_out) or "none"),
         "trials": dg.MetadataValue.int(len(trials.trials)),
-        "failures": dg.MetadataValue.int(int((trials.trials["status"] != "ok").sum())),
+        "failures": dg.MetadataValue.int(sum(standing.failures for standing in board.standings)),
     }
+    if trials.partial:
+        said = "\n".join(f"- {name}: {what}" for name, what in trials.partial.items())
+        metadata[PARTIAL] = dg.MetadataValue.md(said)
     # A number of its own, which the UI plots over materialisations.
     return (
         metadata if math.isnan(best) else {**metadata, f"best {board.metric}": dg.MetadataValue.float(round(best, 6))}
@@ -75,6 +78,8 @@ def _top(board: Leaderboard) -> dg.MetadataValue:
         board.metric: "mean of the successes, and its 95% interval clustered by group",
         "vs best": "paired difference to the best configuration, and its 95% interval",
     }
+    if any(standing.not_run for standing in board.standings):
+        columns["not run"] = "trials that a stopped run did not get to; for the rank they scored worst"
     if any(standing.failures for standing in board.standings[:TOP]):
         columns["failures"] = "trials that failed; for the rank they scored worst"
     return dg.MetadataValue.table(

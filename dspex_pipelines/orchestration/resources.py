@@ -86,8 +86,8 @@ class ProgressReporter:
     def moved(self, progress: Progress) -> None:
         """Outcomes have come in since the last call."""
 
-    def ended(self) -> None:
-        """The batch is over."""
+    def ended(self, *, complete: bool) -> None:
+        """The batch is over: all of it, or what its budget was enough for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,16 +8,19 @@ from typing import Any
 import dagster as dg
 import pyarrow.compute
 
+from dspex_pipelines.model.outcome import ErrorType
 from dspex_pipelines.model.plan import Plan
+from dspex_pipelines.orchestration.tags import PARTIAL
 
 SAMPLES = 20
 MESSAGE_LENGTH = 200
 
 
-def trials_metadata(plan: Plan, table: Any, *, ran: int, rescored: int) -> Mapping[str, dg.MetadataValue]:
+def trials_metadata(plan: Plan, table: Any, *, ran: int, rescored: int, stopped: str) -> Mapping[str, dg.MetadataValue]:
     """Return counts, versions, and a sample of failures; bounded whatever the number of trials."""
     compute: Any = pyarrow.compute  # its functions are made at run time
     failed = table.filter(compute.not_equal(table["status"], "ok"))
+    not_run = compute.sum(compute.equal(table["error_type"], ErrorType.BUDGET_EXHAUSTED.value)).as_py() or 0
     metadata: dict[str, dg.MetadataValue] = {
         "dagster/partition_row_count": dg.MetadataValue.int(table.num_rows),
         "configurations": dg.MetadataValue.int(len(plan.configurations)),
@@ -25,7 +28,7 @@ def trials_metadata(plan: Plan, table: Any, *, ran: int, rescored: int) -> Mappi
         "failures": dg.MetadataValue.int(failed.num_rows),
         "trials run": dg.MetadataValue.int(ran),
         "trials scored again": dg.MetadataValue.int(rescored),
-        "trials reused": dg.MetadataValue.int(table.num_rows - ran - rescored),
+        "trials reused": dg.MetadataValue.int(table.num_rows - ran - rescored - not_run),
         "plan": dg.MetadataValue.text(plan.likeness),
         "plan digest": dg.MetadataValue.text(plan.digest),
         "dataset digest": dg.MetadataValue.text(plan.dataset_digest),
@@ -34,11 +37,14 @@ def trials_metadata(plan: Plan, table: Any, *, ran: int, rescored: int) -> Mappi
             dg.TableSchema(columns=[dg.TableColumn(field.name, str(field.type)) for field in table.schema])
         ),
     }
+    if not_run:
+        metadata[PARTIAL] = dg.MetadataValue.text(f"{not_run:,} of {table.num_rows:,} trials were not run: {stopped}")
     for name in table.column_names:
         if name.startswith("score."):
             mean = compute.mean(table[name]).as_py()
             if mean is not None:
                 metadata[f"mean {name.removeprefix('score.')}"] = dg.MetadataValue.float(round(mean, 6))
+    failed = failed.filter(compute.not_equal(failed["error_type"], ErrorType.BUDGET_EXHAUSTED.value))
     if failed.num_rows:
         metadata["sample failures"] = dg.MetadataValue.md(_failures(failed.slice(0, SAMPLES)))
     return metadata

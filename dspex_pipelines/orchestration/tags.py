@@ -9,6 +9,8 @@ EVALUATION = "dspex/evaluation"
 TARGET = "dspex/target"
 RESULTS = "evaluation"
 """Last part of the key of an evaluation's results asset."""
+PARTIAL = "partial"
+"""Name of the metadata that says which trials a run did not get to, and why; complete results have none."""
 POOL = "dspex_run_trials"
 """The Dagster pool that bounds `run_trials` steps over all runs."""
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import gc
-from collections.abc import Coroutine
+import signal
+import threading
+from collections.abc import Coroutine, Generator
 from typing import Any, TypeVar
 
 import uvloop
@@ -12,20 +16,65 @@ Result = TypeVar("Result")
 
 YOUNG_OBJECTS = 20_000
 """Allocations before the collector looks: a trial makes dozens of objects and hardly a cycle."""
+ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
 def run(main: Coroutine[Any, Any, Result]) -> Result:
-    """Run *main* on a new loop and return what it does, like `asyncio.run`."""
+    """Run *main* on a new loop and return what it does, like `asyncio.run`.
+
+    A signal that would end the process cancels *main* instead, which so gets to keep what it has; then the signal does
+    what it would have done.
+    """
     before = gc.get_threshold()
     gc.set_threshold(YOUNG_OBJECTS, *before[1:])
+    received: list[signal.Signals] = []
     try:
-        return uvloop.run(main)
+        with _handlers_kept():
+            return uvloop.run(_cancelled_by_signals(main, received))
     finally:
         gc.set_threshold(*before)
+        if received:
+            # Its handler raises, or ends the process; where it lets the signal pass, the cancellation comes out.
+            signal.raise_signal(received[0])
 
 
 def run_process(main: Coroutine[Any, Any, Result]) -> Result:
-    """`run` for a process of the pool's own: what is imported by now is never looked at by the collector again."""
+    """Run *main* for a process of the pool's own, which handles its signals itself.
+
+    What is imported by now is never looked at by the collector again.
+    """
     gc.collect()
     gc.freeze()
-    return run(main)
+    gc.set_threshold(YOUNG_OBJECTS, *gc.get_threshold()[1:])
+    return uvloop.run(main)
+
+
+async def _cancelled_by_signals(main: Coroutine[Any, Any, Result], received: list[signal.Signals]) -> Result:
+    """Run *main*; in the main thread, where alone signals arrive, they are noted and cancel it."""
+    if threading.current_thread() is threading.main_thread():
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+
+        def cancel(number: signal.Signals) -> None:
+            received.append(number)
+            task.cancel()
+
+        for number in ENDING:
+            loop.add_signal_handler(number, cancel, number)
+    return await main
+
+
+@contextlib.contextmanager
+def _handlers_kept() -> Generator[None]:
+    """Put the signals' handlers back: the loop leaves the system's default behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in ENDING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            # None is a handler of native code, which cannot be put back.
+            if handler is not None:
+                signal.signal(number, handler)

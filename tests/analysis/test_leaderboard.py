@@ -26,6 +26,7 @@ def trial(configuration: str = "a", score: float | None = 1.0, **changes: Any) -
         "repeat": 0,
         "configuration": configuration,
         "status": "error" if score is None else "ok",
+        "error_type": "program_exception" if score is None else None,
         "var.k": configuration,
         "score.good": score,
         **changes,
@@ -242,3 +243,17 @@ def test_the_table_names_what_differs_and_says_how_much_is_left_out() -> None:
     assert len(lines) == 6
     assert lines[-1] == "… and 1 more"
     assert [row["vs best"] for row in board.rows()] == ["best", "-0.500", "-1.000"]
+
+
+def test_what_was_not_run_is_no_failure_and_no_score() -> None:
+    rows = [trial(example_id=str(x), score=1.0) for x in range(6)]
+    rows += [trial(example_id="6", score=None)]
+    rows += [trial(example_id=str(x), score=None, error_type="budget_exhausted") for x in (7, 8, 9)]
+    board = leaderboard(frame(rows))
+    (standing,) = board.standings
+    assert (standing.n, standing.failures, standing.not_run) == (10, 1, 3)
+    assert standing.scores["good"].mean == 1.0
+    assert standing.bounds == (0.6, 1.0)
+    assert board.rows()[0]["not run"] == "3"
+    complete = leaderboard(frame(rows[:7]))
+    assert "not run" not in complete.rows()[0]

@@ -133,7 +133,7 @@ class Listens(ProgressReporter):
     def moved(self, progress: Progress) -> None:
         self.events.append(("moved", progress.done, progress.failed))
 
-    def ended(self) -> None:
+    def ended(self, *, complete: bool) -> None:
         self.events.append(("ended",))
 
 

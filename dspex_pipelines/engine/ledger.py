@@ -1,0 +1,115 @@
+"""What one run has spent of its budget, over all its steps and processes: kept in the journal's database."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from dspex_pipelines.engine.journal import Journal
+from dspex_pipelines.engine.journal_schema import runs
+from dspex_pipelines.model.budget import Budget, Spent
+from dspex_pipelines.model.outcome import TrialError, TrialOutcome, TrialResult
+
+_INSERT: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+
+
+class Ledger:
+    """The account of the run *run_id*, in an open journal; `open` starts its clock, the first of its steps to do so.
+
+    `stopped` says why the run has stopped, whichever step reached the bound; it is empty while it goes on.
+    """
+
+    def __init__(self, journal: Journal, *, run_id: str, budget: Budget) -> None:
+        self._journal = journal
+        self._run_id = run_id
+        self._budget = budget
+        self._started_at = time.time()
+        self.stopped = ""
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds until the time is over; None where it is not bounded."""
+        limit_s = self._budget.max_time_s
+        return max(0.0, self._started_at + limit_s - time.time()) if limit_s else None
+
+    def open(self) -> None:
+        """Start the account, or take it up where earlier steps of the run have left it."""
+        if not self._budget.is_bounded:
+            return
+        with self._journal.engine.begin() as connection:
+            new = _INSERT[connection.dialect.name](runs).on_conflict_do_nothing(index_elements=["run_id"])
+            connection.execute(
+                new.values(
+                    run_id=self._run_id,
+                    started_at=self._started_at,
+                    trials=0,
+                    failed=0,
+                    tokens=0,
+                    cost_usd=0.0,
+                    stopped="",
+                )
+            )
+        self.spend(())
+
+    def spend(self, outcomes: Iterable[TrialOutcome]) -> None:
+        """Book what these outcomes have cost, then look whether a bound is reached."""
+        if not self._budget.is_bounded:
+            return
+        trials = failed = tokens = 0
+        cost_usd = 0.0
+        for outcome in outcomes:
+            trials += 1
+            if isinstance(outcome, TrialError):
+                failed += 1
+            elif outcome.usage_payload:
+                used = usage_of(outcome)
+                tokens += used[0]
+                cost_usd += used[1]
+        columns, mine = runs.c, runs.c.run_id == self._run_id
+        with self._journal.engine.begin() as connection:
+            booked = (
+                runs.update()
+                .where(mine)
+                .values(
+                    trials=columns.trials + trials,
+                    failed=columns.failed + failed,
+                    tokens=columns.tokens + tokens,
+                    cost_usd=columns.cost_usd + cost_usd,
+                )
+            )
+            connection.execute(booked)
+            row = _row(connection, self._run_id)
+            assert row is not None
+            self._started_at = row.started_at
+            self.stopped = row.stopped or self._budget.exceeded_by(
+                Spent(
+                    trials=row.trials,
+                    failed=row.failed,
+                    elapsed_s=time.time() - row.started_at,
+                    tokens=row.tokens,
+                    cost_usd=row.cost_usd,
+                )
+            )
+            if self.stopped and not row.stopped:
+                connection.execute(runs.update().where(mine).values(stopped=self.stopped))
+
+
+def usage_of(result: TrialResult) -> tuple[int, float]:
+    """Return the tokens and the US dollars that a trial says it has used; 0 for what it does not say."""
+    usage = result.usage
+    return int(usage.get("tokens", 0)), float(usage.get("cost_usd", 0.0))
+
+
+def why_stopped(journal: Journal, run_id: str) -> str:
+    """Return which bound of its budget stopped that run; empty when none did."""
+    with journal.engine.connect() as connection:
+        row = _row(connection, run_id)
+    return "" if row is None else row.stopped
+
+
+def _row(connection: sa.Connection, run_id: str) -> Any:
+    return connection.execute(sa.select(runs).where(runs.c.run_id == run_id)).one_or_none()

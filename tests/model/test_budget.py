@@ -1,0 +1,69 @@
+"""When a budget is used up, and what it says."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from dspex_pipelines.errors import InvalidValue
+from dspex_pipelines.model.budget import Budget, Spent
+
+
+@pytest.mark.parametrize(
+    ("budget", "spent", "said"),
+    [
+        pytest.param(
+            Budget(), Spent(trials=10**9, failed=10**9, elapsed_s=1e9, tokens=10**9, cost_usd=1e9), "", id="none"
+        ),
+        pytest.param(Budget(max_errors=3), Spent(trials=50, failed=2), "", id="errors-below"),
+        pytest.param(
+            Budget(max_errors=3), Spent(trials=50, failed=3), "3 of 50 trials failed; the limit is 3", id="errors"
+        ),
+        pytest.param(
+            Budget(max_errors=1), Spent(trials=1, failed=1), "1 of 1 trials failed; the limit is 1", id="first-error"
+        ),
+        pytest.param(Budget(max_errors=0.1), Spent(trials=99, failed=99), "", id="fraction-of-few"),
+        pytest.param(Budget(max_errors=0.1), Spent(trials=200, failed=20), "", id="fraction-just-not"),
+        pytest.param(
+            Budget(max_errors=0.1),
+            Spent(trials=200, failed=21),
+            "21 of 200 trials failed; the limit is 10.0%",
+            id="fraction",
+        ),
+        pytest.param(Budget(max_errors=0.5, min_trials=2), Spent(trials=2, failed=2), "is 50.0%", id="fraction-of-two"),
+        pytest.param(Budget(max_time_s=5), Spent(elapsed_s=4.99), "", id="time-below"),
+        pytest.param(Budget(max_time_s=5), Spent(elapsed_s=5.0), "5 s are over", id="time"),
+        pytest.param(Budget(max_tokens=1_000), Spent(tokens=999), "", id="tokens-below"),
+        pytest.param(Budget(max_tokens=1_000), Spent(tokens=1_234), "1,234 of 1,000 tokens", id="tokens"),
+        pytest.param(Budget(max_cost_usd=2.5), Spent(cost_usd=2.49), "", id="cost-below"),
+        pytest.param(Budget(max_cost_usd=2.5), Spent(cost_usd=2.5), "$2.50 of $2.50", id="cost"),
+    ],
+)
+def test_a_budget_says_which_bound_is_reached(budget: Budget, spent: Spent, said: str) -> None:
+    found = budget.exceeded_by(spent)
+    assert said in found
+    assert bool(found) is bool(said)
+    assert budget.is_bounded is (budget != Budget())
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("max_errors", -1),
+        ("max_errors", math.nan),
+        ("max_errors", 2.5),
+        ("max_errors", True),
+        ("min_trials", 0),
+        ("min_trials", 1.5),
+        ("max_time_s", math.inf),
+        ("max_tokens", -1),
+        ("max_tokens", 1.5),
+        ("max_cost_usd", -0.01),
+    ],
+)
+def test_a_bound_that_is_none_is_refused_by_name(field: str, value: Any) -> None:
+    with pytest.raises(InvalidValue) as refused:
+        Budget(**{field: value})
+    assert (refused.value.field, refused.value.value) == (f"budget.{field}", value)
