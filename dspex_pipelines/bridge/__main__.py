@@ -12,6 +12,7 @@ import threading
 from collections.abc import Mapping
 
 from dspex_pipelines.bridge.server import CREDIT_LIMIT, HEARTBEAT_TIMEOUT_S, Bridge
+from dspex_pipelines.bridge.sessions import SessionLimits
 from dspex_pipelines.errors import DspexError
 from dspex_pipelines.wire.loop import run_process
 
@@ -27,6 +28,12 @@ async def serve(arguments: argparse.Namespace) -> None:
         allow=tuple(arguments.allow or ["*"]),
         credit_limit=arguments.credit_limit,
         heartbeat_timeout_s=arguments.heartbeat_timeout_s,
+        session_limits=SessionLimits(
+            ttl_s=arguments.session_ttl_s,
+            sessions=arguments.most_sessions,
+            session_bytes=arguments.most_session_bytes,
+            total_bytes=arguments.most_bytes,
+        ),
         tell=_say,
     ) as bridge:
         if arguments.supervised:
@@ -54,6 +61,11 @@ def main() -> None:
     parser.add_argument("--allow", action="append", help="glob of entry points that may run; may be repeated")
     parser.add_argument("--credit-limit", type=int, default=CREDIT_LIMIT, help="uncommitted trials per client")
     parser.add_argument("--heartbeat-timeout-s", type=float, default=HEARTBEAT_TIMEOUT_S)
+    limits = SessionLimits()
+    parser.add_argument("--session-ttl-s", type=float, default=limits.ttl_s, help="life of an unused session")
+    parser.add_argument("--most-sessions", type=int, default=limits.sessions, help="sessions at once")
+    parser.add_argument("--most-session-bytes", type=int, default=limits.session_bytes, help="of one session's values")
+    parser.add_argument("--most-bytes", type=int, default=limits.total_bytes, help="of all sessions")
     parser.add_argument("--supervised", action="store_true", help="hear from standard input, and end when it does")
     try:
         run_process(serve(parser.parse_args()))

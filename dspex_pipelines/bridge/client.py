@@ -1,11 +1,10 @@
-"""The client of a pool. It alone sees gRPC's errors; they leave as this package's own."""
+"""The client of a pool. It alone meets gRPC's errors; they leave as this package's own."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import itertools
-import json
 import random
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -25,24 +24,17 @@ from dspex.v1 import (
     session_pb2_grpc,
     types_pb2,
 )
-from dspex_pipelines.errors import (
-    DspexError,
-    InvalidValue,
-    PoolFailed,
-    PoolInterrupted,
-    PoolUnreachable,
-    ProgramUnavailable,
-    ProtocolMismatch,
-    UnknownSession,
-    VersionConflict,
-)
-from dspex_pipelines.model.outcome import TrialOutcome
+from dspex_pipelines.bridge.pool_status import PoolStatus, status_from_wire
+from dspex_pipelines.bridge.translation import translate
+from dspex_pipelines.errors import DspexError, PoolFailed, PoolInterrupted, PoolUnreachable
+from dspex_pipelines.model.outcome import ErrorType, TrialError, TrialOutcome
 from dspex_pipelines.model.payload import decode, encode
 from dspex_pipelines.model.trial import MetricSpec, ProgramSpec, TrialSpec
 from dspex_pipelines.wire.codec import (
     CHANNEL_OPTIONS,
     FRAME_BYTES,
     FRAME_TRIALS,
+    PAYLOAD_BYTES,
     PROTOCOL_VERSION,
     metric_to_wire,
     outcome_from_wire,
@@ -52,6 +44,8 @@ from dspex_pipelines.wire.codec import (
 from dspex_pipelines.wire.frames import grown
 
 CALL_S = 30.0
+CLOSE_S = 2.0
+"""How long a client that leaves waits for its sessions to be closed; what is left expires."""
 RETRY_S = 0.1
 """A call may notice before the stream does that the bridge is gone."""
 _MEANT = frozenset(
@@ -73,40 +67,14 @@ class SnapshotRef:
     digest: bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerStatus:
-    """One worker of a pool."""
-
-    worker_id: str
-    pid: int
-    slots: int
-    in_flight: int
-    done: int
-    draining: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PoolStatus:
-    """Who works in a pool and how much there is to do."""
-
-    package_version: str
-    workers: tuple[WorkerStatus, ...]
-    queue_depth: int
-    in_flight: int
-    sessions: int
-    clients: int
-    settled: int
-    workers_lost: int
-    draining: bool
-
-
 class PoolClient:
     """Sessions and trials of one pool. ``async with`` dials; leaving cancels what is in flight.
 
-    A bridge that goes away without a word is dialled again for *reconnect_s*, with exponential back-off and full
-    jitter; what was in flight raises `PoolInterrupted` at once and is to be sent again, sessions and all. Raises
-    `PoolUnreachable` when nobody answers at *address*, or not again, `PoolFailed` when the pool gives up, and
-    `ProtocolMismatch` when another version answers.
+    The sessions that it opens are closed with it, and expire when it is killed. A bridge that goes away without a
+    word is dialled again for *reconnect_s*, with exponential back-off and full jitter; what was in flight raises
+    `PoolInterrupted` at once and is to be sent again, sessions and all. Raises `PoolUnreachable` when nobody
+    answers at *address*, or not again, `PoolFailed` when the pool gives up, and `ProtocolMismatch` when another
+    version answers.
     """
 
     def __init__(self, address: str, *, connect_timeout_s: float = 10.0, reconnect_s: float = 30.0) -> None:
@@ -125,6 +93,8 @@ class PoolClient:
         self._credit = 0
         self._credit_waiters: deque[asyncio.Future[None]] = deque()
         self._pending: dict[int, tuple[asyncio.Future[TrialOutcome], bytes]] = {}
+        self._opened: set[int] = set()
+        """Its own sessions."""
         self._next_id = 1
         self._wake = asyncio.Event()
         self._reader: asyncio.Task[None] | None = None
@@ -174,20 +144,35 @@ class PoolClient:
         reader.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await reader
+        answers = self._lost is None and self._up.is_set()
         self._fail(PoolUnreachable(address=self.address, waited_s=0, reason="the client was closed"))
         assert self._channel is not None
+        if answers:
+            await self._close_sessions()
         await self._channel.close(None)
+
+    async def _close_sessions(self) -> None:
+        close = self._methods["CloseSession"]
+        requests = [session_pb2.CloseSessionRequest(session_id=session_id) for session_id in self._opened]
+        self._opened.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_S):
+                await asyncio.gather(*(self._ask(close, request) for request in requests), return_exceptions=True)
 
     # ------------------------------------------------------------------ sessions
 
     async def open_session(self, program: ProgramSpec, metrics: Sequence[MetricSpec], space_json: str) -> int:
-        """Register a program with its metrics and space; return the id of its session."""
+        """Register a program with its metrics and space; return the id of its session.
+
+        Raises `ProgramUnavailable`, `InvalidValue` or `QuotaExceeded`.
+        """
         request = session_pb2.OpenSessionRequest(
             program=program_to_wire(program),
             metrics=[metric_to_wire(metric) for metric in metrics],
             space=space_json,
         )
         response = await self._call("OpenSession", request)
+        self._opened.add(response.session_id)
         return response.session_id
 
     async def set_variables(
@@ -200,7 +185,8 @@ class PoolClient:
     ) -> SnapshotRef:
         """Make a version of *values*, all or nothing.
 
-        Raises `InvalidValue`, `UnknownSession`, or `VersionConflict` when *expected_version* is not the newest.
+        Raises `InvalidValue`, `UnknownSession`, `QuotaExceeded`, or `VersionConflict` when *expected_version* is not
+        the newest.
         """
         request = session_pb2.SetVariablesRequest(session_id=session_id, values=encode(values), replace=replace)
         if expected_version is not None:
@@ -217,32 +203,18 @@ class PoolClient:
     async def close_session(self, session_id: int) -> None:
         """Close a session; its trials in flight are finished."""
         await self._call("CloseSession", session_pb2.CloseSessionRequest(session_id=session_id))
+        self._opened.discard(session_id)
+
+    # ------------------------------------------------------------------ the pool
 
     async def status(self) -> PoolStatus:
         """Return the pool's status."""
         request = pool_pb2.GetPoolRequest(protocol_version=PROTOCOL_VERSION)
-        status = (await self._call("GetPool", request)).status
-        return PoolStatus(
-            package_version=status.package_version,
-            workers=tuple(
-                WorkerStatus(
-                    worker_id=worker.worker_id,
-                    pid=worker.pid,
-                    slots=worker.slots,
-                    in_flight=worker.in_flight,
-                    done=worker.done,
-                    draining=worker.draining,
-                )
-                for worker in status.workers
-            ),
-            queue_depth=status.queue_depth,
-            in_flight=status.in_flight,
-            sessions=status.sessions,
-            clients=status.clients,
-            settled=status.settled,
-            workers_lost=status.workers_lost,
-            draining=status.draining,
-        )
+        return status_from_wire((await self._call("GetPool", request)).status)
+
+    async def drain(self) -> PoolStatus:
+        """Have the pool take no new trials, from anybody, and finish those it has; return its status."""
+        return status_from_wire((await self._call("Drain", pool_pb2.DrainRequest())).status)
 
     # ------------------------------------------------------------------ trials
 
@@ -258,10 +230,14 @@ class PoolClient:
     ) -> TrialOutcome:
         """Run *spec* under exactly that snapshot; given *outputs*, only judge those.
 
-        Waits while the window of uncommitted trials is full. Raises `PoolInterrupted` when it has to be sent again,
+        Waits while the window of uncommitted trials is full. A trial that no frame can hold is not sent: its outcome is
+        `SERIALIZATION`. Raises `PoolInterrupted` when it has to be sent again,
         under a snapshot of a new session, and `PoolUnreachable` once the bridge is gone. Cancelling the wait cancels
         the trial.
         """
+        size = len(spec.example.payload) + len(outputs)
+        if size > PAYLOAD_BYTES:
+            return _too_large(spec, size)
         if not self._up.is_set():
             # What it names was held by a bridge that is no more.
             await self._up.wait()
@@ -294,6 +270,8 @@ class PoolClient:
 
     def commit(self, count: int) -> None:
         """*count* outcomes are durable: so many more trials may be sent."""
+        # Outcomes that came from no bridge took no credit.
+        count = max(0, min(count, self.credit_limit - self._credit - len(self._pending)))
         self._committed += count
         self._credit += count
         for _ in range(min(count, len(self._credit_waiters))):
@@ -346,7 +324,10 @@ class PoolClient:
     def _take(self, frame: execution_pb2.ExecuteProgramsResponse) -> None:
         pending = self._pending
         for outcome in frame.outcomes:
-            future, trial_id = pending.pop(outcome.id)
+            answered = pending.pop(outcome.id, None)
+            if answered is None:
+                continue
+            future, trial_id = answered
             if future.done():
                 # Its caller has gone; nobody else will commit it.
                 self.commit(1)
@@ -417,7 +398,7 @@ class PoolClient:
         try:
             return await call(request, timeout=CALL_S)
         except grpc.aio.AioRpcError as error:
-            raise self._translate(error) from error
+            raise translate(error, address=self.address, waited_s=CALL_S) from error
         except asyncio.CancelledError as error:
             if asyncio.current_task().cancelling():  # pyright: ignore[reportOptionalMemberAccess] - in a task
                 raise
@@ -427,7 +408,7 @@ class PoolClient:
     def _unreachable(self, error: Exception) -> DspexError:
         if isinstance(error, grpc.aio.AioRpcError):
             if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
-                return self._translate(error)
+                return translate(error, address=self.address, waited_s=CALL_S)
             if error.code() is grpc.StatusCode.ABORTED:
                 return PoolFailed(address=self.address, reason=error.details() or "")
             reason = f"{error.code().name}: {error.details()}"
@@ -435,28 +416,12 @@ class PoolClient:
             reason = "no answer"
         return PoolUnreachable(address=self.address, waited_s=self._connect_timeout_s, reason=reason)
 
-    def _translate(self, error: grpc.aio.AioRpcError) -> DspexError:
-        """Return the error of ours that the bridge meant."""
-        try:
-            facts: dict[str, Any] = json.loads(error.details() or "")
-        except ValueError:
-            facts = {}
-        code = grpc.StatusCode
-        try:
-            match error.code():
-                case code.INVALID_ARGUMENT if "field" in facts:
-                    return InvalidValue(**facts)
-                case code.ABORTED:
-                    return VersionConflict(**facts)
-                case code.NOT_FOUND:
-                    return UnknownSession(**facts)
-                case code.PERMISSION_DENIED:
-                    return ProgramUnavailable(**facts)
-                case code.FAILED_PRECONDITION:
-                    return ProtocolMismatch(ours=PROTOCOL_VERSION, theirs=int(facts["protocol_version"]))
-                case _:
-                    pass
-        except (TypeError, KeyError):
-            pass
-        reason = f"{error.code().name}: {error.details()}"
-        return PoolUnreachable(address=self.address, waited_s=CALL_S, reason=reason)
+
+def _too_large(spec: TrialSpec, size: int) -> TrialError:
+    return TrialError(
+        trial_id=spec.trial_id,
+        configuration_digest=b"",
+        type=ErrorType.SERIALIZATION,
+        message=f"the example takes {size:,} bytes, and a trial at most {PAYLOAD_BYTES:,}; have it name a file instead",
+        attempts=0,
+    )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 
-from dspex.v1 import execution_pb2, types_pb2, worker_pb2
+from dspex.v1 import types_pb2, worker_pb2
 from dspex_pipelines.bridge import inspection
+from dspex_pipelines.bridge.holding import is_large
+from dspex_pipelines.bridge.links import ClientLink, WorkerLink
 from dspex_pipelines.bridge.sessions import SessionStore
 from dspex_pipelines.engine.dispatcher import Dispatcher
 from dspex_pipelines.engine.retries import Fault
@@ -17,88 +17,20 @@ from dspex_pipelines.engine.tickets import Orders, Settled, Ticket
 from dspex_pipelines.errors import UnknownSession
 from dspex_pipelines.model.outcome import ErrorType
 from dspex_pipelines.wire.codec import (
-    FRAME_BYTES,
-    FRAME_TRIALS,
     attempt_to_wire,
     error_type_from_wire,
+    error_type_to_wire,
     failure_to_wire,
-    metric_to_wire,
-    program_to_wire,
+    session_to_wire,
 )
 from dspex_pipelines.wire.marks import MarksOfAnother
 
-
-@dataclass(slots=True, eq=False)
-class WorkerLink:
-    """What waits to be written to one worker, and what it has been sent before."""
-
-    worker_id: str
-    pid: int
-    marks: MarksOfAnother | None = None
-    """Which of its threads runs which trial; None where that cannot be seen from here."""
-    wake: asyncio.Event = field(default_factory=asyncio.Event)
-    sessions: list[types_pb2.Session] = field(default_factory=list[types_pb2.Session])
-    snapshots: deque[types_pb2.Snapshot] = field(default_factory=deque[types_pb2.Snapshot])
-    trials: deque[types_pb2.Trial] = field(default_factory=deque[types_pb2.Trial])
-    cancels: list[int] = field(default_factory=list[int])
-    closed_sessions: list[int] = field(default_factory=list[int])
-    known: dict[int, set[int]] = field(default_factory=dict[int, set[int]])
-    """Session to the versions this worker has been sent."""
-    drain: bool = False
-    gone: bool = False
-    last_seen: float = field(default_factory=time.monotonic)
-
-    def next_frame(self) -> worker_pb2.AttachResponse | None:
-        """Return whatever waits, up to a frame's limits; None when nothing does."""
-        if not (self.trials or self.cancels or self.snapshots or self.closed_sessions or self.drain):
-            return None
-        frame = worker_pb2.AttachResponse(sessions=self.sessions)
-        self.sessions = []
-        size = 0
-        while self.snapshots:
-            size += len(self.snapshots[0].values)
-            if frame.snapshots and size > FRAME_BYTES:
-                # Whose trials wait behind it is not known here, so all of them do.
-                return frame
-            frame.snapshots.append(self.snapshots.popleft())
-        trials: list[types_pb2.Trial] = []
-        while self.trials and len(trials) < FRAME_TRIALS:
-            size += len(self.trials[0].example) + len(self.trials[0].outputs)
-            if (trials or frame.snapshots) and size > FRAME_BYTES:
-                break
-            trials.append(self.trials.popleft())
-        frame.trials.extend(trials)
-        if not self.trials:
-            # Not before the trials they are about: a cancel that overtakes its trial would be lost.
-            frame.cancel_ids.extend(self.cancels)
-            frame.closed_session_ids.extend(self.closed_sessions)
-            frame.drain = self.drain
-            self.cancels, self.closed_sessions, self.drain = [], [], False
-        return frame
-
-
-@dataclass(slots=True, eq=False)
-class ClientLink:
-    """What waits to be written to one client, and how much of its credit is used."""
-
-    number: int
-    wake: asyncio.Event = field(default_factory=asyncio.Event)
-    outcomes: deque[types_pb2.Outcome] = field(default_factory=deque[types_pb2.Outcome])
-    live: dict[int, tuple[int, int]] = field(default_factory=dict[int, tuple[int, int]])
-    """Trials in flight and the (session, version) each keeps alive."""
-    uncommitted: int = 0
-    gone: bool = False
-
-    def next_frame(self) -> execution_pb2.ExecuteProgramsResponse:
-        """Return the outcomes that wait, up to a frame's limits."""
-        outcomes: list[types_pb2.Outcome] = []
-        size = 0
-        while self.outcomes and len(outcomes) < FRAME_TRIALS:
-            size += len(self.outcomes[0].outputs) + len(self.outcomes[0].trace)
-            if outcomes and size > FRAME_BYTES:
-                break
-            outcomes.append(self.outcomes.popleft())
-        return execution_pb2.ExecuteProgramsResponse(outcomes=outcomes)
+MOST_SLOTS = 16_384
+NAME_CHARACTERS = 200
+MESSAGE_CHARACTERS = 4_000
+"""Of an attempt's message: a trial's history goes on top of its outcome."""
+TRIAL_BYTES = 1_024
+"""Of a trial, beside its payloads."""
 
 
 class Hub:
@@ -122,6 +54,8 @@ class Hub:
         """Why the pool gives up; empty while it does not."""
         self._tell = tell
         self._answered = 0
+        self._sizes: dict[int, int] = {}
+        """Of the outcomes that are being taken in and are large."""
         self._inspections: set[asyncio.Task[None]] = set()
         self._next_client = 1
         self._timer: asyncio.TimerHandle | None = None
@@ -129,7 +63,11 @@ class Hub:
     # ------------------------------------------------------------------ workers
 
     def attach(self, hello: worker_pb2.WorkerHello) -> WorkerLink:
-        """A worker has said hello; raises ValueError for a name that is taken."""
+        """A worker has said hello; raises ValueError for what cannot be, or a name that is taken."""
+        if not 0 < len(hello.worker_id) <= NAME_CHARACTERS or not hello.worker_id.isprintable():
+            raise ValueError(f"a worker's name has 1 to {NAME_CHARACTERS} printable characters")
+        if hello.slots > MOST_SLOTS:
+            raise ValueError(f"worker {hello.worker_id} offers {hello.slots} slots; at most {MOST_SLOTS} are taken")
         now = time.monotonic()
         orders = self.dispatcher.attach(hello.worker_id, hello.slots, now, quarantine=hello.quarantine)
         marks = MarksOfAnother.open(hello.pid, hello.marks_fd)
@@ -137,21 +75,35 @@ class Hub:
         self._perform(orders)
         return link
 
-    def heard(self, link: WorkerLink, message: worker_pb2.AttachRequest) -> None:
-        """A worker has sent outcomes, freed slots, or just a sign of life."""
+    def heard(self, link: WorkerLink, message: worker_pb2.AttachRequest, size: int) -> None:
+        """A worker has sent outcomes, freed slots, or just a sign of life, in a frame of *size* bytes."""
+        if link.gone:
+            return
         now = link.last_seen = time.monotonic()
         self.dispatcher.heard(link.worker_id, now, held_by=message.held_by)
         if message.draining:
             self._perform(self.dispatcher.drain_worker(link.worker_id, now))
         if message.outcomes:
+            outcomes = message.outcomes
+            if is_large(size, len(outcomes)):
+                outcomes = self._measured(outcomes)
             answers = [
-                (outcome.id, outcome, _fault(outcome) if outcome.HasField("failure") else None)
-                for outcome in message.outcomes
+                (outcome.id, outcome, _fault(outcome) if outcome.HasField("failure") else None) for outcome in outcomes
             ]
             self._answered += len(answers)
             self._perform(self.dispatcher.finish_many(link.worker_id, answers, now))
+            self._sizes.clear()
         if message.released_ids:
             self._perform(self.dispatcher.release(link.worker_id, message.released_ids, now))
+
+    def _measured(self, outcomes: Iterable[types_pb2.Outcome]) -> list[types_pb2.Outcome]:
+        """Return outcomes that do not keep the frame alive that they came in, and whose sizes are known."""
+        measured: list[types_pb2.Outcome] = []
+        for outcome in outcomes:
+            data = outcome.SerializeToString()
+            measured.append(types_pb2.Outcome.FromString(data))
+            self._sizes[id(measured[-1])] = len(data)
+        return measured
 
     def inspect(self, link: WorkerLink, reason: str) -> None:
         """Find out which trial keeps a worker silent, and end the worker, unless it speaks meanwhile."""
@@ -195,11 +147,14 @@ class Hub:
         self.clients[link.number] = link
         return link
 
-    def submit(self, link: ClientLink, trials: Sequence[types_pb2.Trial]) -> None:
-        """A client has sent trials; one that names no live snapshot is answered at once."""
+    def submit(self, link: ClientLink, trials: Sequence[types_pb2.Trial], size: int) -> None:
+        """A client has sent trials in a frame of *size* bytes; one that cannot be run is answered at once."""
         tickets: list[Ticket] = []
         number, live, pin = link.number, link.live, self.sessions.pin
         link.uncommitted += len(trials)
+        large = is_large(size, len(trials))
+        if large:
+            trials = self._fitting(link, trials)
         for trial in trials:
             state = (trial.session_id, trial.version)
             try:
@@ -207,15 +162,42 @@ class Hub:
             except UnknownSession as error:
                 self._refuse(link, trial.id, ErrorType.STALE_STATE, str(error), retryable=True)
                 continue
-            if self.draining or trial.id in live:
+            timeout_s = trial.timeout_s
+            if self.draining or trial.id in live or not timeout_s >= 0.0:
                 self._unpin(state)
-                why = "the pool is draining" if self.draining else f"trial {trial.id} is in flight already"
-                self._refuse(link, trial.id, ErrorType.CANCELLED, why, retryable=True)
+                if self.draining:
+                    self._refuse(link, trial.id, ErrorType.CANCELLED, "the pool is draining", retryable=True)
+                elif trial.id in live:
+                    why = f"trial {trial.id} is in flight already"
+                    self._refuse(link, trial.id, ErrorType.CANCELLED, why, retryable=True)
+                else:
+                    why = f"timeout_s is {timeout_s}; give seconds, or 0 for no limit"
+                    self._refuse(link, trial.id, ErrorType.INVALID_CONFIGURATION, why)
                 continue
             live[trial.id] = state
-            tickets.append(Ticket(number, trial.id, *state, trial.timeout_s, trial, trial.max_attempts))
+            if large:
+                link.held.add(trial.id, trial.ByteSize())
+            tickets.append(Ticket(number, trial.id, *state, timeout_s, trial, trial.max_attempts))
         if tickets:
             self._perform(self.dispatcher.submit(number, tickets, time.monotonic()))
+
+    def _fitting(self, link: ClientLink, trials: Iterable[types_pb2.Trial]) -> list[types_pb2.Trial]:
+        """Return trials that do not keep the frame alive that they came in; refuse those that no frame could hold."""
+        fitting: list[types_pb2.Trial] = []
+        for trial in trials:
+            data = trial.SerializeToString()
+            if len(data) - len(trial.example) - len(trial.outputs) > TRIAL_BYTES:
+                why = f"beside example and outputs, a trial has at most {TRIAL_BYTES:,} bytes"
+                self._refuse(link, trial.id, ErrorType.SERIALIZATION, why)
+            else:
+                fitting.append(types_pb2.Trial.FromString(data))
+        return fitting
+
+    def has_read(self, link: ClientLink) -> None:
+        """A frame has gone to a client: its trials go on where they waited for that."""
+        if link.stopped and link.unread.is_half_empty:
+            link.stopped = False
+            self._perform(self.dispatcher.resume(link.number, time.monotonic()))
 
     def cancel(self, link: ClientLink, trial_ids: Iterable[int]) -> None:
         """A client no longer wants trials."""
@@ -237,6 +219,11 @@ class Hub:
     def close_session(self, session_id: int) -> None:
         """Close a session here, and in the workers once no trial refers to it; raises `UnknownSession`."""
         if self.sessions.close(session_id):
+            self._forget(session_id)
+
+    def expire_sessions(self, now: float) -> None:
+        """Close the sessions that nobody has used for long."""
+        for session_id in self.sessions.expire(now):
             self._forget(session_id)
 
     def _unpin(self, state: tuple[int, int]) -> None:
@@ -300,6 +287,9 @@ class Hub:
         state = client.live.pop(ticket.client_trial_id, None)
         if state is not None:
             self._unpin(state)
+        if client.held.sizes:
+            client.held.drop(ticket.client_trial_id)
+            client.room.set()
         outcome = settled.outcome
         if not isinstance(outcome, types_pb2.Outcome):
             assert settled.error is not None
@@ -314,6 +304,11 @@ class Hub:
         outcome.worker_id = settled.worker_id
         if settled.history:
             outcome.history.extend(attempt_to_wire(attempt) for attempt in settled.history)
+        if self._sizes and (size := self._sizes.get(id(outcome))):
+            client.unread.add(id(outcome), size)
+            if client.unread.is_full and not client.stopped:
+                client.stopped = True
+                self.dispatcher.stop(ticket.client)
         client.outcomes.append(outcome)
         client.wake.set()
 
@@ -335,20 +330,14 @@ class Hub:
         versions = worker.known.get(session_id)
         if versions is None:
             versions = worker.known[session_id] = set()
-            worker.sessions.append(
-                types_pb2.Session(
-                    session_id=session_id,
-                    program=program_to_wire(session.program),
-                    metrics=[metric_to_wire(metric) for metric in session.metrics],
-                )
-            )
+            worker.sessions.append(session_to_wire(session_id, session.about))
         versions.add(version)
         worker.snapshots.append(
             types_pb2.Snapshot(session_id=session_id, version=version, values=snapshot.values, digest=snapshot.digest)
         )
 
     @staticmethod
-    def _refuse(link: ClientLink, trial_id: int, kind: ErrorType, message: str, *, retryable: bool) -> None:
+    def _refuse(link: ClientLink, trial_id: int, kind: ErrorType, message: str, *, retryable: bool = False) -> None:
         failure = failure_to_wire(kind, message, retryable=retryable)
         link.outcomes.append(types_pb2.Outcome(id=trial_id, failure=failure))
         link.wake.set()
@@ -369,12 +358,17 @@ class Hub:
         self._perform(self.dispatcher.tick(time.monotonic()))
 
 
-def _fault(outcome: types_pb2.Outcome) -> Fault:
+def _fault(outcome: types_pb2.Outcome) -> Fault | None:
+    """Return what a worker says of a failed attempt; None for a kind of failure that is not known here."""
     failure = outcome.failure
+    kind = error_type_from_wire(failure.type)
+    if error_type_to_wire(kind) != failure.type:
+        return None
     return Fault(
-        type=error_type_from_wire(failure.type),
-        message=failure.message,
+        type=kind,
+        message=failure.message[:MESSAGE_CHARACTERS],
         retryable=failure.retryable,
-        fingerprint=failure.fingerprint,
-        retry_after_s=failure.retry_after_s,
+        fingerprint=failure.fingerprint[:NAME_CHARACTERS],
+        # A number that is none would put every timer out of order.
+        retry_after_s=max(0.0, failure.retry_after_s),
     )

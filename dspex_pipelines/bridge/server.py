@@ -28,21 +28,28 @@ from dspex.v1 import (
     worker_pb2_grpc,
 )
 from dspex_pipelines.bridge.hub import Hub
-from dspex_pipelines.bridge.services import (
-    ExecutionService,
-    PoolService,
-    SessionService,
-    WorkerService,
-)
-from dspex_pipelines.bridge.sessions import SessionStore
+from dspex_pipelines.bridge.refusals import ParsedRequests
+from dspex_pipelines.bridge.services import ExecutionService, PoolService, WorkerService
+from dspex_pipelines.bridge.session_service import SessionService
+from dspex_pipelines.bridge.sessions import SessionLimits, SessionStore
 from dspex_pipelines.engine.dispatcher import Dispatcher
 from dspex_pipelines.errors import InvalidValue
-from dspex_pipelines.wire.codec import CHANNEL_OPTIONS
+from dspex_pipelines.wire.codec import SERVER_OPTIONS
 
 CREDIT_LIMIT = 16_384
 HEARTBEAT_TIMEOUT_S = 10.0
 SOCKET_PATH_BYTES = 107
 STOP_S = 2.0
+SESSIONS_S = 30.0
+"""How often at least it is looked for sessions that nobody uses."""
+OPTIONS: list[tuple[str, int]] = [
+    *SERVER_OPTIONS,
+    # One process owns the address: a second one must fail, not share the port.
+    ("grpc.so_reuseport", 0),
+    # Who connects and does not speak HTTP/2, or opens calls without end, keeps no more than this.
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    ("grpc.max_concurrent_streams", 1_024),
+]
 
 
 class Bridge:
@@ -59,6 +66,7 @@ class Bridge:
         allow: tuple[str, ...] = ("*",),
         credit_limit: int = CREDIT_LIMIT,
         heartbeat_timeout_s: float = HEARTBEAT_TIMEOUT_S,
+        session_limits: SessionLimits | None = None,
         dispatcher: Dispatcher | None = None,
         tell: Callable[[Mapping[str, object]], None] = lambda _: None,
     ) -> None:
@@ -67,14 +75,12 @@ class Bridge:
         self._allow = allow
         self._credit_limit = credit_limit
         self._heartbeat_timeout_s = heartbeat_timeout_s
-        self.hub = Hub(dispatcher=dispatcher or Dispatcher(), sessions=SessionStore(), tell=tell)
+        self.hub = Hub(dispatcher=dispatcher or Dispatcher(), sessions=SessionStore(session_limits), tell=tell)
         self._server: grpc.aio.Server | None = None
-        self._watch: asyncio.Task[None] | None = None
-        self._draining: asyncio.Task[None] | None = None
+        self._watches: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Bridge:
-        # One process owns the address: a second one must fail, not share the port.
-        server = grpc.aio.server(options=[*CHANNEL_OPTIONS, ("grpc.so_reuseport", 0)])
+        server = grpc.aio.server(options=OPTIONS, interceptors=[ParsedRequests()])
         hub = self.hub
         session_pb2_grpc.add_SessionServiceServicer_to_server(SessionService(hub, self._allow), server)
         execution_pb2_grpc.add_ExecutionServiceServicer_to_server(
@@ -83,11 +89,9 @@ class Bridge:
         worker_pb2_grpc.add_WorkerServiceServicer_to_server(WorkerService(hub), server)
         aio_health: Any = health.aio  # pyright: ignore[reportAttributeAccessIssue] - not in its stubs
         checks = aio_health.HealthServicer()
-
-        def not_serving() -> None:
-            self._draining = asyncio.create_task(checks.set("", health_pb2.HealthCheckResponse.NOT_SERVING))
-
-        pool_pb2_grpc.add_PoolServiceServicer_to_server(PoolService(hub, on_drained=not_serving), server)
+        pool_pb2_grpc.add_PoolServiceServicer_to_server(
+            PoolService(hub, on_drained=checks.enter_graceful_shutdown), server
+        )
         health_pb2_grpc.add_HealthServicer_to_server(checks, server)
         names = [
             module.DESCRIPTOR.services_by_name[name].full_name
@@ -114,7 +118,10 @@ class Bridge:
         await server.start()
         await checks.set("", health_pb2.HealthCheckResponse.SERVING)
         self._server = server
-        self._watch = asyncio.create_task(self._watch_heartbeats())
+        self._watches = [
+            asyncio.create_task(self._watch_heartbeats()),
+            asyncio.create_task(self._watch_sessions()),
+        ]
         return self
 
     async def __aexit__(
@@ -134,10 +141,10 @@ class Bridge:
         server, self._server = self._server, None
         if server is None:
             return
-        assert self._watch is not None
-        self._watch.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._watch
+        for watch in self._watches:
+            watch.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await watch
         self.hub.close()
         await server.stop(STOP_S)
         if path := socket_path(self.address):
@@ -151,6 +158,13 @@ class Bridge:
             for link in list(self.hub.workers.values()):
                 if link.last_seen < oldest:
                     self.hub.inspect(link, f"it was silent for {self._heartbeat_timeout_s:g} s")
+
+    async def _watch_sessions(self) -> None:
+        """Close the sessions that nobody uses any more."""
+        interval_s = min(SESSIONS_S, self.hub.sessions.limits.ttl_s / 4)
+        while True:
+            self.hub.expire_sessions(time.monotonic())
+            await asyncio.sleep(interval_s)
 
 
 def socket_path(address: str) -> Path | None:

@@ -1,16 +1,15 @@
-"""The gRPC services: each translates between the wire and the hub, and decides nothing."""
+"""Trials, workers and the pool over gRPC: each service translates between the wire and the hub, and decides nothing."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import fnmatch
-import json
-from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any, NoReturn, TypeAlias
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 
 import dspex_pipelines
 from dspex.v1 import (
@@ -18,149 +17,18 @@ from dspex.v1 import (
     execution_pb2_grpc,
     pool_pb2,
     pool_pb2_grpc,
-    session_pb2,
-    session_pb2_grpc,
-    types_pb2,
     worker_pb2,
     worker_pb2_grpc,
 )
 from dspex_pipelines.bridge.hub import ClientLink, Hub
-from dspex_pipelines.bridge.sessions import Snapshot
-from dspex_pipelines.errors import DspexError, InvalidValue, UnknownSession, VersionConflict
-from dspex_pipelines.model.payload import decode
-from dspex_pipelines.model.space import ConfigurationSpace
-from dspex_pipelines.wire.codec import (
-    HEARTBEAT_S,
-    PROTOCOL_VERSION,
-    metric_from_wire,
-    metric_to_wire,
-    program_from_wire,
-    program_to_wire,
-)
+from dspex_pipelines.bridge.refusals import Context, check_protocol, end, parsed
+from dspex_pipelines.wire.codec import HEARTBEAT_S, PROTOCOL_VERSION
 from dspex_pipelines.wire.frames import grown
 
-Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
-
-
-async def refuse(context: Context, error: DspexError) -> NoReturn:
-    """End a call with the status and the facts (as JSON) that the client turns into the same error."""
-    match error:
-        case InvalidValue():
-            code = grpc.StatusCode.INVALID_ARGUMENT
-            facts: dict[str, Any] = {"field": error.field, "value": str(error.value), "fix": error.fix}
-        case VersionConflict():
-            code = grpc.StatusCode.ABORTED
-            facts = {"session_id": error.session_id, "expected": error.expected, "actual": error.actual}
-        case UnknownSession():
-            code = grpc.StatusCode.NOT_FOUND
-            facts = {"session_id": error.session_id, "version": error.version}
-        case _:
-            code, facts = grpc.StatusCode.INVALID_ARGUMENT, {"message": str(error)}
-    await context.abort(code, json.dumps(facts))
-    raise AssertionError("abort does not return")
-
-
-async def check_protocol(context: Context, theirs: int) -> None:
-    """End the call when the other end speaks another protocol version."""
-    if theirs != PROTOCOL_VERSION:
-        facts = json.dumps({"protocol_version": PROTOCOL_VERSION})
-        await context.abort(grpc.StatusCode.FAILED_PRECONDITION, facts)
-
-
-class SessionService(session_pb2_grpc.SessionServiceServicer):
-    """Sessions by name of the wire; only entry points that the allow-list admits are opened."""
-
-    def __init__(self, hub: Hub, allow: Sequence[str]) -> None:
-        self._hub = hub
-        self._allow = tuple(allow)
-
-    async def OpenSession(  # noqa: N802 - gRPC's name
-        self, request: session_pb2.OpenSessionRequest, context: Context
-    ) -> session_pb2.OpenSessionResponse:
-        """Register a program, its metrics and its space."""
-        for entry_point in (request.program.entry_point, *(metric.entry_point for metric in request.metrics)):
-            if not any(fnmatch.fnmatchcase(entry_point, pattern) for pattern in self._allow):
-                reason = f"this pool runs only {', '.join(self._allow)}; start it with another --allow"
-                facts = json.dumps({"entry_point": entry_point, "reason": reason})
-                await context.abort(grpc.StatusCode.PERMISSION_DENIED, facts)
-        try:
-            session = self._hub.sessions.open(
-                program_from_wire(request.program),
-                [metric_from_wire(metric) for metric in request.metrics],
-                ConfigurationSpace.from_json(request.space) if request.space else None,
-            )
-        except DspexError as error:
-            await refuse(context, error)
-        return session_pb2.OpenSessionResponse(session_id=session.session_id)
-
-    async def SetVariables(  # noqa: N802
-        self, request: session_pb2.SetVariablesRequest, context: Context
-    ) -> session_pb2.SetVariablesResponse:
-        """Make a new version, all values or none."""
-        expected = request.expected_version if request.HasField("expected_version") else None
-        try:
-            values = decode(request.values) or {}
-            if not isinstance(values, dict):
-                raise InvalidValue(field="values", value=values, fix="send a msgpack map of names to values")
-            snapshot = self._hub.sessions.set_variables(
-                request.session_id, values, expected_version=expected, replace=request.replace
-            )
-        except DspexError as error:
-            await refuse(context, error)
-        return session_pb2.SetVariablesResponse(version=snapshot.version, digest=snapshot.digest)
-
-    async def GetSession(  # noqa: N802
-        self, request: session_pb2.GetSessionRequest, context: Context
-    ) -> session_pb2.GetSessionResponse:
-        """Return a session and one of its versions."""
-        try:
-            session = self._hub.sessions.session(request.session_id)
-            snapshot = None
-            if session.newest:
-                snapshot = self._hub.sessions.snapshot(request.session_id, request.version)
-        except DspexError as error:
-            await refuse(context, error)
-        return session_pb2.GetSessionResponse(
-            session=types_pb2.Session(
-                session_id=session.session_id,
-                program=program_to_wire(session.program),
-                metrics=[metric_to_wire(metric) for metric in session.metrics],
-            ),
-            snapshot=None if snapshot is None else _snapshot_to_wire(snapshot),
-        )
-
-    async def WatchSession(  # noqa: N802
-        self, request: session_pb2.WatchSessionRequest, context: Context
-    ) -> AsyncIterator[session_pb2.WatchSessionResponse]:
-        """Stream the newest version now, and each time it has changed; the stream ends with the session."""
-        told: int | None = None
-        try:
-            while True:
-                session = self._hub.sessions.session(request.session_id)
-                changed = session.changed
-                if told is None:
-                    told = 0
-                    # Before there is a version: the caller knows that it misses nothing from here on.
-                    await context.send_initial_metadata(())
-                elif session.newest != told:
-                    told = session.newest
-                    snapshot = self._hub.sessions.snapshot(request.session_id)
-                    yield session_pb2.WatchSessionResponse(snapshot=_snapshot_to_wire(snapshot))
-                else:
-                    await changed.wait()
-        except UnknownSession as error:
-            if told is None:
-                await refuse(context, error)
-
-    async def CloseSession(  # noqa: N802
-        self, request: session_pb2.CloseSessionRequest, context: Context
-    ) -> session_pb2.CloseSessionResponse:
-        """Close a session; its trials in flight are finished."""
-        try:
-            self._hub.close_session(request.session_id)
-        except DspexError as error:
-            await refuse(context, error)
-        return session_pb2.CloseSessionResponse()
+HELLO_S = 30.0
+"""Whoever opens a stream and says nothing for so long is hung up on."""
+_parse_execute = execution_pb2.ExecuteProgramsRequest.FromString
+_parse_attach = worker_pb2.AttachRequest.FromString
 
 
 class ExecutionService(execution_pb2_grpc.ExecutionServiceServicer):
@@ -170,16 +38,18 @@ class ExecutionService(execution_pb2_grpc.ExecutionServiceServicer):
         self._hub = hub
         self._credit_limit = credit_limit
 
-    async def ExecuteProgram(  # noqa: N802
+    async def ExecuteProgram(  # noqa: N802 - gRPC's name
         self, request: execution_pb2.ExecuteProgramRequest, context: Context
     ) -> execution_pb2.ExecuteProgramResponse:
         """Run one trial, through the same dispatcher as all others."""
         link = self._hub.connect()
         try:
-            self._hub.submit(link, [request.trial])
+            self._hub.submit(link, [request.trial], request.ByteSize())
             while not link.outcomes:
+                if self._hub.failing:
+                    await end(context, grpc.StatusCode.ABORTED, self._hub.failing)
                 if link.gone:
-                    await context.abort(grpc.StatusCode.UNAVAILABLE, "the pool is shutting down")
+                    await end(context, grpc.StatusCode.UNAVAILABLE, "the pool is shutting down")
                 link.wake.clear()
                 await link.wake.wait()
             return execution_pb2.ExecuteProgramResponse(outcome=link.outcomes.popleft())
@@ -188,15 +58,15 @@ class ExecutionService(execution_pb2_grpc.ExecutionServiceServicer):
 
     async def ExecutePrograms(  # noqa: N802  # pyright: ignore[reportIncompatibleMethodOverride] - it writes
         self,
-        request_iterator: AsyncIterator[execution_pb2.ExecuteProgramsRequest],
+        request_iterator: AsyncIterator[bytes],
         context: Context,
     ) -> None:
         """Exchange frames until the client goes."""
-        first = await anext(aiter(request_iterator), None)
-        if first is None:
-            return
+        data = await _first(request_iterator, context)
+        first = await parsed(context, _parse_execute, data, "ExecutePrograms")
         await check_protocol(context, first.protocol_version)
-        link = self._hub.connect()
+        hub = self._hub
+        link = hub.connect()
         reader: asyncio.Task[None] | None = None
         try:
             await context.write(
@@ -204,46 +74,43 @@ class ExecutionService(execution_pb2_grpc.ExecutionServiceServicer):
                     protocol_version=PROTOCOL_VERSION, credit_limit=self._credit_limit
                 )
             )
-            reader = asyncio.create_task(self._read(link, first, request_iterator))
+            reader = asyncio.create_task(self._read(link, data, request_iterator))
             reader.add_done_callback(lambda _: link.wake.set())
-            while not reader.done() and not link.gone and not self._hub.failing:
+            while not reader.done() and not link.gone and not hub.failing:
                 if not link.outcomes:
                     link.wake.clear()
                     await link.wake.wait()
                 if link.outcomes:
                     await grown(link.outcomes)
                     await context.write(link.next_frame())
-            if self._hub.failing:
-                await context.abort(grpc.StatusCode.ABORTED, self._hub.failing)
-            if reader.done() and reader.exception() is not None:
-                facts = f"more than {self._credit_limit} trials sent and not committed"
-                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, facts)
+                    hub.has_read(link)
+            if hub.failing:
+                await end(context, grpc.StatusCode.ABORTED, hub.failing)
+            await _end_as_told(reader, context)
         finally:
             await _stop(reader)
-            self._hub.disconnect(link)
+            hub.disconnect(link)
 
-    async def _read(
-        self,
-        link: ClientLink,
-        first: execution_pb2.ExecuteProgramsRequest,
-        requests: AsyncIterator[execution_pb2.ExecuteProgramsRequest],
-    ) -> None:
+    async def _read(self, link: ClientLink, first: bytes, requests: AsyncIterator[bytes]) -> None:
         self._take(link, first)
-        async for request in requests:
-            self._take(link, request)
+        async for data in requests:
+            self._take(link, data)
+            if link.held.is_full:
+                # Then its transport fills up, and then the client waits.
+                await link.has_room()
 
-    def _take(self, link: ClientLink, request: execution_pb2.ExecuteProgramsRequest) -> None:
-        link.uncommitted = max(0, link.uncommitted - request.committed)
+    def _take(self, link: ClientLink, data: bytes) -> None:
+        request = _parsed_frame(_parse_execute, data)
+        # What has not been answered and read cannot have been committed.
+        link.uncommitted = max(len(link.live) + len(link.outcomes), link.uncommitted - request.committed)
         if link.uncommitted + len(request.trials) > self._credit_limit:
-            raise _OverCredit
+            raise _Broken(
+                grpc.StatusCode.RESOURCE_EXHAUSTED, f"more than {self._credit_limit} trials sent and not committed"
+            )
         if request.trials:
-            self._hub.submit(link, request.trials)
+            self._hub.submit(link, request.trials, len(data))
         if request.cancel_ids:
             self._hub.cancel(link, request.cancel_ids)
-
-
-class _OverCredit(Exception):
-    """A client has sent more than it may."""
 
 
 class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
@@ -253,18 +120,16 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
         self._hub = hub
 
     async def Attach(  # noqa: N802  # pyright: ignore[reportIncompatibleMethodOverride] - it writes
-        self, request_iterator: AsyncIterator[worker_pb2.AttachRequest], context: Context
+        self, request_iterator: AsyncIterator[bytes], context: Context
     ) -> None:
         """Send trials and take outcomes until either end goes."""
-        first = await anext(aiter(request_iterator), None)
-        if first is None:
-            return
-        hello = first.hello
+        data = await _first(request_iterator, context)
+        hello = (await parsed(context, _parse_attach, data, "Attach")).hello
         await check_protocol(context, hello.protocol_version)
         try:
             link = self._hub.attach(hello)
         except ValueError as error:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            await end(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
         reason = "its stream ended"
         reader: asyncio.Task[None] | None = None
         try:
@@ -272,8 +137,8 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
             await context.write(worker_pb2.AttachResponse(welcome=welcome))
 
             async def read() -> None:
-                async for message in request_iterator:
-                    self._hub.heard(link, message)
+                async for data in request_iterator:
+                    self._hub.heard(link, _parsed_frame(_parse_attach, data), len(data))
 
             reader = asyncio.create_task(read())
             reader.add_done_callback(lambda _: link.wake.set())
@@ -287,15 +152,50 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
                     await context.write(frame)
             if reader.done() and not reader.cancelled() and (error := reader.exception()):
                 reason = f"its stream broke: {error}"
+            await _end_as_told(reader, context)
         finally:
             await _stop(reader)
             self._hub.lose(link, reason)
 
 
+class _Broken(Exception):
+    """The other end has sent what may not be sent; its stream ends with `code`."""
+
+    def __init__(self, code: grpc.StatusCode, details: str) -> None:
+        self.code = code
+        super().__init__(details)
+
+
+async def _first(requests: AsyncIterator[bytes], context: Context) -> bytes:
+    """Return a stream's first frame; end it where none comes."""
+    data: bytes | None = None
+    with contextlib.suppress(TimeoutError):
+        data = await asyncio.wait_for(anext(aiter(requests), None), HELLO_S)
+    if data is None:
+        await end(context, grpc.StatusCode.INVALID_ARGUMENT, "no first frame came")
+    return data
+
+
+def _parsed_frame(parse: Callable[[bytes], Any], data: bytes) -> Any:
+    try:
+        return parse(data)
+    except DecodeError as error:
+        raise _Broken(grpc.StatusCode.INVALID_ARGUMENT, f"not a frame of this stream: {error}") from error
+
+
+async def _end_as_told(reader: asyncio.Task[None], context: Context) -> None:
+    """End the stream whose reader has found something wrong; one that was hung up on has nobody to be told."""
+    error = reader.exception() if reader.done() and not reader.cancelled() else None
+    if isinstance(error, _Broken):
+        await end(context, error.code, str(error))
+    if error is not None and not isinstance(error, grpc.aio.BaseError):
+        raise error
+
+
 class PoolService(pool_pb2_grpc.PoolServiceServicer):
     """The pool as a whole."""
 
-    def __init__(self, hub: Hub, *, on_drained: Callable[[], None]) -> None:
+    def __init__(self, hub: Hub, *, on_drained: Callable[[], Awaitable[None]]) -> None:
         self._hub = hub
         self._on_drained = on_drained
 
@@ -323,7 +223,7 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
         """Accept no new trials; those accepted are finished."""
         del request, context
         self._hub.draining = True
-        self._on_drained()
+        await self._on_drained()
         return pool_pb2.DrainResponse(status=self._status())
 
     def _status(self) -> pool_pb2.PoolStatus:
@@ -352,15 +252,6 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
             workers_lost=hub.workers_lost,
             draining=hub.draining,
         )
-
-
-def _snapshot_to_wire(snapshot: Snapshot) -> types_pb2.Snapshot:
-    return types_pb2.Snapshot(
-        session_id=snapshot.session_id,
-        version=snapshot.version,
-        values=snapshot.values,
-        digest=snapshot.digest,
-    )
 
 
 async def _stop(task: asyncio.Task[None] | None) -> None:

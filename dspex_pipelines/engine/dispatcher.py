@@ -217,6 +217,17 @@ class Dispatcher:
         state.trials.clear()
         return self._fill(orders, now)
 
+    def stop(self, client: int) -> None:
+        """Dispatch no trial of a client until `resume`; those that run go on."""
+        state = self._queues.clients.get(client)
+        if state is not None:
+            state.stopped = True
+
+    def resume(self, client: int, now: float) -> Orders:
+        """Dispatch the trials of a client again."""
+        self._queues.resume(client)
+        return self._fill(Orders(), now)
+
     # Time
 
     def tick(self, now: float) -> Orders:

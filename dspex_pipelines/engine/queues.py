@@ -67,9 +67,11 @@ class Group:
 class Client:
     """Whose trials they are."""
 
-    __slots__ = ("queue", "ready", "trials")
+    __slots__ = ("queue", "ready", "stopped", "trials")
 
     def __init__(self) -> None:
+        self.stopped = False
+        """Whether its trials wait, whoever has room."""
         self.queue: OrderedDict[int, Trial] = OrderedDict()
         self.trials: dict[int, Trial] = {}
         self.ready = False
@@ -123,7 +125,7 @@ class Queues:
         ready = self._ready
         while ready:
             client = ready[0]
-            if client.queue:
+            if client.queue and not client.stopped:
                 _, trial = client.queue.popitem(last=False)
                 if len(ready) > 1:
                     ready.rotate(-1)
@@ -131,6 +133,14 @@ class Queues:
             client.ready = False
             ready.popleft()
         return None
+
+    def resume(self, number: int) -> None:
+        """Let the trials of a client that was stopped be dispatched again."""
+        client = self.clients.get(number)
+        if client is not None and client.stopped:
+            client.stopped = False
+            if client.queue:
+                self._wake(client)
 
     def forget(self, number: int) -> Client | None:
         """Take out a client with all its trials; return what it was."""

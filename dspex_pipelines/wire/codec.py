@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, cast
 
 from dspex.v1 import types_pb2
@@ -16,9 +17,19 @@ HEARTBEAT_S = 0.5
 FRAME_TRIALS = 64
 FRAME_BYTES = 1 << 20
 MESSAGE_LIMIT = 16 << 20
+"""Most bytes of a message to the bridge."""
+PAYLOAD_BYTES = MESSAGE_LIMIT - (1 << 20)
+"""Most bytes of all that a trial takes along (example and outputs), or that an outcome brings back."""
+RELAYED_LIMIT = MESSAGE_LIMIT + (1 << 20)
+"""Most bytes of a message from the bridge: what it was sent, and what it adds to that."""
 CHANNEL_OPTIONS: list[tuple[str, int]] = [
-    ("grpc.max_receive_message_length", MESSAGE_LIMIT),
+    ("grpc.max_receive_message_length", RELAYED_LIMIT),
     ("grpc.max_send_message_length", MESSAGE_LIMIT),
+]
+"""Of those who dial the bridge."""
+SERVER_OPTIONS: list[tuple[str, int]] = [
+    ("grpc.max_receive_message_length", MESSAGE_LIMIT),
+    ("grpc.max_send_message_length", RELAYED_LIMIT),
 ]
 
 _TO_WIRE: dict[ErrorType, types_pb2.ErrorType.ValueType] = {
@@ -65,6 +76,25 @@ def metric_to_wire(metric: MetricSpec) -> types_pb2.Metric:
 def metric_from_wire(metric: types_pb2.Metric) -> MetricSpec:
     """Return the metric of a wire message."""
     return MetricSpec(entry_point=metric.entry_point, version=metric.version, name=metric.name)
+
+
+def checked_about(program: types_pb2.Program, metrics: Iterable[types_pb2.Metric]) -> bytes:
+    """Return what a session is about, as it goes to the workers; raises `InvalidValue`.
+
+    The program's parameters stay unread: only workers look at payloads.
+    """
+    unread = types_pb2.Program(entry_point=program.entry_point, version=program.version, isolation=program.isolation)
+    program_from_wire(unread)
+    for metric in metrics:
+        metric_from_wire(metric)
+    return types_pb2.Session(program=program, metrics=metrics).SerializeToString()
+
+
+def session_to_wire(session_id: int, about: bytes) -> types_pb2.Session:
+    """Return the wire form of a session that is about what `checked_about` returned."""
+    session = types_pb2.Session.FromString(about)
+    session.session_id = session_id
+    return session
 
 
 def trial_to_wire(

@@ -19,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from dspex.v1 import session_pb2, session_pb2_grpc
 from dspex_pipelines.bridge.client import PoolClient
 from dspex_pipelines.bridge.server import Bridge
-from dspex_pipelines.bridge.sessions import SessionStore, Snapshot
+from dspex_pipelines.bridge.sessions import SessionLimits, SessionStore, Snapshot
 from dspex_pipelines.errors import InvalidValue, ProgramUnavailable, UnknownSession, VersionConflict
 from dspex_pipelines.model.payload import decode, encode
 from dspex_pipelines.model.space import Configuration, ConfigurationSpace, Ordered
@@ -51,9 +51,9 @@ class Sessions(RuleBasedStateMachine):
 
     @initialize(kept=st.sampled_from([0, 1, 3]))
     def open_session(self, kept: int) -> None:
-        self.store = SessionStore(unreferenced=kept)
+        self.store = SessionStore(SessionLimits(unreferenced=kept))
         self.kept = max(kept, 1)  # the newest stays in any case
-        self.id = self.store.open(PROGRAM, [METRIC], SPACE).session_id
+        self.id = self.store.open(b"", SPACE).session_id
 
     def alive(self, version: int) -> bool:
         try:
@@ -187,7 +187,7 @@ TestSessions.settings = settings(max_examples=60, stateful_step_count=40, deadli
 
 def test_without_a_space_only_plain_values_by_name_are_taken() -> None:
     store = SessionStore()
-    session = store.open(PROGRAM, [], None).session_id
+    session = store.open(b"", None).session_id
     first = store.set_variables(session, {"k": 1, "name": "x", "on": True})
     for values in ({"k": 2, "name": None}, {"k": 2, "name": [1]}, {"k": 2, 3: 4}):
         with pytest.raises(InvalidValue):

@@ -258,16 +258,16 @@ async def test_trials_in_flight_outlive_their_session(client: PoolClient, bridge
 async def test_a_session_is_closed_on_the_worker_after_its_last_trial() -> None:
     """The trial that is dispatched before the worker has heard of the close needs the session as much as others."""
     hub = Hub(dispatcher=Dispatcher(), sessions=SessionStore())
-    session = hub.sessions.open(PROGRAM, [], None).session_id
+    session = hub.sessions.open(b"", None).session_id
     hub.sessions.set_variables(session, {"k": 1})
     worker, caller, seen = hub.attach(worker_pb2.WorkerHello(worker_id="w", slots=1)), hub.connect(), Seen()
-    hub.submit(caller, [wire_trial(x, session) for x in range(3)])
+    hub.submit(caller, [wire_trial(x, session) for x in range(3)], 0)
     (trial,) = seen.take(worker.next_frame())
     hub.close_session(session)
     for _ in range(2):
-        hub.heard(worker, worker_pb2.AttachRequest(outcomes=[types_pb2.Outcome(id=trial.id)]))
+        hub.heard(worker, worker_pb2.AttachRequest(outcomes=[types_pb2.Outcome(id=trial.id)]), 0)
         (trial,) = seen.take(worker.next_frame())
-    hub.heard(worker, worker_pb2.AttachRequest(outcomes=[types_pb2.Outcome(id=trial.id)]))
+    hub.heard(worker, worker_pb2.AttachRequest(outcomes=[types_pb2.Outcome(id=trial.id)]), 0)
     assert seen.take(worker.next_frame()) == []
     assert seen.closed == [session]
     assert [outcome.id for outcome in caller.outcomes] == [0, 1, 2]

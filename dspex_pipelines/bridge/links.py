@@ -1,0 +1,107 @@
+"""What waits to be written to each worker and each client."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+from dspex.v1 import execution_pb2, types_pb2, worker_pb2
+from dspex_pipelines.bridge.holding import LARGE_BYTES, MOST_HELD_BYTES, MOST_UNREAD_BYTES, Held
+from dspex_pipelines.wire.codec import FRAME_BYTES, FRAME_TRIALS
+from dspex_pipelines.wire.marks import MarksOfAnother
+
+
+@dataclass(slots=True, eq=False)
+class WorkerLink:
+    """What waits to be written to one worker, and what it has been sent before."""
+
+    worker_id: str
+    pid: int
+    marks: MarksOfAnother | None = None
+    """Which of its threads runs which trial; None where that cannot be seen from here."""
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    sessions: deque[types_pb2.Session] = field(default_factory=deque[types_pb2.Session])
+    snapshots: deque[types_pb2.Snapshot] = field(default_factory=deque[types_pb2.Snapshot])
+    trials: deque[types_pb2.Trial] = field(default_factory=deque[types_pb2.Trial])
+    cancels: list[int] = field(default_factory=list[int])
+    closed_sessions: list[int] = field(default_factory=list[int])
+    known: dict[int, set[int]] = field(default_factory=dict[int, set[int]])
+    """Session to the versions this worker has been sent."""
+    drain: bool = False
+    gone: bool = False
+    last_seen: float = field(default_factory=time.monotonic)
+
+    def next_frame(self) -> worker_pb2.AttachResponse | None:
+        """Return whatever waits, up to a frame's limits; None when nothing does."""
+        if not (self.trials or self.cancels or self.snapshots or self.closed_sessions or self.drain):
+            return None
+        frame = worker_pb2.AttachResponse()
+        size = 0
+        while self.sessions:
+            size += self.sessions[0].ByteSize()
+            if frame.sessions and size > FRAME_BYTES:
+                return frame
+            frame.sessions.append(self.sessions.popleft())
+        while self.snapshots:
+            size += len(self.snapshots[0].values)
+            if (frame.sessions or frame.snapshots) and size > FRAME_BYTES:
+                # Whose trials wait behind it is not known here, so all of them do.
+                return frame
+            frame.snapshots.append(self.snapshots.popleft())
+        trials: list[types_pb2.Trial] = []
+        while self.trials and len(trials) < FRAME_TRIALS:
+            size += len(self.trials[0].example) + len(self.trials[0].outputs)
+            if size > FRAME_BYTES and (trials or frame.sessions or frame.snapshots):
+                break
+            trials.append(self.trials.popleft())
+        frame.trials.extend(trials)
+        if not self.trials:
+            # Not before the trials they are about: a cancel that overtakes its trial would be lost.
+            frame.cancel_ids.extend(self.cancels)
+            frame.closed_session_ids.extend(self.closed_sessions)
+            frame.drain = self.drain
+            self.cancels, self.closed_sessions, self.drain = [], [], False
+        return frame
+
+
+@dataclass(slots=True, eq=False)
+class ClientLink:
+    """What waits to be written to one client, and how much of its credit is used."""
+
+    number: int
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    outcomes: deque[types_pb2.Outcome] = field(default_factory=deque[types_pb2.Outcome])
+    live: dict[int, tuple[int, int]] = field(default_factory=dict[int, tuple[int, int]])
+    """Trials in flight and the (session, version) each keeps alive."""
+    uncommitted: int = 0
+    gone: bool = False
+    held: Held = field(default_factory=lambda: Held(MOST_HELD_BYTES))
+    """The trials in flight that are large."""
+    unread: Held = field(default_factory=lambda: Held(MOST_UNREAD_BYTES))
+    """The outcomes that wait and are large."""
+    stopped: bool = False
+    """Whether its trials wait until it has read what waits for it."""
+    room: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def next_frame(self) -> execution_pb2.ExecuteProgramsResponse:
+        """Return the outcomes that wait, up to a frame's limits."""
+        outcomes: list[types_pb2.Outcome] = []
+        size = 0
+        while self.outcomes and len(outcomes) < FRAME_TRIALS:
+            if self.unread.sizes:
+                # Those that are not large would all fit.
+                key = id(self.outcomes[0])
+                size += self.unread.sizes.get(key, LARGE_BYTES)
+                if outcomes and size > FRAME_BYTES:
+                    break
+                self.unread.drop(key)
+            outcomes.append(self.outcomes.popleft())
+        return execution_pb2.ExecuteProgramsResponse(outcomes=outcomes)
+
+    async def has_room(self) -> None:
+        """Return once the client may send more."""
+        while self.held.is_full:
+            self.room.clear()
+            await self.room.wait()
