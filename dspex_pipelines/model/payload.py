@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import msgpack
 
 from dspex_pipelines.errors import SerializationError
 
 DIGEST_BYTES = 16
+_FEW_BYTES = 4_096
 
 
 def encode(value: object) -> bytes:
@@ -29,18 +30,38 @@ def encode(value: object) -> bytes:
 
 
 def decode(payload: bytes) -> Any:
-    """Return the value that `encode` was given; an empty payload is ``None``."""
+    """Return the value that `encode` was given; an empty payload is ``None``.
+
+    Raises `SerializationError` for any other bytes, at a cost that is linear in their number.
+    """
     if not payload:
         return None
     try:
-        return msgpack.unpackb(payload, strict_map_key=False)
-    except (ValueError, msgpack.exceptions.UnpackException, RecursionError) as error:
-        raise SerializationError(path="payload", reason=f"not msgpack: {error}") from error
+        if len(payload) > _FEW_BYTES:
+            # Lists are made at the length that they claim, in a list that claims as much, in a list …
+            unpacker = msgpack.Unpacker(max_buffer_size=len(payload))
+            unpacker.feed(payload)
+            unpacker.skip()
+        return msgpack.unpackb(payload, strict_map_key=False, ext_hook=_no_extension, max_ext_len=0)
+    except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
+        reason = str(error) or type(error).__name__
+        raise SerializationError(path="payload", reason=f"not what this package packs: {reason}") from error
+
+
+def _no_extension(code: int, data: bytes) -> NoReturn:
+    msg = f"an extension of type {code}, {len(data)} bytes long"
+    raise ValueError(msg)
 
 
 def canonical(value: object) -> bytes:
-    """Return an encoding in which equal values have equal bytes, whatever the order of their maps."""
-    return encode(_sorted(value))
+    """Return an encoding in which equal values have equal bytes, whatever the order of their maps.
+
+    Raises `SerializationError`, as `encode` does.
+    """
+    try:
+        return encode(_sorted(value))
+    except RecursionError as error:
+        raise SerializationError(path="value", reason="nested too deeply") from error
 
 
 def digest(*parts: bytes) -> bytes:

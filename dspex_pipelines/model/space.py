@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -52,6 +53,10 @@ class Ordered:
     upper: str
     strict: bool = False
 
+    def __post_init__(self) -> None:
+        for name in (self.lower, self.upper):
+            _check_name("ordered", name)
+
     @property
     def names(self) -> tuple[str, ...]:
         """The variables it is about."""
@@ -77,8 +82,10 @@ class Implies:
     def __post_init__(self) -> None:
         for part in ("when", "then"):
             given = cast("Mapping[str, Any]", getattr(self, part))
-            if not given:
+            if not given or not isinstance(given, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance] - read from JSON
                 raise InvalidValue(field=f"implies.{part}", value=given, fix="name at least one variable")
+            for name in given:
+                _check_name(f"implies.{part}", name)
             object.__setattr__(self, part, {name: tuple(options) for name, options in given.items()})
 
     @property
@@ -106,6 +113,14 @@ class AtMost:
     weights: Mapping[str, float]
     bound: float
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.weights, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance] - read from JSON
+            raise InvalidValue(field="at_most.weights", value=self.weights, fix="give a map of variables to numbers")
+        for name, weight in (*self.weights.items(), ("bound", self.bound)):
+            _check_name("at_most", name)
+            if type(weight) not in (int, float) or not math.isfinite(weight):
+                raise InvalidValue(field=f"at_most.{name}", value=weight, fix="give a finite number")
+
     @property
     def names(self) -> tuple[str, ...]:
         """The variables it is about."""
@@ -113,12 +128,17 @@ class AtMost:
 
     def holds(self, values: Mapping[str, Value]) -> bool:
         """Return whether *values* keep the constraint."""
-        total = sum(weight * cast("float", values[name]) for name, weight in self.weights.items())
+        total = sum(float(weight) * float(values[name]) for name, weight in self.weights.items())
         return total <= self.bound
 
     def __str__(self) -> str:
         total = " + ".join(f"{weight:g}*{name}" for name, weight in self.weights.items())
         return f"{total} <= {self.bound:g}"
+
+
+def _check_name(constraint: str, name: object) -> None:
+    if not isinstance(name, str):
+        raise InvalidValue(field=constraint, value=name, fix="name variables by strings")
 
 
 Constraint: TypeAlias = Ordered | Implies | AtMost
@@ -145,16 +165,16 @@ class ConfigurationSpace:
             if not isinstance(given, tuple | list):
                 raise InvalidValue(field=f"space.{part}", value=given, fix="give a tuple; one alone needs a comma")
             object.__setattr__(self, part, tuple(cast("list[object]", given)))
-        names = [variable.name for variable in self.variables]
-        for name in names:
-            if names.count(name) > 1:
-                raise InvalidValue(field="space.variables", value=name, fix="give each variable once")
-        kinds = {variable.name: variable.kind for variable in self.variables}
+        kinds: dict[str, str] = {}
+        for variable in self.variables:
+            if variable.name in kinds:
+                raise InvalidValue(field="space.variables", value=variable.name, fix="give each variable once")
+            kinds[variable.name] = variable.kind
         for constraint in self.constraints:
             for name in constraint.names:
                 if name not in kinds:
                     raise InvalidValue(
-                        field=f"constraint {constraint}", value=name, fix=f"the variables are {', '.join(names)}"
+                        field=f"constraint {constraint}", value=name, fix=f"the variables are {', '.join(kinds)}"
                     )
                 if not isinstance(constraint, Implies) and kinds[name] not in _NUMERIC:
                     raise InvalidValue(
@@ -246,7 +266,7 @@ class ConfigurationSpace:
             constraints = tuple(_constraint_from_json(item) for item in document.get("constraints", []))
         except InvalidValue:
             raise
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise InvalidValue(field="space", value=text, fix="give the JSON that to_json wrote") from error
         return cls(variables=variables, constraints=constraints)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any, cast
 
 from dspex.v1 import types_pb2
+from dspex_pipelines.errors import SerializationError
 from dspex_pipelines.model.outcome import Attempt, ErrorType, TrialError, TrialOutcome, TrialResult
-from dspex_pipelines.model.payload import decode, encode
+from dspex_pipelines.model.payload import DIGEST_BYTES, decode, encode
+from dspex_pipelines.model.space import Configuration
 from dspex_pipelines.model.trial import Example, Isolation, MetricSpec, ProgramSpec, TrialSpec
 
 PROTOCOL_VERSION = 1
@@ -35,6 +38,8 @@ SERVER_OPTIONS: list[tuple[str, int]] = [
 _TO_WIRE: dict[ErrorType, types_pb2.ErrorType.ValueType] = {
     kind: types_pb2.ErrorType.Value(f"ERROR_TYPE_{kind.name}") for kind in ErrorType
 }
+_MOST_VERSION = 2**63 - 1
+"""As large a number as a journal's column takes."""
 _FROM_WIRE = {number: kind for kind, number in _TO_WIRE.items()}
 
 
@@ -59,10 +64,15 @@ def program_to_wire(program: ProgramSpec) -> types_pb2.Program:
 
 
 def program_from_wire(program: types_pb2.Program) -> ProgramSpec:
-    """Return the program of a wire message; raises `InvalidValue` for one that cannot be."""
+    """Return the program of a wire message; raises `InvalidValue` or `SerializationError` for one that cannot be."""
+    init = decode(program.init)
+    if init is None:
+        init = {}
+    if not isinstance(init, dict) or not all(isinstance(name, str) for name in cast("dict[Any, Any]", init)):
+        raise SerializationError(path="program.init", reason="not a map of names to values")
     return ProgramSpec(
         entry_point=program.entry_point,
-        init=decode(program.init) or {},
+        init=cast("dict[str, Any]", init),
         version=program.version,
         isolation=cast("Isolation", program.isolation or "shared"),
     )
@@ -74,7 +84,7 @@ def metric_to_wire(metric: MetricSpec) -> types_pb2.Metric:
 
 
 def metric_from_wire(metric: types_pb2.Metric) -> MetricSpec:
-    """Return the metric of a wire message."""
+    """Return the metric of a wire message; raises `InvalidValue` for one that cannot be."""
     return MetricSpec(entry_point=metric.entry_point, version=metric.version, name=metric.name)
 
 
@@ -119,9 +129,39 @@ def trial_to_wire(
 
 
 def example_from_wire(payload: bytes) -> Example:
-    """Return the example that `Example.payload` holds."""
-    example_id, inputs, labels, group, metadata = cast("list[Any]", decode(payload))
+    """Return the example that `Example.payload` holds; raises `SerializationError` or `InvalidValue`."""
+    try:
+        example_id, inputs, labels, group, metadata = decode(payload)
+    except (TypeError, ValueError):
+        raise _not_an_example() from None
+    if not (
+        type(inputs) is dict
+        and type(labels) is dict
+        and type(metadata) is dict
+        and type(example_id) is type(group) is str
+    ):
+        raise _not_an_example()
+    for name in cast("dict[object, Any]", inputs):
+        if type(name) is not str:
+            raise SerializationError(path=f"example.inputs[{name!r}]", reason="inputs are named by strings")
     return Example(example_id=example_id, inputs=inputs, labels=labels, group=group, metadata=metadata)
+
+
+def _not_an_example() -> SerializationError:
+    return SerializationError(path="example", reason="not a list of id, inputs, labels, group and metadata")
+
+
+def configuration_from_wire(values: bytes) -> Configuration:
+    """Return the configuration of a snapshot's values; raises `SerializationError`."""
+    decoded = decode(values)
+    if decoded is None:
+        decoded = {}
+    if not isinstance(decoded, dict) or not all(
+        isinstance(name, str) and isinstance(value, bool | int | float | str)
+        for name, value in cast("dict[Any, Any]", decoded).items()
+    ):
+        raise SerializationError(path="values", reason="not a map of names to numbers, booleans and strings")
+    return Configuration(cast("dict[str, Any]", decoded))
 
 
 def failure_to_wire(
@@ -171,17 +211,27 @@ def attempt_from_wire(attempt: types_pb2.Attempt) -> Attempt:
 
 
 def outcome_from_wire(outcome: types_pb2.Outcome, trial_id: bytes) -> TrialOutcome:
-    """Return the value of an outcome message, for the trial it answers."""
-    history = tuple(attempt_from_wire(attempt) for attempt in outcome.history) if outcome.history else ()
-    if not outcome.HasField("failure"):
+    """Return the value of an outcome message, for the trial it answers; what a worker says of itself is bounded."""
+    failed = outcome.HasField("failure")
+    attempts = outcome.attempts
+    # A trial that went well at once has no past.
+    history = tuple(map(attempt_from_wire, outcome.history)) if failed or attempts > 1 else ()
+    version = outcome.session_version
+    if version > _MOST_VERSION:
+        version = 0
+    run_s = outcome.run_s
+    # Not every number is one that a journal can hold and that can be added up.
+    if not 0.0 <= run_s < math.inf:
+        run_s = 0.0
+    if not failed:
         return TrialResult(
             trial_id=trial_id,
-            configuration_digest=outcome.configuration_digest,
-            session_version=outcome.session_version,
-            attempts=outcome.attempts,
+            configuration_digest=outcome.configuration_digest[:DIGEST_BYTES],
+            session_version=version,
+            attempts=attempts,
             worker=outcome.worker_id,
             queue_s=outcome.queue_s,
-            run_s=outcome.run_s,
+            run_s=run_s,
             outputs_payload=outcome.outputs,
             scores_payload=outcome.scores,
             trace_payload=outcome.trace,
@@ -191,18 +241,18 @@ def outcome_from_wire(outcome: types_pb2.Outcome, trial_id: bytes) -> TrialOutco
     failure = outcome.failure
     return TrialError(
         trial_id=trial_id,
-        configuration_digest=outcome.configuration_digest,
+        configuration_digest=outcome.configuration_digest[:DIGEST_BYTES],
         type=error_type_from_wire(failure.type),
         message=failure.message,
         traceback=failure.traceback,
         retryable=failure.retryable,
         fingerprint=failure.fingerprint,
-        retry_after_s=failure.retry_after_s,
-        session_version=outcome.session_version,
-        attempts=outcome.attempts,
+        retry_after_s=max(0.0, failure.retry_after_s),
+        session_version=version,
+        attempts=attempts,
         worker=outcome.worker_id,
         queue_s=outcome.queue_s,
-        run_s=outcome.run_s,
+        run_s=run_s,
         outputs_payload=outcome.outputs,
         history=history,
     )

@@ -17,11 +17,11 @@ from dspex_pipelines.model.outcome import ErrorType
 from dspex_pipelines.model.payload import encode
 from dspex_pipelines.model.space import Configuration
 from dspex_pipelines.wire import marks
-from dspex_pipelines.wire.codec import MESSAGE_LIMIT, failure_to_wire
+from dspex_pipelines.wire.codec import PAYLOAD_BYTES, failure_to_wire
 
 MESSAGE_CHARACTERS = 4_000
 TRACEBACK_CHARACTERS = 16_000
-OUTCOME_BYTES = MESSAGE_LIMIT - (1 << 20)
+OUTCOME_BYTES = PAYLOAD_BYTES
 _OURS = (str(Path(__file__).parent), str(Path(marks.__file__)))
 
 
@@ -42,12 +42,9 @@ def answer_result(
     )
     try:
         payload = encode(plain(outputs))
-        if len(payload) > OUTCOME_BYTES:
-            raise SerializationError(
-                path="outputs", reason=f"{len(payload):,} bytes are more than the {OUTCOME_BYTES:,} allowed"
-            )
+        _check_size("outputs", len(payload), OUTCOME_BYTES)
     except SerializationError as error:
-        outcome.failure.CopyFrom(failure_to_wire(ErrorType.SERIALIZATION, str(error)))
+        outcome.failure.CopyFrom(failure_to_wire(ErrorType.SERIALIZATION, _clean(str(error)[:MESSAGE_CHARACTERS])))
         return outcome
     except Exception as error:  # noqa: BLE001 - the outputs' own methods may raise anything
         outcome.failure.CopyFrom(_failure(ErrorType.SERIALIZATION, error))
@@ -55,7 +52,12 @@ def answer_result(
     outcome.outputs = payload
     if not isinstance(scores, BaseException):
         try:
-            outcome.scores = encode({name: _score(name, value) for name, value in scores.items()})
+            judged = encode({name: _score(name, value) for name, value in scores.items()})
+            _check_size("scores", len(judged), OUTCOME_BYTES - len(payload))
+            outcome.scores = judged
+        except SerializationError as error:
+            outcome.failure.CopyFrom(failure_to_wire(ErrorType.SERIALIZATION, _clean(str(error)[:MESSAGE_CHARACTERS])))
+            return outcome
         except Exception as error:  # noqa: BLE001 - as above, of a score
             scores = error
         else:
@@ -68,7 +70,9 @@ def answer_failed(
     trial: types_pb2.Trial, configuration: Configuration, error: BaseException, *, run_s: float
 ) -> types_pb2.Outcome:
     """Return the outcome of a program that raised."""
-    kind = ErrorType.TIMEOUT_RUN if isinstance(error, _OwnTimeout) else ErrorType.PROGRAM_EXCEPTION
+    # Ours, of outputs of an earlier run that are none.
+    unread = isinstance(error, SerializationError)
+    kind = ErrorType.SERIALIZATION if unread else ErrorType.PROGRAM_EXCEPTION
     return types_pb2.Outcome(
         id=trial.id,
         configuration_digest=configuration.digest,
@@ -78,19 +82,23 @@ def answer_failed(
     )
 
 
-def answer_unavailable(trial: types_pb2.Trial, configuration: Configuration, error: DspexError) -> types_pb2.Outcome:
-    """Return the outcome of a trial whose program cannot be used here."""
-    kind = ErrorType.PROGRAM_UNAVAILABLE if isinstance(error, ProgramUnavailable) else ErrorType.INVALID_CONFIGURATION
+def answer_unavailable(
+    trial: types_pb2.Trial, configuration: Configuration | None, error: DspexError
+) -> types_pb2.Outcome:
+    """Return the outcome of a trial whose program, or configuration, cannot be used here."""
+    match error:
+        case ProgramUnavailable():
+            kind = ErrorType.PROGRAM_UNAVAILABLE
+        case SerializationError():
+            kind = ErrorType.SERIALIZATION
+        case _:
+            kind = ErrorType.INVALID_CONFIGURATION
     return types_pb2.Outcome(
         id=trial.id,
-        configuration_digest=configuration.digest,
+        configuration_digest=b"" if configuration is None else configuration.digest,
         session_version=trial.version,
-        failure=failure_to_wire(kind, str(error)[:MESSAGE_CHARACTERS]),
+        failure=failure_to_wire(kind, _clean(_said(error)[:MESSAGE_CHARACTERS])),
     )
-
-
-class _OwnTimeout(Exception):
-    """Never raised: the dispatcher owns the deadline, and its outcome came first."""
 
 
 def plain(outputs: Any) -> Any:
@@ -170,6 +178,11 @@ def _program_traceback(error: BaseException) -> str:
 def _clean(text: str) -> str:
     """Return text that protobuf takes: lone surrogates are written out."""
     return text.encode("utf-8", errors="backslashreplace").decode()
+
+
+def _check_size(part: str, size: int, most: int) -> None:
+    if size > most:
+        raise SerializationError(path=part, reason=f"{size:,} bytes are more than the {most:,} allowed")
 
 
 def _score(name: str, value: Any) -> float | int | bool:

@@ -82,7 +82,11 @@ class ProgramExecutor:
 
     def submit(self, trial: types_pb2.Trial) -> None:
         """Run *trial* under exactly the snapshot it names."""
-        found = self._context.find(trial.session_id, trial.version)
+        try:
+            found = self._context.find(trial.session_id, trial.version)
+        except DspexError as error:
+            self._deliver(answer_unavailable(trial, None, error))
+            return
         if found is None:
             message = f"this worker was never sent version {trial.version} of its session"
             failure = failure_to_wire(ErrorType.STALE_STATE, message, retryable=True)
@@ -92,8 +96,9 @@ class ProgramExecutor:
         try:
             example = example_from_wire(trial.example)
             inputs = tuple(example.inputs)
-        except Exception as error:  # noqa: BLE001 - a client of another make may send anything
-            message = f"the example cannot be read: {type(error).__name__}: {error}"
+        except DspexError as error:
+            # A client of another make may send anything.
+            message = f"the example cannot be read: {error}"
             self._deliver(types_pb2.Outcome(id=trial.id, failure=failure_to_wire(ErrorType.SERIALIZATION, message)))
             return
         key = (trial.session_id, trial.version, inputs)

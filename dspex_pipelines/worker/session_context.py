@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from dspex.v1 import types_pb2
-from dspex_pipelines.model.payload import decode
+from dspex_pipelines.errors import DspexError
 from dspex_pipelines.model.space import Configuration
 from dspex_pipelines.model.trial import MetricSpec, ProgramSpec
-from dspex_pipelines.wire.codec import metric_from_wire, program_from_wire
+from dspex_pipelines.wire.codec import configuration_from_wire, metric_from_wire, program_from_wire
 
 
 @dataclass(slots=True, kw_only=True)
@@ -17,33 +17,41 @@ class KnownSession:
 
     program: ProgramSpec
     metrics: tuple[MetricSpec, ...]
-    snapshots: dict[int, Configuration] = field(default_factory=dict[int, Configuration])
+    snapshots: dict[int, Configuration | DspexError] = field(default_factory=dict[int, Configuration | DspexError])
 
 
 class SessionContext:
-    """Snapshots by (session, version): immutable once here, so versions run side by side."""
+    """Snapshots by (session, version): immutable once here, so versions run side by side.
+
+    What cannot be read is kept as the error that it is: it fails its own trials, and nothing else.
+    """
 
     def __init__(self) -> None:
-        self._sessions: dict[int, KnownSession] = {}
+        self._sessions: dict[int, KnownSession | DspexError] = {}
 
     def open(self, session: types_pb2.Session) -> None:
         """Take in a session; one that is known already stays as it is."""
-        self._sessions.setdefault(
-            session.session_id,
-            KnownSession(
+        try:
+            known: KnownSession | DspexError = KnownSession(
                 program=program_from_wire(session.program),
                 metrics=tuple(metric_from_wire(metric) for metric in session.metrics),
-            ),
-        )
+            )
+        except DspexError as error:
+            known = error
+        self._sessions.setdefault(session.session_id, known)
 
     def add(self, snapshot: types_pb2.Snapshot) -> None:
         """Take in a snapshot of an open session."""
-        self.put(snapshot.session_id, snapshot.version, Configuration(decode(snapshot.values)))
+        try:
+            configuration: Configuration | DspexError = configuration_from_wire(snapshot.values)
+        except DspexError as error:
+            configuration = error
+        self.put(snapshot.session_id, snapshot.version, configuration)
 
-    def put(self, session_id: int, version: int, configuration: Configuration) -> None:
+    def put(self, session_id: int, version: int, configuration: Configuration | DspexError) -> None:
         """Keep *configuration* as that version of an open session; a version never changes."""
         session = self._sessions.get(session_id)
-        if session is not None:
+        if isinstance(session, KnownSession):
             session.snapshots.setdefault(version, configuration)
 
     def close(self, session_id: int) -> None:
@@ -51,9 +59,13 @@ class SessionContext:
         self._sessions.pop(session_id, None)
 
     def find(self, session_id: int, version: int) -> tuple[KnownSession, Configuration] | None:
-        """Return what exactly that snapshot says, or None when it was never sent."""
+        """Return what exactly that snapshot says, or None when it was never sent; raises why it cannot be read."""
         session = self._sessions.get(session_id)
+        if isinstance(session, DspexError):
+            raise session.with_traceback(None)
         if session is None:
             return None
         configuration = session.snapshots.get(version)
+        if isinstance(configuration, DspexError):
+            raise configuration.with_traceback(None)
         return None if configuration is None else (session, configuration)

@@ -173,9 +173,8 @@ class WorkerWire:
     def _next_frame(self) -> worker_pb2.AttachRequest:
         outcomes: list[types_pb2.Outcome] = []
         size = 0
-        while self._outcomes and len(outcomes) < FRAME_TRIALS and size < FRAME_BYTES:
-            outcome = self._outcomes[0]
-            size += len(outcome.outputs) + len(outcome.trace) + 256
+        while self._outcomes and len(outcomes) < FRAME_TRIALS:
+            size += self._outcomes[0].ByteSize()
             if outcomes and size > FRAME_BYTES:
                 break
             outcomes.append(self._outcomes.popleft())
