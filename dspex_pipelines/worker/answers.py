@@ -53,14 +53,14 @@ def answer_result(
     if not isinstance(scores, BaseException):
         try:
             judged = encode({name: _score(name, value) for name, value in scores.items()})
-            _check_size("scores", len(judged), OUTCOME_BYTES - len(payload))
-            outcome.scores = judged
-        except SerializationError as error:
-            outcome.failure.CopyFrom(failure_to_wire(ErrorType.SERIALIZATION, _clean(str(error)[:MESSAGE_CHARACTERS])))
-            return outcome
         except Exception as error:  # noqa: BLE001 - as above, of a score
             scores = error
         else:
+            try:
+                _check_size("scores", len(judged), OUTCOME_BYTES - len(payload))
+                outcome.scores = judged
+            except SerializationError as error:
+                outcome.failure.CopyFrom(failure_to_wire(ErrorType.SERIALIZATION, str(error)))
             return outcome
     outcome.failure.CopyFrom(_failure(ErrorType.METRIC_EXCEPTION, scores))
     return outcome
