@@ -8,6 +8,7 @@ that do not wait for a lock.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import time
@@ -35,8 +36,9 @@ def suspects(pid: int, marks: MarksOfAnother | None) -> list[int]:
 def kill(pid: int, worker_id: str) -> bool:
     """Kill process *pid* if it is that worker, here; return whether it was."""
     with contextlib.suppress(OSError):
-        # The pid is what the worker said: it may be of another machine or container.
-        if worker_id.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+        # The pid is what the worker said: it may be of another machine or container, or of somebody else.
+        said = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        if (b"--worker-id", worker_id.encode()) in itertools.pairwise(said):
             os.kill(pid, signal.SIGKILL)
             return True
     return False

@@ -11,6 +11,7 @@ from dspex_pipelines.errors import (
     PoolInterrupted,
     PoolUnreachable,
     ProgramUnavailable,
+    QuotaExceeded,
     UnknownSession,
 )
 from dspex_pipelines.model.outcome import ErrorType, TrialError, TrialOutcome, TrialResult
@@ -101,6 +102,9 @@ class TrialRunner:
             return _failed(spec, ErrorType.INVALID_CONFIGURATION, str(error))
         except ProgramUnavailable as error:
             return _failed(spec, ErrorType.PROGRAM_UNAVAILABLE, str(error))
+        except QuotaExceeded as error:
+            # A later run may find room.
+            return _failed(spec, ErrorType.STALE_STATE, str(error), retryable=True)
         except PoolUnreachable as error:
             self.pool_lost = error
             return _failed(spec, ErrorType.WORKER_LOST, str(error), retryable=True)

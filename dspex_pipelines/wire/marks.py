@@ -10,8 +10,10 @@ import contextlib
 import itertools
 import mmap
 import os
+import stat
 import threading
 import types
+import weakref
 from collections.abc import Awaitable, Generator
 from typing import Any
 
@@ -67,25 +69,36 @@ class Marks:
 
 
 class MarksOfAnother:
-    """The table of another process on this machine."""
+    """The table of another process on this machine, which may do with it what it likes: it is read, never mapped."""
 
-    def __init__(self, table: mmap.mmap) -> None:
-        self._table = table
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        weakref.finalize(self, os.close, fd)
 
     @classmethod
     def open(cls, pid: int, fd: int) -> MarksOfAnother | None:
-        """Return the table behind a descriptor of process *pid*; None where it cannot be had."""
+        """Return the table behind a descriptor of process *pid*; None where it cannot be had, or is no such table."""
         if fd <= 0:
             return None
         with contextlib.suppress(OSError, ValueError):
-            own = os.open(f"/proc/{pid}/fd/{fd}", os.O_RDONLY)
-            try:
-                return cls(mmap.mmap(own, _BYTES, access=mmap.ACCESS_READ))
-            finally:
+            path = f"/proc/{pid}/fd/{fd}"
+            # Looked at before it is opened: opening a pipe may wait, and opening a device may do something.
+            if _is_table(os.stat(path)):  # noqa: PTH116 - of an anonymous file
+                own = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+                if _is_table(os.fstat(own)):
+                    return cls(own)
                 os.close(own)
         return None
 
     def running(self) -> dict[int, int]:
         """Return thread id to attempt, of the threads that run one."""
-        cells = memoryview(self._table[:]).cast("Q")
-        return {cells[index]: cells[index + 1] for index in range(0, 2 * PAIRS, 2) if cells[index + 1]}
+        try:
+            cells = memoryview(os.pread(self._fd, _BYTES, 0)).cast("Q")
+        except (OSError, TypeError):
+            # Cut off since.
+            return {}
+        return {cells[index]: cells[index + 1] for index in range(0, len(cells) - 1, 2) if cells[index + 1]}
+
+
+def _is_table(status: os.stat_result) -> bool:
+    return stat.S_ISREG(status.st_mode) and status.st_size == _BYTES
