@@ -219,9 +219,8 @@ def _leaderboard_table(board: object, limit: int | None) -> Table:
     rows = board.rows(limit)
     table = Table(title=f"By {board.metric}: mean and 95% interval clustered by group", title_justify="left")
     for name in rows[0]:
-        table.add_column(
-            name, justify="right" if name in {"#", "n", "failures", "not run"} else "left", no_wrap=name != "configuration"
-        )
+        numeric = name in {"#", "n", "failures", "not run"}
+        table.add_column(name, justify="right" if numeric else "left", no_wrap=name != "configuration")
     for row in rows:
         table.add_row(*row.values())
     return table

@@ -52,6 +52,30 @@ def test_every_item_has_one_outcome_and_the_bound_holds(count: int, concurrency:
     assert most <= concurrency
 
 
+@pytest.mark.parametrize("concurrency", [1, 3, 50])
+async def test_stop_lets_what_is_in_flight_end_and_pulls_nothing_more(concurrency: int) -> None:
+    started: list[int] = []
+    release = asyncio.Event()
+
+    async def runner(item: int) -> int:
+        started.append(item)
+        if item >= 5:
+            await release.wait()
+        return item
+
+    executor = ParallelExecutor[int, int](max_concurrency=concurrency)
+    found: list[int] = []
+    async for outcome in executor.run(iter(range(10_000)), runner):
+        assert outcome.ok
+        found.append(outcome.item)
+        if len(found) == 5:
+            executor.stop()
+            release.set()
+    assert sorted(found) == started
+    assert len(found) <= 5 + 2 * concurrency
+    assert executor.get_progress().in_flight == 0
+
+
 async def test_input_is_pulled_only_as_there_is_room() -> None:
     pulled = 0
 

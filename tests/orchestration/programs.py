@@ -64,3 +64,16 @@ def size(example, outputs) -> float:
 
 def parts(example, outputs) -> dict[str, float]:
     return {"zeta": 0.25, "alpha": 0.75}
+
+
+def raises_and_logs(x: int, k: int, log: str) -> int:
+    logged(x, k, log)
+    return fifth_raises(x, k)
+
+
+async def hangs_from(x: int, k: int, log: str) -> int:
+    """Answer for the first ten examples of the first configuration, and never for the others."""
+    logged(x, k, log)
+    if x >= 10 or k > 1:
+        await asyncio.sleep(3600)
+    return x * k

@@ -46,6 +46,12 @@ class DagsterUi:
 
     url: str
     log: Path
+    home: Path
+
+    @property
+    def runtime_root(self) -> Path:
+        """Where its runs have their local pools."""
+        return self.home / "dspex"
 
     def graphql(self, query: str) -> dict[str, Any]:
         """Ask the webserver; raises `URLError` while it does not listen yet."""
@@ -85,13 +91,18 @@ def dagster_dev(home: Path, *, within_s: float = 100.0) -> Iterator[DagsterUi]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    ui = DagsterUi(url=f"http://127.0.0.1:{port}", log=home / "dev.log")
+    ui = DagsterUi(url=f"http://127.0.0.1:{port}", log=home / "dev.log", home=home)
     command = [sys.executable, "-m", "dagster", "dev", "--workspace", "workspace.yaml", "--host", "127.0.0.1"]
     with ui.log.open("w") as log:
         process = subprocess.Popen(
             [*command, "--port", port],
             cwd=ROOT,
-            env={**os.environ, "DAGSTER_HOME": str(home), "DAGSTER_DISABLE_TELEMETRY": "1"},
+            env={
+                **os.environ,
+                "DAGSTER_HOME": str(home),
+                "DAGSTER_DISABLE_TELEMETRY": "1",
+                "XDG_RUNTIME_DIR": str(home),
+            },
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -141,8 +152,10 @@ def launch(page: Page, partition: str, config: Mapping[str, object]) -> None:
         page.keyboard.press("End")
         page.keyboard.press("Shift+Home")
         page.keyboard.type(f"{name}: {value}")
+        expect(page.locator(".CodeMirror-line", has_text=f"{name}:")).to_have_text(f"{name}: {value}")
     page.get_by_placeholder("Partition").click()
     page.get_by_role("menuitem", name=partition).click()
+    expect(page.get_by_text("No errors", exact=True)).to_be_visible()
     page.locator(".dagster-portal").get_by_text("Materialize", exact=True).click()
     page.wait_for_url("**/runs/*")
 

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import Callable, Iterator
+import sqlite3
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import Page, expect
 
+from dspex_pipelines.bridge import local_pool
+from dspex_pipelines.bridge.client import PoolClient, PoolStatus
 from tests.ui import driving
 from tests.ui.driving import DagsterUi, Run
 
@@ -79,7 +86,7 @@ def test_a_launched_partition_succeeds_with_its_tags(run: Run) -> None:
     assert run.status == "SUCCESS", run.log
     assert run.tags.items() >= TAGS.items()
     trials = EXAMPLES * CONFIGURATIONS
-    assert f"{trials} trials: {trials} run (0 failed), 0 reused" in run.log
+    assert f"{trials} trials: {trials} run (0 failed), 0 scored again, 0 reused" in run.log
 
 
 def test_the_run_shows_its_tags(page: Page, ui: DagsterUi, run: Run) -> None:
@@ -124,3 +131,42 @@ def test_the_graph_shows_what_is_materialised(page: Page, ui: DagsterUi, run: Ru
     # One of six partitions, of the data set and of the evaluation.
     expect(page.get_by_text(re.compile("^1[67]% filled$"))).to_have_count(2)
     expect(page.get_by_text("Materialized", exact=True)).to_have_count(1)
+
+
+def test_a_terminated_run_cancels_its_trials_and_keeps_what_is_done(page: Page, ui: DagsterUi, run: Run) -> None:
+    driving.open_launchpad(page, ui)
+    # So many trials that it would run for many minutes; in one step, so that what is recorded is of its middle.
+    driving.launch(page, PARTITION, {"repeats": 2000, "trials_per_op": 10_000_000, "idle_s": 5})
+    terminated = page.url.rpartition("/")[2]
+    before = recorded(ui)
+    deadline = time.monotonic() + 90
+    while recorded(ui) < before + 500:
+        assert time.monotonic() < deadline, ui.log.read_text()[-2000:]
+        time.sleep(0.1)
+    page.get_by_role("button", name="Terminate").click()
+    page.get_by_role("dialog").get_by_role("button", name="Terminate").click()
+    ended = ui.ended("evaluation")
+    assert (ended.run_id, ended.status) == (terminated, "CANCELED"), ended.log
+    assert recorded(ui) >= before + 500
+    (pool,) = local_pool.status(runtime_root=ui.runtime_root)
+    deadline = time.monotonic() + 30
+    while (status := run_apart(pool_status(pool.address))).in_flight or status.queue_depth or status.clients > 1:
+        assert time.monotonic() < deadline, status
+        time.sleep(0.1)
+
+
+def recorded(ui: DagsterUi) -> int:
+    """How many executions the journal has."""
+    with sqlite3.connect(ui.home / "storage" / "dspex" / "journal.sqlite") as journal:
+        return journal.execute("SELECT count(*) FROM executions").fetchone()[0]
+
+
+async def pool_status(address: str) -> PoolStatus:
+    async with PoolClient(address) as client:
+        return await client.status()
+
+
+def run_apart(coroutine: Coroutine[Any, Any, PoolStatus]) -> PoolStatus:
+    """In a thread of its own: Playwright's loop runs in this one."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, coroutine).result()
