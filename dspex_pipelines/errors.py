@@ -120,6 +120,16 @@ class Interrupted(DspexError):
         super().__init__("interrupted; what is done is kept, and running it again does only the rest")
 
 
+class JournalError(DspexError):
+    """The journal at `journal` cannot be used, because of `reason`; what failed has left nothing half-written."""
+
+    def __init__(self, *, journal: str, reason: str, fix: str) -> None:
+        self.journal = journal
+        self.reason = reason
+        self.fix = fix
+        super().__init__(f"the journal {journal} {reason}; {fix}")
+
+
 class EvaluationIncomplete(DspexError):
     """The journal lacks outcomes for planned trials, so no result may be made of it."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from typing import Protocol
 from dspex_pipelines.engine.executor import Outcome, ParallelExecutor, Progress
 from dspex_pipelines.engine.journal import Entry, Found, Journal
 from dspex_pipelines.engine.ledger import Ledger
+from dspex_pipelines.engine.recorder import Recorder
 from dspex_pipelines.engine.runner import TrialPool, TrialRunner
 from dspex_pipelines.errors import EvaluationIncomplete
 from dspex_pipelines.model.outcome import Attempt, ErrorType, TrialError, TrialOutcome, TrialResult
@@ -20,10 +20,8 @@ from dspex_pipelines.model.payload import digest, digest_of
 from dspex_pipelines.model.plan import Batch, Plan
 from dspex_pipelines.model.trial import Example, TrialSpec
 
-GROUP = 1_000
-"""Outcomes in a journal transaction."""
-GROUP_S = 0.25
-"""Longest time that a finished outcome waits for its transaction."""
+PAGE = 1_000
+"""Trials that are looked up at a time."""
 STOP_S = 10.0
 """Once a bound of the budget is reached, what is in flight has so long to end before it is cancelled."""
 
@@ -35,11 +33,8 @@ class Missing:
     spec: TrialSpec
     scoring: bytes
     known: TrialOutcome | None = None
-
-    @property
-    def outputs(self) -> bytes:
-        """What its program returned before, when only the scores are missing; else empty."""
-        return self.known.outputs_payload if isinstance(self.known, TrialResult) else b""
+    outputs: bytes = b""
+    """What its program returned before, when only the scores are missing; else empty."""
 
 
 class DurablePool(TrialPool, Protocol):
@@ -108,41 +103,35 @@ async def run_batch(
         max_concurrency=max_concurrency, is_failure=lambda outcome: isinstance(outcome, TrialError)
     )
     missing = _LookedUp(plan, plan.trials(batch, examples), journal)
-    group: list[Entry] = []
-    flushed = time.monotonic()
     rescored = 0
 
     def run(one: Missing) -> Awaitable[TrialOutcome]:
         return runner.run(one.spec, one.outputs)
 
-    def flush() -> None:
-        nonlocal flushed, rescored
-        if group:
-            entries = group.copy()
-            # Only once: a record that fails is not tried again on the way out.
-            group.clear()
-            journal.record(plan.generation, entries, failures_since=plan.failures_since)
-            pool.commit(len(entries))
-            rescored += sum(entry.rescored for entry in entries)
-            if ledger is not None:
-                ledger.spend(entry.outcome for entry in entries)
-        flushed = time.monotonic()
+    def record(entries: list[Entry]) -> None:
+        journal.record(plan.generation, entries, failures_since=plan.failures_since)
+        if ledger is not None:
+            ledger.spend(entry.outcome for entry in entries)
+
+    def durable(entries: list[Entry]) -> None:
+        nonlocal rescored
+        pool.commit(len(entries))
+        rescored += sum(entry.rescored for entry in entries)
+        stopping.look()
         on_progress(executor.get_progress())
 
-    with _Stopping(executor, ledger) as stopping:
-        try:
-            if not stopping.stopped:
-                async with aclosing(executor.run_batches(missing, run, total=batch.stop - batch.start)) as batches:
-                    async for finished in batches:
-                        if runner.pool_lost is not None:
-                            group.extend(_entry(done) for done in finished if isinstance(done.result, TrialResult))
-                            break
-                        group.extend(_entry(done) for done in finished)
-                        if len(group) >= GROUP or time.monotonic() - flushed >= GROUP_S:
-                            flush()
-                            stopping.look()
-        finally:
-            flush()
+    with (
+        _Stopping(executor, ledger) as stopping,
+        Recorder(record, durable=durable, failed=executor.cancel) as recorder,
+    ):
+        if not stopping.stopped:
+            async with aclosing(executor.run_batches(missing, run, total=batch.stop - batch.start)) as batches:
+                async for finished in batches:
+                    if runner.pool_lost is not None:
+                        await recorder.add(_entry(done) for done in finished if isinstance(done.result, TrialResult))
+                        break
+                    await recorder.add(_entry(done) for done in finished)
+    on_progress(executor.get_progress())
     if runner.pool_lost is not None:
         raise runner.pool_lost
     progress = executor.get_progress()
@@ -215,7 +204,7 @@ def planned_outcomes(
     trials = plan.trials(Batch(start=0, stop=plan.total), examples)
     found = 0
     lacking: list[str] = []
-    while page := list(islice(trials, GROUP)):
+    while page := list(islice(trials, PAGE)):
         known = journal.find(plan.generation, {spec.trial_id: scoring.of(spec) for spec in page})
         for spec in page:
             execution = known.get(spec.trial_id)
@@ -254,14 +243,20 @@ class _LookedUp(Iterable[Missing]):
 
     def __iter__(self) -> Iterator[Missing]:
         scoring, plan = self._scoring, self._plan
-        while page := list(islice(self._trials, GROUP)):
+        while page := list(islice(self._trials, PAGE)):
             known = self._journal.find(plan.generation, {spec.trial_id: scoring.of(spec) for spec in page})
             for spec in page:
                 found = known.get(spec.trial_id)
                 if found is not None and _reusable(found, plan.failures_since):
                     self.reused += 1
                 else:
-                    yield Missing(spec, scoring.of(spec), found.outcome if found is not None else None)
+                    yield _missing(spec, scoring.of(spec), found)
+
+
+def _missing(spec: TrialSpec, scoring: bytes, found: Found | None) -> Missing:
+    if found is None:
+        return Missing(spec, scoring)
+    return Missing(spec, scoring, found.outcome, found.outcome.outputs_payload if found.rescorable else b"")
 
 
 def _reusable(found: Found, failures_since: float) -> bool:

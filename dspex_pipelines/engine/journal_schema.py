@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import sqlalchemy as sa
-from sqlalchemy import event, exc
 
 from dspex_pipelines.errors import DspexError
 
 HEAD = "0003"
 """The revision of `migrations` that the tables here are."""
-BUSY_MS = 60_000
-CHECKPOINT_PAGES = 10_000
 _LOCK = 0x64737065
 """Held in PostgreSQL while the tables are brought up to date."""
 
@@ -76,59 +70,21 @@ runs = sa.Table(
 )
 
 
-def open_database(url: sa.URL) -> sa.Engine:
-    """Return the engine of a database that has these tables, made or brought up to date as needed.
+def is_up_to_date(connection: sa.Connection) -> bool:
+    """Return whether the database has these tables, by a read alone."""
+    return _revision(connection) == HEAD
 
-    Raises `DspexError` when it cannot be opened, or was written by a later release.
+
+def bring_up_to_date(connection: sa.Connection, shown: str) -> None:
+    """Make the tables, or the ones of an earlier release these, in the transaction of *connection*.
+
+    Raises `DspexError` when the database was written by a later release; *shown* is what it is called there.
     """
-    shown = url.render_as_string(hide_password=True)
-    try:
-        if url.get_backend_name() == "sqlite":
-            Path(url.database or "").parent.mkdir(parents=True, exist_ok=True)
-            engine = sa.create_engine(url, poolclass=sa.StaticPool)
-            event.listen(engine, "connect", _prepare)
-            event.listen(engine, "begin", _begin)
-        else:
-            engine = sa.create_engine(url, pool_size=1, pool_pre_ping=True)
-        with engine.begin() as connection:
-            _bring_up_to_date(connection, shown)
-    except ModuleNotFoundError as error:
-        raise DspexError(
-            f"the journal {shown} needs a driver that is not installed ({error.name}); "
-            "install dspex-pipelines[postgresql]"
-        ) from error
-    except (OSError, exc.SQLAlchemyError) as error:
-        reason = str(error).splitlines()[0]
-        raise DspexError(
-            f"the journal {shown} cannot be opened ({reason}); give a folder on a local disk that can be written, "
-            "or the URL of a database that answers"
-        ) from error
-    return engine
-
-
-def _prepare(connection: Any, _: object) -> None:
-    # SQLAlchemy's recipe: the driver opens no transactions of its own, `begin` above does.
-    connection.isolation_level = None
-    cursor = connection.cursor()
-    cursor.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
-    cursor.execute("PRAGMA journal_mode = WAL")
-    cursor.execute("PRAGMA synchronous = NORMAL")
-    cursor.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
-    cursor.close()
-
-
-def _begin(connection: sa.Connection) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-
-def _bring_up_to_date(connection: sa.Connection, shown: str) -> None:
-    if _revision(connection) == HEAD:
-        return
     if connection.dialect.name == "postgresql":
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
     found = _revision(connection)
     if found == HEAD:
-        return
+        return  # another process was first
     if found is not None and found > HEAD:
         raise DspexError(
             f"the journal {shown} has layout {found}, this release knows up to {HEAD}; "

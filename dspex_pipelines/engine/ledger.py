@@ -40,7 +40,7 @@ class Ledger:
         """Start the account, or take it up where earlier steps of the run have left it."""
         if not self._budget.is_bounded:
             return
-        with self._journal.engine.begin() as connection:
+        with self._journal.database.writing() as connection:
             new = _INSERT[connection.dialect.name](runs).on_conflict_do_nothing(index_elements=["run_id"])
             connection.execute(
                 new.values(
@@ -70,7 +70,7 @@ class Ledger:
                 tokens += used[0]
                 cost_usd += used[1]
         columns, mine = runs.c, runs.c.run_id == self._run_id
-        with self._journal.engine.begin() as connection:
+        with self._journal.database.writing() as connection:
             booked = (
                 runs.update()
                 .where(mine)
@@ -85,13 +85,17 @@ class Ledger:
             row = _row(connection, self._run_id)
             assert row is not None
             self._started_at = row.started_at
-            self.stopped = row.stopped or self._budget.exceeded_by(
-                Spent(
-                    trials=row.trials,
-                    failed=row.failed,
-                    elapsed_s=time.time() - row.started_at,
-                    tokens=row.tokens,
-                    cost_usd=row.cost_usd,
+            self.stopped = (
+                self.stopped
+                or row.stopped
+                or self._budget.exceeded_by(
+                    Spent(
+                        trials=row.trials,
+                        failed=row.failed,
+                        elapsed_s=time.time() - row.started_at,
+                        tokens=row.tokens,
+                        cost_usd=row.cost_usd,
+                    )
                 )
             )
             if self.stopped and not row.stopped:
@@ -106,7 +110,7 @@ def usage_of(result: TrialResult) -> tuple[int, float]:
 
 def why_stopped(journal: Journal, run_id: str) -> str:
     """Return which bound of its budget stopped that run; empty when none did."""
-    with journal.engine.connect() as connection:
+    with journal.database.reading() as connection:
         row = _row(connection, run_id)
     return "" if row is None else row.stopped
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal, TypeAlias
 
 from dspex_pipelines.errors import InvalidValue
@@ -12,6 +13,8 @@ from dspex_pipelines.model.space import Configuration
 
 Isolation: TypeAlias = Literal["shared", "process"]
 ISOLATIONS: tuple[Isolation, ...] = ("shared", "process")
+BEGINNING_BYTES = 2
+"""So many bytes of a trial's id are its program's and configuration's; the rest tell their trials apart."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +89,11 @@ class MetricSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialSpec:
-    """Program + example + configuration + repeat + seed; `trial_id` is a digest of exactly these."""
+    """Program + example + configuration + repeat + seed; `trial_id` is a digest of exactly these.
+
+    Ids of one program and configuration begin alike: whoever keeps trials sorted by id, as the journal's index does,
+    has those that run together side by side.
+    """
 
     program: ProgramSpec
     example: Example
@@ -97,11 +104,14 @@ class TrialSpec:
 
     def __post_init__(self) -> None:
         identity = self.repeat.to_bytes(4, "big") + self.seed.to_bytes(8, "big")
-        object.__setattr__(
-            self,
-            "trial_id",
-            digest(self.program.digest, self.example.digest, self.configuration.digest, identity),
-        )
+        program, configuration = self.program.digest, self.configuration.digest
+        whole = digest(program, self.example.digest, configuration, identity)
+        object.__setattr__(self, "trial_id", _beginning(program, configuration) + whole[:-BEGINNING_BYTES])
+
+
+@lru_cache(maxsize=4_096)
+def _beginning(program: bytes, configuration: bytes) -> bytes:
+    return digest(program, configuration)[:BEGINNING_BYTES]
 
 
 def check_entry_point(field_name: str, entry_point: object) -> None:

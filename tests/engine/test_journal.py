@@ -220,7 +220,8 @@ def test_the_layout_before_is_brought_up_to_date(journal_url: str) -> None:
         table = sa.Table("executions", sa.MetaData(), autoload_with=connection)
         row = {
             **dict.fromkeys(("session_version", "attempts", "queue_s", "run_s", "recorded_at"), 0),
-            **dict.fromkeys(("configuration_digest", "outputs", "scores", "trace", "usage", "failure"), b""),
+            **dict.fromkeys(("configuration_digest", "scores", "trace", "usage", "failure"), b""),
+            "outputs": b"o",
             "worker": "w",
         }
         timeout = _timed_out_row()

@@ -78,6 +78,17 @@ def test_a_trial_is_another_one_when_any_part_of_it_is(change: dict[str, object]
     assert _spec(**change).trial_id != _spec().trial_id
 
 
+def test_the_trials_of_a_configuration_lie_side_by_side() -> None:
+    examples = [Example(example_id=str(number), inputs={"x": number}) for number in range(100)]
+    kinds = [{"configuration": Configuration({"k": 1})}, {"configuration": Configuration({"k": 2})}]
+    kinds.append({**kinds[0], "program": ProgramSpec(entry_point="a.b:c", version="2")})
+    ids = [[_spec(**kind, example=one).trial_id for one in examples] for kind in kinds]
+    together = sorted(trial_id for some in ids for trial_id in some)
+    assert {len(trial_id) for trial_id in together} == {16}
+    assert {frozenset(together[start : start + 100]) for start in (0, 100, 200)} == set(map(frozenset, ids))
+    assert len({trial_id[:6] for trial_id in ids[0]}) == 100, "the twelve digits that are shown tell a trial apart"
+
+
 def test_labels_are_not_part_of_a_trial() -> None:
     relabelled = Example(example_id="1", inputs={"x": 1}, labels={"y": 3}, group="g")
     assert _spec(example=relabelled).trial_id == _spec().trial_id

@@ -1,0 +1,170 @@
+"""Outcomes as rows of the journal's tables, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple, cast
+
+from dspex_pipelines.model.outcome import Attempt, ErrorType, TrialError, TrialOutcome, TrialResult
+from dspex_pipelines.model.payload import decode, encode
+
+Row = tuple[Any, ...]
+OK = 0
+"""The status of a success. The other numbers are in databases too: append to the enum, never reorder it."""
+STATUS = {kind: number for number, kind in enumerate(ErrorType, start=1)}
+ERROR_TYPE = {number: kind for kind, number in STATUS.items()}
+JUDGED = frozenset((OK, STATUS[ErrorType.METRIC_EXCEPTION]))
+"""Statuses of executions whose outputs metrics have seen."""
+# The sqlite3 module looks for an adapter of each bytes that it is given, never of a bytearray: half the time of a row.
+_blob = bytearray
+_NOTHING = bytearray()
+
+
+class Entry(NamedTuple):
+    """An outcome to be recorded. *scoring* is a digest of the labels and metric versions that it was judged by."""
+
+    scoring: bytes
+    outcome: TrialOutcome
+    rescored: bool = False
+    """Whether only the scores are new: the program's outputs were recorded before."""
+
+
+def execution_row(entry: Entry, generation: int, now: float) -> Row:
+    """Return the values of `executions`, but for its id, in the order of its columns."""
+    scoring, outcome, _ = entry
+    succeeded = isinstance(outcome, TrialResult)
+    return (
+        _blob(outcome.trial_id),
+        generation,
+        _blob(scoring),
+        OK if succeeded else STATUS[outcome.type],
+        succeeded or outcome.type.is_final,
+        _blob(outcome.configuration_digest),
+        outcome.session_version,
+        outcome.attempts,
+        outcome.worker,
+        outcome.queue_s,
+        outcome.run_s,
+        now,
+        _blob(outcome.outputs_payload),
+        _blob(outcome.scores_payload) if succeeded else _NOTHING,
+        _blob(outcome.trace_payload) if succeeded and outcome.trace_payload else _NOTHING,
+        _blob(outcome.usage_payload) if succeeded and outcome.usage_payload else _NOTHING,
+        _NOTHING if succeeded else _blob(_failure(outcome)),
+        _blob(_history_payload(outcome.history)) if outcome.history else _NOTHING,
+    )
+
+
+def scores_row(entry: Entry, generation: int, now: float) -> Row:
+    """Return the values of `scores`, but for its id, in the order of its columns."""
+    scoring, outcome, _ = entry
+    key = (_blob(outcome.trial_id), generation, _blob(scoring))
+    if isinstance(outcome, TrialResult):
+        return (*key, OK, now, _blob(outcome.scores_payload), _NOTHING)
+    return (*key, STATUS[outcome.type], now, _NOTHING, _blob(_failure(outcome)))
+
+
+def outcome_of(row: Sequence[Any]) -> TrialOutcome:
+    """Return the outcome that a row of `executions` is."""
+    (trial_id, _, _, status, _, seen, version, attempts, worker, queue_s, run_s, _, outputs, *body) = row
+    payload, trace, usage, failure, history = body
+    past = _history(history) if history else ()
+    if status == OK:
+        return TrialResult(
+            trial_id=trial_id,
+            configuration_digest=seen,
+            session_version=version,
+            attempts=attempts,
+            worker=worker,
+            queue_s=queue_s,
+            run_s=run_s,
+            outputs_payload=outputs,
+            scores_payload=payload,
+            trace_payload=trace,
+            usage_payload=usage,
+            history=past,
+        )
+    message, traceback, retryable, fingerprint, retry_after_s = decode(failure)
+    return TrialError(
+        trial_id=trial_id,
+        configuration_digest=seen,
+        type=ERROR_TYPE[status],
+        message=message,
+        traceback=traceback,
+        retryable=retryable,
+        fingerprint=fingerprint,
+        retry_after_s=retry_after_s,
+        session_version=version,
+        attempts=attempts,
+        worker=worker,
+        queue_s=queue_s,
+        run_s=run_s,
+        outputs_payload=outputs,
+        history=past,
+    )
+
+
+def judged_again(outcome: TrialOutcome, row: Sequence[Any]) -> TrialOutcome:
+    """Return *outcome* with the scores, or the metric's failure, of a row of `scores`."""
+    (_, _, _, status, _, payload, failure) = row
+    if status == OK:
+        return _as_result(outcome, payload)
+    message, traceback, retryable, fingerprint, retry_after_s = decode(failure)
+    return replace(
+        _as_error(outcome),
+        type=ERROR_TYPE[status],
+        message=message,
+        traceback=traceback,
+        retryable=retryable,
+        fingerprint=fingerprint,
+        retry_after_s=retry_after_s,
+    )
+
+
+def _failure(error: TrialError) -> bytes:
+    return encode([error.message, error.traceback, error.retryable, error.fingerprint, error.retry_after_s])
+
+
+def _history_payload(history: Iterable[Attempt]) -> bytes:
+    return encode(
+        [
+            [one.number, one.worker, STATUS[one.type], one.message, one.fingerprint, one.queue_s, one.run_s]
+            for one in history
+        ]
+    )
+
+
+def _history(payload: bytes) -> tuple[Attempt, ...]:
+    return tuple(
+        Attempt(
+            number=number,
+            worker=worker,
+            type=ERROR_TYPE[status],
+            message=message,
+            fingerprint=fingerprint,
+            queue_s=queue_s,
+            run_s=run_s,
+        )
+        for number, worker, status, message, fingerprint, queue_s, run_s in cast("list[Any]", decode(payload))
+    )
+
+
+def _as_result(outcome: TrialOutcome, scores_payload: bytes) -> TrialResult:
+    if isinstance(outcome, TrialResult):
+        return replace(outcome, scores_payload=scores_payload)
+    return TrialResult(**_shared(outcome), scores_payload=scores_payload)
+
+
+def _as_error(outcome: TrialOutcome) -> TrialError:
+    if isinstance(outcome, TrialError):
+        return outcome
+    return TrialError(**_shared(outcome), type=ErrorType.METRIC_EXCEPTION, message="")
+
+
+def _shared(outcome: TrialOutcome) -> dict[str, Any]:
+    names = (
+        *("trial_id", "configuration_digest", "session_version", "attempts", "worker"),
+        *("queue_s", "run_s", "outputs_payload", "history"),
+    )
+    return {name: getattr(outcome, name) for name in names}

@@ -1,0 +1,140 @@
+"""The two statements that the journal spends its time in, each as its database takes many rows the quickest."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Collection, Iterator, Sequence
+from functools import cache
+from itertools import chain
+from typing import Any, Protocol, cast
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+
+from dspex_pipelines.engine.journal_rows import OK, STATUS, Row
+from dspex_pipelines.engine.journal_schema import executions, scores
+
+_KEYS = {executions.name: ("trial_id", "generation"), scores.name: ("trial_id", "generation", "scoring")}
+_PASSING = ", ".join(str(number) for kind, number in STATUS.items() if not kind.is_final)
+_GIVES_WAY = {executions.name: "NOT executions.final", scores.name: f"scores.status IN ({_PASSING})"}
+# SQLite before 3.32 takes 999 variables.
+_BLOCKS = (512, 64, 8, 1) if sqlite3.sqlite_version_info >= (3, 32) else (32, 8, 1)
+
+
+def columns(table: sa.Table) -> tuple[str, ...]:
+    """Return the names of what is written and read: all but the row's own number."""
+    return tuple(column.name for column in table.columns if column.name != "id")
+
+
+class Statements(Protocol):
+    """What differs between the databases."""
+
+    def upsert(self, connection: sa.Connection, table: sa.Table, rows: Sequence[Row], failures_since: float) -> None:
+        """Write *rows* where there is none of their key, or one that gives way.
+
+        One gives way that is to be run again, or is a failure from before *failures_since*.
+        """
+        ...
+
+    def select(
+        self, connection: sa.Connection, table: sa.Table, generation: int, trial_ids: Collection[bytes]
+    ) -> Sequence[Row]:
+        """Return the rows of these trials."""
+        ...
+
+
+def statements(dialect: str) -> Statements:
+    """Return those of a dialect, by SQLAlchemy's name for it."""
+    return _POSTGRESQL if dialect == "postgresql" else _SQLITE
+
+
+class _Sqlite:
+    """Many rows in one statement: it is one step, and for as long as that takes other threads have the interpreter."""
+
+    def upsert(self, connection: sa.Connection, table: sa.Table, rows: Sequence[Row], failures_since: float) -> None:
+        for block in _blocks(rows):
+            values = (*chain.from_iterable(block), failures_since)
+            connection.exec_driver_sql(self._upsert(table, len(block)), values)
+
+    def select(
+        self, connection: sa.Connection, table: sa.Table, generation: int, trial_ids: Collection[bytes]
+    ) -> Sequence[Row]:
+        found: list[Any] = []
+        for block in _blocks(list(trial_ids)):
+            sql = self._select(table, len(block))
+            found += connection.exec_driver_sql(sql, (generation, *map(bytearray, block))).fetchall()
+        return found
+
+    @cache  # noqa: B019 - one instance, few sizes
+    def _upsert(self, table: sa.Table, count: int) -> str:
+        row = f"({', '.join('?' * len(columns(table)))})"
+        return f"{_into(table)} VALUES {', '.join([row] * count)} {_on_conflict(table, '?')}"
+
+    @cache  # noqa: B019 - one instance, few sizes
+    def _select(self, table: sa.Table, count: int) -> str:
+        return f"{_from(table)} WHERE generation = ? AND trial_id IN ({', '.join('?' * count)})"
+
+
+class _PostgreSql:
+    """A list for each column."""
+
+    def upsert(self, connection: sa.Connection, table: sa.Table, rows: Sequence[Row], failures_since: float) -> None:
+        width = len(_KEYS[table.name])
+        # Two transactions that lock the same rows must do so in the same order.
+        waiting = sorted(rows, key=lambda row: row[:width])
+        while waiting:
+            # No statement may meet a key twice.
+            now = {tuple(map(_hashable, row[:width])): row for row in reversed(waiting)}
+            taken = set(map(id, now.values()))
+            values = [list(column) for column in zip(*reversed(now.values()), strict=True)]
+            connection.exec_driver_sql(self._upsert(table), (*values, failures_since))
+            waiting = [row for row in waiting if id(row) not in taken]
+
+    def select(
+        self, connection: sa.Connection, table: sa.Table, generation: int, trial_ids: Collection[bytes]
+    ) -> Sequence[Row]:
+        found = connection.exec_driver_sql(self._select(table), (generation, list(trial_ids))).fetchall()
+        return cast("Sequence[Row]", found)
+
+    @cache  # noqa: B019 - one instance
+    def _upsert(self, table: sa.Table) -> str:
+        dialect = postgresql.dialect()
+        types = (table.c[name].type.compile(dialect) for name in columns(table))
+        lists = ", ".join(f"%s::{kind}[]" for kind in types)
+        return f"{_into(table)} SELECT * FROM unnest({lists}) {_on_conflict(table, '%s')}"  # noqa: S608 - our own names
+
+    @cache  # noqa: B019 - one instance
+    def _select(self, table: sa.Table) -> str:
+        return f"{_from(table)} WHERE generation = %s AND trial_id = ANY(%s)"
+
+
+_SQLITE, _POSTGRESQL = _Sqlite(), _PostgreSql()
+
+
+def _hashable(value: object) -> object:
+    return bytes(value) if isinstance(value, bytearray) else value
+
+
+def _into(table: sa.Table) -> str:
+    return f"INSERT INTO {table.name} ({', '.join(columns(table))})"
+
+
+def _from(table: sa.Table) -> str:
+    return f"SELECT {', '.join(columns(table))} FROM {table.name}"  # noqa: S608 - our own names
+
+
+def _on_conflict(table: sa.Table, parameter: str) -> str:
+    key = _KEYS[table.name]
+    changes = ", ".join(f"{name} = excluded.{name}" for name in columns(table) if name not in key)
+    failed_before = f"{table.name}.status <> {OK} AND {table.name}.recorded_at < {parameter}"
+    where = f"{_GIVES_WAY[table.name]} OR ({failed_before})"
+    return f"ON CONFLICT ({', '.join(key)}) DO UPDATE SET {changes} WHERE {where}"
+
+
+def _blocks(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    """Yield slices of a few sizes, so that a few statements are prepared once and used again."""
+    start = 0
+    while start < len(items):
+        size = next(size for size in _BLOCKS if size <= len(items) - start)
+        yield items[start : start + size]
+        start += size

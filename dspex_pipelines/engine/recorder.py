@@ -1,0 +1,113 @@
+"""Writes outcomes in groups, in a thread of its own, while the trials go on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+
+from dspex_pipelines.engine.journal_rows import Entry
+
+GROUP = 1_000
+"""Outcomes that are worth a transaction of their own."""
+GROUP_S = 0.25
+"""Longest time that a finished outcome waits for its transaction."""
+MOST_WAITING = 8 * GROUP
+"""Outcomes that may wait for a slow disk before whoever brings more has to."""
+
+
+class Recorder:
+    """One group after the other, in order: a thousand outcomes, or what came in while the one before was written.
+
+    *record* makes a group durable, in a thread. On the loop, *durable* is told of each group that is, and *failed* that
+    one is not: nothing is written any more then. Leaving writes what still waits, whatever it is left for, and raises
+    what *record* or *durable* did.
+    """
+
+    def __init__(
+        self,
+        record: Callable[[list[Entry]], None],
+        *,
+        durable: Callable[[list[Entry]], None],
+        failed: Callable[[], None],
+    ) -> None:
+        self._record = record
+        self._durable = durable
+        self._failed = failed
+        self._waiting: list[Entry] = []
+        self._group: list[Entry] = []
+        self._writing: Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._error: BaseException | None = None
+        self._room: asyncio.Future[None] | None = None
+
+    def __enter__(self) -> Recorder:
+        self._loop = asyncio.get_running_loop()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="dspex-recorder")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        # No await: this is also how a cancellation leaves, and what is done must be kept.
+        self._stop_timer()
+        writing, self._writing = self._writing, None
+        with self._thread:
+            if writing is not None:
+                self._settle(writing)
+            if self._waiting and self._error is None:
+                self._group, self._waiting = self._waiting, []
+                self._settle(self._thread.submit(self._record, self._group))
+        if self._error is not None:
+            raise self._error
+
+    async def add(self, entries: Iterable[Entry]) -> None:
+        """Take *entries*; waits while too many wait already."""
+        self._waiting.extend(entries)
+        self._look()
+        while len(self._waiting) >= MOST_WAITING and self._error is None:
+            self._room = self._loop.create_future()
+            await self._room
+
+    def _look(self) -> None:
+        """Start a group if there is one, or see to it that there will be."""
+        if self._writing is not None or self._error is not None:
+            return
+        if len(self._waiting) >= GROUP:
+            self._start()
+        elif self._waiting and self._timer is None:
+            self._timer = self._loop.call_later(GROUP_S, self._start)
+
+    def _start(self) -> None:
+        self._stop_timer()
+        self._group, self._waiting = self._waiting, []
+        self._writing = writing = self._thread.submit(self._record, self._group)
+        writing.add_done_callback(lambda done: self._loop.call_soon_threadsafe(self._written, done))
+
+    def _written(self, writing: Future[None]) -> None:
+        if self._writing is not writing:
+            return  # who left has waited for it
+        self._writing = None
+        self._settle(writing)
+        if self._error is not None:
+            self._failed()
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)
+        self._look()
+
+    def _settle(self, writing: Future[None]) -> None:
+        group, self._group = self._group, []
+        try:
+            writing.result()
+            self._durable(group)
+        except BaseException as error:  # noqa: BLE001 - raised on leaving
+            self._error = error
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

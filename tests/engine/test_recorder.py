@@ -1,0 +1,152 @@
+"""Groups are written in order, one at a time, and nothing that was added is lost on any way out."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from dspex_pipelines.engine import recorder as module
+from dspex_pipelines.engine.journal import Entry
+from dspex_pipelines.engine.recorder import GROUP, MOST_WAITING, Recorder
+from dspex_pipelines.model.outcome import TrialResult
+
+
+def entries(first: int, last: int) -> list[Entry]:
+    return [
+        Entry(b"", TrialResult(trial_id=str(number).encode(), configuration_digest=b""))
+        for number in range(first, last)
+    ]
+
+
+def numbers(group: list[Entry]) -> list[int]:
+    return [int(entry.outcome.trial_id) for entry in group]
+
+
+class Disk:
+    """Takes groups, as slowly as it is told to, and says what came in which order."""
+
+    def __init__(self, *, fails_at: int | None = None) -> None:
+        self.free = threading.Event()
+        self.free.set()
+        self.groups: list[list[int]] = []
+        self.told: list[int] = []
+        self.failures = 0
+        self._fails_at = fails_at
+        self._busy = threading.Lock()
+        self.arrived = asyncio.Event()
+
+    def record(self, group: list[Entry]) -> None:
+        assert self._busy.acquire(blocking=False), "one group at a time"
+        self.free.wait(10)
+        self._busy.release()
+        if len(self.groups) == self._fails_at:
+            raise OSError("no room")
+        self.groups.append(numbers(group))
+
+    def durable(self, group: list[Entry]) -> None:
+        assert self.groups[-1] == numbers(group), "told once it is written, before the next one is"
+        self.told += numbers(group)
+        self.arrived.set()
+
+    def failed(self) -> None:
+        self.failures += 1
+        self.arrived.set()
+
+    def recorder(self) -> Recorder:
+        return Recorder(self.record, durable=self.durable, failed=self.failed)
+
+
+async def test_everything_is_told_in_order_once_it_is_written() -> None:
+    disk = Disk()
+    with disk.recorder() as recorder:
+        for start in range(0, 5_500, 100):
+            await recorder.add(entries(start, start + 100))
+            await asyncio.sleep(0)
+    assert disk.told == list(range(5_500))
+    assert len(disk.groups[0]) == GROUP
+
+
+async def test_a_single_outcome_does_not_wait_for_others() -> None:
+    disk = Disk()
+    with disk.recorder() as recorder:
+        await recorder.add(entries(0, 1))
+        await asyncio.wait_for(disk.arrived.wait(), 10)
+        assert disk.told == [0]
+
+
+async def test_what_comes_in_meanwhile_is_the_next_group() -> None:
+    disk = Disk()
+    disk.free.clear()
+    with disk.recorder() as recorder:
+        await recorder.add(entries(0, GROUP))
+        for start in range(GROUP, 4 * GROUP, 500):
+            await recorder.add(entries(start, start + 500))
+        disk.free.set()
+        await asyncio.wait_for(disk.arrived.wait(), 10)
+    assert [len(group) for group in disk.groups] == [GROUP, 3 * GROUP]
+
+
+async def test_who_brings_more_than_a_slow_disk_takes_waits() -> None:
+    disk = Disk()
+    disk.free.clear()
+    with disk.recorder() as recorder:
+        await recorder.add(entries(0, GROUP))
+        more = asyncio.create_task(recorder.add(entries(GROUP, GROUP + MOST_WAITING)))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert not more.done()
+        disk.free.set()
+        await asyncio.wait_for(more, 10)
+    assert len(disk.told) == GROUP + MOST_WAITING
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError, KeyboardInterrupt, ValueError])
+async def test_leaving_keeps_what_waits_whatever_it_is_left_for(error: type[BaseException]) -> None:
+    disk = Disk()
+    disk.free.clear()
+    with pytest.raises(error), disk.recorder() as recorder:
+        await recorder.add(entries(0, GROUP))
+        await recorder.add(entries(GROUP, GROUP + 7))
+        disk.free.set()
+        raise error
+    assert disk.told == list(range(GROUP + 7))
+
+
+async def test_after_a_failure_nothing_is_written_and_it_is_raised() -> None:
+    disk = Disk(fails_at=1)
+    with pytest.raises(OSError, match="no room"), disk.recorder() as recorder:
+        await recorder.add(entries(0, GROUP))
+        await asyncio.wait_for(disk.arrived.wait(), 10)
+        disk.arrived.clear()
+        await recorder.add(entries(GROUP, 2 * GROUP))
+        await asyncio.wait_for(disk.arrived.wait(), 10)
+        assert disk.failures == 1
+        await recorder.add(entries(2 * GROUP, 3 * GROUP))
+    assert disk.told == list(range(GROUP))
+    assert len(disk.groups) == 1
+
+
+async def test_a_failure_lets_go_of_who_waits_for_room() -> None:
+    disk = Disk(fails_at=0)
+    disk.free.clear()
+    with pytest.raises(OSError, match="no room"), disk.recorder() as recorder:
+        await recorder.add(entries(0, GROUP))
+        more = asyncio.create_task(recorder.add(entries(GROUP, GROUP + MOST_WAITING)))
+        await asyncio.sleep(0)
+        disk.free.set()
+        await asyncio.wait_for(more, 10)
+    assert disk.told == []
+
+
+async def test_who_is_told_may_fail_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "GROUP_S", 0)
+    failed = asyncio.Event()
+
+    def told(group: list[Entry]) -> None:
+        raise ValueError("not ready for this")
+
+    with pytest.raises(ValueError, match="not ready"), Recorder(lambda _: None, durable=told, failed=failed.set) as one:
+        await one.add(entries(0, 1))
+        await asyncio.wait_for(failed.wait(), 10)
