@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ SPACE = ConfigurationSpace(
     variables=(Integer(name="low", low=0, high=2), Integer(name="high", low=0, high=2)),
     constraints=(Ordered(lower="low", upper="high"),),
 )
+TTL_S = 60.0
 PROGRAM = ProgramSpec(entry_point="somewhere.else:program", init={"depth": 2}, version="1" * 32)
 METRIC = MetricSpec(entry_point="somewhere.else:metric", version="2" * 32)
 
@@ -51,8 +52,10 @@ class Sessions(RuleBasedStateMachine):
 
     @initialize(kept=st.sampled_from([0, 1, 3]))
     def open_session(self, kept: int) -> None:
-        self.store = SessionStore(SessionLimits(unreferenced=kept))
+        self.store = SessionStore(SessionLimits(unreferenced=kept, ttl_s=TTL_S))
         self.kept = max(kept, 1)  # the newest stays in any case
+        self.now = self.used_at = 0.0
+        self.touched = True
         self.id = self.store.open(b"", SPACE).session_id
 
     def alive(self, version: int) -> bool:
@@ -79,6 +82,7 @@ class Sessions(RuleBasedStateMachine):
     @precondition(lambda self: self.open)
     @rule(values=whole)
     def replace(self, values: dict[str, int]) -> None:
+        self.touched = True
         alike = [version for version, snapshot in self.made.items() if snapshot.configuration.values == values]
         expected = alike[-1] if alike and self.alive(alike[-1]) else len(self.made) + 1
         snapshot = self.store.set_variables(self.id, values)
@@ -88,6 +92,7 @@ class Sessions(RuleBasedStateMachine):
     @precondition(lambda self: self.open and self.recent)
     @rule(values=part)
     def merge(self, values: dict[str, int]) -> None:
+        self.touched = True
         merged = {**self.made[self.newest].configuration.values, **values}
         assume(merged["low"] <= merged["high"])  # type: ignore[operator]
         self.was_set(self.store.set_variables(self.id, values, replace=False), merged)
@@ -95,6 +100,7 @@ class Sessions(RuleBasedStateMachine):
     @precondition(lambda self: self.open)
     @rule(values=whole, behind=st.integers(-2, 2))
     def compare_and_set(self, values: dict[str, int], behind: int) -> None:
+        self.touched = True
         expected = self.newest - behind
         if behind:
             with pytest.raises(VersionConflict) as conflict:
@@ -108,6 +114,7 @@ class Sessions(RuleBasedStateMachine):
     @precondition(lambda self: self.open)
     @rule(values=refused, replace=st.booleans())
     def one_bad_value_changes_nothing(self, values: dict[str, Any], replace: bool) -> None:
+        self.touched = True
         changed = self.store.session(self.id).changed
         with pytest.raises(InvalidValue):
             self.store.set_variables(self.id, values, replace=replace)
@@ -116,6 +123,7 @@ class Sessions(RuleBasedStateMachine):
     @precondition(lambda self: self.open and self.recent)
     @rule(data=st.data())
     def pin(self, data: st.DataObject) -> None:
+        self.touched = True
         version = data.draw(st.sampled_from(sorted(self.made)))
         if self.alive(version):
             self.store.pin(self.id, version)
@@ -127,6 +135,7 @@ class Sessions(RuleBasedStateMachine):
     @precondition(lambda self: self.pins)
     @rule(data=st.data())
     def unpin(self, data: st.DataObject) -> None:
+        self.touched = True
         version = data.draw(st.sampled_from(sorted(self.pins)))
         last = self.store.unpin(self.id, version)
         self.pins[version] -= 1
@@ -140,6 +149,17 @@ class Sessions(RuleBasedStateMachine):
         assert self.store.close(self.id) == (not self.pins)
         self.open = False
 
+    @rule(seconds=st.sampled_from([0.0, 1.0, TTL_S / 2, TTL_S, 2 * TTL_S]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+        if self.touched or self.pins:
+            # Used at some moment until now: now at the latest.
+            self.touched, self.used_at = False, self.now
+        expired = self.open and self.now - self.used_at >= TTL_S
+        assert self.store.expire(self.now) == [self.id] * expired
+        if expired:
+            self.open = False
+
     @precondition(lambda self: not self.open and not self.pins)
     @rule()
     def unpin_what_is_gone(self) -> None:
@@ -150,6 +170,12 @@ class Sessions(RuleBasedStateMachine):
         assert len(self.store) == self.open
         if not self.open:
             return
+        used = self.store._sessions[self.id].used
+        self.look()
+        # Looking counts as using it, but not of this test.
+        self.store._sessions[self.id].used = used
+
+    def look(self) -> None:
         alive = {version for version in self.made if self.alive(version)}
         for version in alive:
             assert self.store.snapshot(self.id, version) is self.made[version]
@@ -199,11 +225,16 @@ def test_without_a_space_only_plain_values_by_name_are_taken() -> None:
 
 
 @pytest.fixture
-async def bridge() -> AsyncIterator[Bridge]:
+def address() -> Iterator[str]:
     folder = Path(tempfile.mkdtemp(prefix="dspex-t-"))
-    async with Bridge(f"unix:{folder}/s", allow=("somewhere.*",)) as opened:
-        yield opened
+    yield f"unix:{folder}/s"
     shutil.rmtree(folder)
+
+
+@pytest.fixture
+async def bridge(address: str) -> AsyncIterator[Bridge]:
+    async with Bridge(address, allow=("somewhere.*",)) as opened:
+        yield opened
 
 
 @pytest.fixture

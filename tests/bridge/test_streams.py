@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import shutil
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +15,19 @@ import grpc
 import grpc.aio
 import pytest
 
-from dspex.v1 import execution_pb2, execution_pb2_grpc, pool_pb2, pool_pb2_grpc, types_pb2, worker_pb2, worker_pb2_grpc
+from dspex.v1 import execution_pb2, execution_pb2_grpc, types_pb2, worker_pb2, worker_pb2_grpc
 from dspex_pipelines.bridge.client import PoolClient
 from dspex_pipelines.bridge.hub import Hub
 from dspex_pipelines.bridge.server import Bridge
 from dspex_pipelines.bridge.sessions import SessionStore
 from dspex_pipelines.engine.dispatcher import Dispatcher
 from dspex_pipelines.model.outcome import ErrorType, TrialError, TrialOutcome, TrialResult
-from dspex_pipelines.model.payload import decode, encode
+from dspex_pipelines.model.payload import decode
 from dspex_pipelines.model.space import Configuration
-from dspex_pipelines.model.trial import Example, ProgramSpec, TrialSpec
-from dspex_pipelines.wire.codec import CHANNEL_OPTIONS, MESSAGE_LIMIT, PROTOCOL_VERSION, failure_to_wire
+from dspex_pipelines.model.trial import Example, TrialSpec
+from dspex_pipelines.wire.codec import MESSAGE_LIMIT, PROTOCOL_VERSION, failure_to_wire
 from tests.bridge.conftest import ROOT
-
-PROGRAM = ProgramSpec(entry_point="somewhere.else:program", version="1" * 32)
-TRIAL = TrialSpec(
-    program=PROGRAM, example=Example(example_id="1", inputs={"x": 1}), configuration=Configuration({"k": 1})
-)
+from tests.bridge.fakes import PROGRAM, TRIAL, FakeWorker, Seen, doing, raw_client, ready, wire_trial
 
 
 @pytest.fixture
@@ -52,131 +47,6 @@ async def bridge(address: str) -> AsyncIterator[Bridge]:
 async def client(bridge: Bridge) -> AsyncIterator[PoolClient]:
     async with PoolClient(bridge.address) as opened:
         yield opened
-
-
-class Seen:
-    """What one end of `Attach` has read, in order: fails as soon as something comes before what it needs."""
-
-    def __init__(self) -> None:
-        self.sessions: dict[int, types_pb2.Session] = {}
-        self.snapshots: dict[tuple[int, int], types_pb2.Snapshot] = {}
-        self.trials: dict[int, types_pb2.Trial] = {}
-        self.cancelled: list[int] = []
-        self.closed: list[int] = []
-
-    def take(self, frame: worker_pb2.AttachResponse) -> list[types_pb2.Trial]:
-        for session in frame.sessions:
-            assert session.session_id not in self.sessions, "sent once"
-            self.sessions[session.session_id] = session
-        for snapshot in frame.snapshots:
-            assert snapshot.session_id in self.sessions, "a snapshot before its session"
-            assert (snapshot.session_id, snapshot.version) not in self.snapshots, "sent once"
-            self.snapshots[snapshot.session_id, snapshot.version] = snapshot
-        for trial in frame.trials:
-            assert (trial.session_id, trial.version) in self.snapshots, "a trial before its snapshot"
-            assert trial.session_id not in self.closed, "a trial after its session was closed"
-            assert trial.id not in self.trials
-            self.trials[trial.id] = trial
-        for attempt_id in frame.cancel_ids:
-            assert attempt_id in self.trials, "a cancel before its trial"
-            self.cancelled.append(attempt_id)
-        self.closed.extend(frame.closed_session_ids)
-        return list(frame.trials)
-
-
-class FakeWorker:
-    """The other end of `Attach`, without programs."""
-
-    def __init__(
-        self,
-        address: str,
-        name: str,
-        slots: int,
-        protocol_version: int = PROTOCOL_VERSION,
-        *,
-        quarantine: bool = False,
-    ) -> None:
-        self.channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
-        self.hello = worker_pb2.WorkerHello(
-            protocol_version=protocol_version,
-            worker_id=name,
-            slots=slots,
-            pid=7,
-            package_version="0",
-            quarantine=quarantine,
-        )
-        self.seen = Seen()
-
-    async def __aenter__(self) -> FakeWorker:
-        stub: Any = worker_pb2_grpc.WorkerServiceStub(self.channel)
-        self.call = stub.Attach()
-        await self.call.write(worker_pb2.AttachRequest(hello=self.hello))
-        welcome = (await self.read()).welcome
-        assert welcome.protocol_version == PROTOCOL_VERSION
-        assert welcome.heartbeat_s > 0
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        await self.channel.close(None)
-
-    async def read(self) -> worker_pb2.AttachResponse:
-        frame = await self.call.read()
-        if frame is grpc.aio.EOF:
-            raise EOFError
-        return frame
-
-    async def next(self) -> list[types_pb2.Trial]:
-        return self.seen.take(await self.read())
-
-    async def until(self, true: Callable[[Seen], bool]) -> None:
-        while not true(self.seen):
-            await self.next()
-
-    async def answer(self, trials: Iterable[types_pb2.Trial]) -> None:
-        """Say what each trial's snapshot and example are."""
-        for trial in trials:
-            snapshot = self.seen.snapshots[trial.session_id, trial.version]
-            outcome = types_pb2.Outcome(
-                id=trial.id,
-                configuration_digest=snapshot.digest,
-                session_version=trial.version,
-                outputs=encode([decode(snapshot.values), decode(trial.example)[0]]),
-            )
-            await self.call.write(worker_pb2.AttachRequest(outcomes=[outcome]))
-
-    async def work(self, until: Callable[[Seen], bool] = lambda _: False) -> None:
-        """Answer what has been read and all that comes, until that is true or the stream ends."""
-        await self.answer(list(self.seen.trials.values()))
-        with contextlib.suppress(EOFError):
-            while not until(self.seen):
-                await self.answer(await self.next())
-
-    async def beat(self) -> None:
-        while True:
-            await self.call.write(worker_pb2.AttachRequest())
-            await asyncio.sleep(0.1)
-
-
-@contextlib.asynccontextmanager
-async def doing(work: Any) -> AsyncIterator[None]:
-    """Do *work* meanwhile. A stream whose reader is cancelled is cancelled too."""
-    task = asyncio.create_task(work)
-    yield
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
-
-
-def wire_trial(number: int, session_id: int, version: int = 1, size: int = 0) -> types_pb2.Trial:
-    example = Example(example_id=str(number), inputs={"x": "-" * size})
-    return types_pb2.Trial(id=number, session_id=session_id, version=version, example=example.payload)
-
-
-async def ready(client: PoolClient) -> int:
-    """Return a session with one version."""
-    session = await client.open_session(PROGRAM, [], "")
-    await client.set_variables(session, {"k": 1})
-    return session
 
 
 # ---------------------------------------------------------------------- order
@@ -275,36 +145,6 @@ async def test_a_session_is_closed_on_the_worker_after_its_last_trial() -> None:
 
 
 # ---------------------------------------------------------------------- credit
-
-
-class RawClient:
-    """A client that keeps no account of its credit."""
-
-    def __init__(self, call: Any) -> None:
-        self.call = call
-        self.waiting: list[types_pb2.Outcome] = []
-
-    async def send(self, **frame: Any) -> None:
-        await self.call.write(execution_pb2.ExecuteProgramsRequest(**frame))
-
-    async def outcomes(self, count: int) -> list[types_pb2.Outcome]:
-        while len(self.waiting) < count:
-            frame = await self.call.read()
-            assert frame is not grpc.aio.EOF, await self.call.code()
-            self.waiting.extend(frame.outcomes)
-        taken, self.waiting = self.waiting[:count], self.waiting[count:]
-        return taken
-
-
-@contextlib.asynccontextmanager
-async def raw_client(address: str) -> AsyncIterator[RawClient]:
-    async with grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
-        stub: Any = execution_pb2_grpc.ExecutionServiceStub(channel)
-        opened = RawClient(stub.ExecutePrograms())
-        await opened.send(protocol_version=PROTOCOL_VERSION)
-        welcome = await opened.call.read()
-        assert (welcome.protocol_version, welcome.credit_limit) == (PROTOCOL_VERSION, 400)
-        yield opened
 
 
 async def test_credit_comes_back_with_what_is_committed(bridge: Bridge, client: PoolClient) -> None:
@@ -517,55 +357,3 @@ async def test_another_protocol_version_is_refused(
         assert json.loads(refusal.value.details() or "") == {"protocol_version": PROTOCOL_VERSION}
     status = await client.status()
     assert (status.workers, status.clients, status.workers_lost) == ((), 1, 0)
-
-
-# ---------------------------------------------------------------------- the pool as a whole
-
-
-async def test_a_watcher_of_the_pool_sees_who_works_and_the_end(bridge: Bridge, client: PoolClient) -> None:
-    session = await ready(client)
-    async with grpc.aio.insecure_channel(bridge.address) as channel:
-        stub: Any = pool_pb2_grpc.PoolServiceStub(channel)
-        watch = aiter(stub.WatchPool(pool_pb2.WatchPoolRequest(interval_s=0.01)))
-
-        async def until(true: Callable[[pool_pb2.PoolStatus], bool]) -> pool_pb2.PoolStatus:
-            while not true(status := (await anext(watch)).status):
-                pass
-            return status
-
-        await until(lambda status: not status.workers and status.clients == 1 and status.sessions == 1)
-        async with FakeWorker(bridge.address, "w", 2) as worker:
-            running = asyncio.gather(
-                *(client.execute(TRIAL, session_id=session, version=1, timeout_s=0) for _ in range(5))
-            )
-            busy = await until(lambda status: status.in_flight == 2)
-            assert (busy.queue_depth, busy.settled, busy.workers[0].in_flight) == (3, 0, 2)
-            await worker.work(until=lambda seen: len(seen.trials) == 5)
-            await running
-            done = await until(lambda status: status.settled == 5)
-            assert (done.workers[0].worker_id, done.workers[0].done, done.in_flight, done.queue_depth) == ("w", 5, 0, 0)
-        await until(lambda status: status.workers_lost == 1 and not status.workers)
-        await bridge.close()
-        assert all([not answer.status.workers async for answer in watch])
-
-
-async def test_a_draining_pool_finishes_what_it_has_and_takes_no_more(bridge: Bridge, client: PoolClient) -> None:
-    session = await ready(client)
-    async with (
-        grpc.aio.insecure_channel(bridge.address) as channel,
-        FakeWorker(bridge.address, "w", 2) as worker,
-    ):
-        stub: Any = pool_pb2_grpc.PoolServiceStub(channel)
-        running = asyncio.gather(*(client.execute(TRIAL, session_id=session, version=1, timeout_s=0) for _ in range(5)))
-        await worker.until(lambda seen: len(seen.trials) == 2)
-        while (await client.status()).queue_depth < 3:
-            pass
-        assert not (await client.status()).draining
-        assert (await stub.Drain(pool_pb2.DrainRequest())).status.draining
-        late = await client.execute(TRIAL, session_id=session, version=1, timeout_s=0)
-        assert isinstance(late, TrialError)
-        assert (late.type, late.retryable) == (ErrorType.CANCELLED, True)
-        assert "draining" in late.message
-        await worker.work(until=lambda seen: len(seen.trials) == 5)
-        assert [type(outcome) for outcome in await running] == [TrialResult] * 5
-        assert (await client.status()).draining
