@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from dspex.v1 import types_pb2 as dspex_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x64spex/v1/worker.proto\x12\x08\x64spex.v1\x1a\x14\x64spex/v1/types.proto\"\x95\x01\n\x0bWorkerHello\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12\r\n\x05slots\x18\x03 \x01(\r\x12\x0b\n\x03pid\x18\x04 \x01(\x04\x12\x17\n\x0fpackage_version\x18\x05 \x01(\t\x12\x12\n\nquarantine\x18\x06 \x01(\x08\x12\x10\n\x08marks_fd\x18\x07 \x01(\x05\"\x93\x01\n\rAttachRequest\x12$\n\x05hello\x18\x01 \x01(\x0b\x32\x15.dspex.v1.WorkerHello\x12#\n\x08outcomes\x18\x02 \x03(\x0b\x32\x11.dspex.v1.Outcome\x12\x14\n\x0creleased_ids\x18\x03 \x03(\x04\x12\x10\n\x08\x64raining\x18\x04 \x01(\x08\x12\x0f\n\x07held_by\x18\x05 \x01(\x04\">\n\rWorkerWelcome\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x13\n\x0bheartbeat_s\x18\x02 \x01(\x01\"\xe6\x01\n\x0e\x41ttachResponse\x12(\n\x07welcome\x18\x01 \x01(\x0b\x32\x17.dspex.v1.WorkerWelcome\x12#\n\x08sessions\x18\x02 \x03(\x0b\x32\x11.dspex.v1.Session\x12%\n\tsnapshots\x18\x03 \x03(\x0b\x32\x12.dspex.v1.Snapshot\x12\x1f\n\x06trials\x18\x04 \x03(\x0b\x32\x0f.dspex.v1.Trial\x12\x12\n\ncancel_ids\x18\x05 \x03(\x04\x12\x1a\n\x12\x63losed_session_ids\x18\x06 \x03(\x06\x12\r\n\x05\x64rain\x18\x07 \x01(\x08\x32P\n\rWorkerService\x12?\n\x06\x41ttach\x12\x17.dspex.v1.AttachRequest\x1a\x18.dspex.v1.AttachResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x64spex/v1/worker.proto\x12\x08\x64spex.v1\x1a\x14\x64spex/v1/types.proto\"\x95\x01\n\x0bWorkerHello\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12\r\n\x05slots\x18\x03 \x01(\r\x12\x0b\n\x03pid\x18\x04 \x01(\x04\x12\x17\n\x0fpackage_version\x18\x05 \x01(\t\x12\x12\n\nquarantine\x18\x06 \x01(\x08\x12\x10\n\x08marks_fd\x18\x07 \x01(\x05\"\xa9\x01\n\rAttachRequest\x12$\n\x05hello\x18\x01 \x01(\x0b\x32\x15.dspex.v1.WorkerHello\x12#\n\x08outcomes\x18\x02 \x03(\x0b\x32\x11.dspex.v1.Outcome\x12\x14\n\x0creleased_ids\x18\x03 \x03(\x04\x12\x10\n\x08\x64raining\x18\x04 \x01(\x08\x12\x0f\n\x07held_by\x18\x05 \x01(\x04\x12\x14\n\x0creturned_ids\x18\x06 \x03(\x04\">\n\rWorkerWelcome\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x13\n\x0bheartbeat_s\x18\x02 \x01(\x01\"\xe6\x01\n\x0e\x41ttachResponse\x12(\n\x07welcome\x18\x01 \x01(\x0b\x32\x17.dspex.v1.WorkerWelcome\x12#\n\x08sessions\x18\x02 \x03(\x0b\x32\x11.dspex.v1.Session\x12%\n\tsnapshots\x18\x03 \x03(\x0b\x32\x12.dspex.v1.Snapshot\x12\x1f\n\x06trials\x18\x04 \x03(\x0b\x32\x0f.dspex.v1.Trial\x12\x12\n\ncancel_ids\x18\x05 \x03(\x04\x12\x1a\n\x12\x63losed_session_ids\x18\x06 \x03(\x06\x12\r\n\x05\x64rain\x18\x07 \x01(\x08\x32P\n\rWorkerService\x12?\n\x06\x41ttach\x12\x17.dspex.v1.AttachRequest\x1a\x18.dspex.v1.AttachResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,11 +35,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WORKERHELLO']._serialized_start=58
   _globals['_WORKERHELLO']._serialized_end=207
   _globals['_ATTACHREQUEST']._serialized_start=210
-  _globals['_ATTACHREQUEST']._serialized_end=357
-  _globals['_WORKERWELCOME']._serialized_start=359
-  _globals['_WORKERWELCOME']._serialized_end=421
-  _globals['_ATTACHRESPONSE']._serialized_start=424
-  _globals['_ATTACHRESPONSE']._serialized_end=654
-  _globals['_WORKERSERVICE']._serialized_start=656
-  _globals['_WORKERSERVICE']._serialized_end=736
+  _globals['_ATTACHREQUEST']._serialized_end=379
+  _globals['_WORKERWELCOME']._serialized_start=381
+  _globals['_WORKERWELCOME']._serialized_end=443
+  _globals['_ATTACHRESPONSE']._serialized_start=446
+  _globals['_ATTACHRESPONSE']._serialized_end=676
+  _globals['_WORKERSERVICE']._serialized_start=678
+  _globals['_WORKERSERVICE']._serialized_end=758
 # @@protoc_insertion_point(module_scope)

@@ -67,6 +67,7 @@ class AttachRequest(_message.Message):
     RELEASED_IDS_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
     HELD_BY_FIELD_NUMBER: _builtins.int
+    RETURNED_IDS_FIELD_NUMBER: _builtins.int
     draining: _builtins.bool
     """takes no more trials and leaves when its last is done"""
     held_by: _builtins.int
@@ -81,6 +82,10 @@ class AttachRequest(_message.Message):
     def released_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """slots of trials settled earlier (timed out, cancelled) that are free again"""
 
+    @_builtins.property
+    def returned_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """trials that have not begun and cannot begin here, to be run elsewhere"""
+
     def __init__(
         self,
         *,
@@ -89,10 +94,11 @@ class AttachRequest(_message.Message):
         released_ids: _abc.Iterable[_builtins.int] | None = ...,
         draining: _builtins.bool = ...,
         held_by: _builtins.int = ...,
+        returned_ids: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "held_by", b"held_by", "hello", b"hello", "outcomes", b"outcomes", "released_ids", b"released_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "held_by", b"held_by", "hello", b"hello", "outcomes", b"outcomes", "released_ids", b"released_ids", "returned_ids", b"returned_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -133,6 +139,7 @@ class AttachResponse(_message.Message):
     CLOSED_SESSION_IDS_FIELD_NUMBER: _builtins.int
     DRAIN_FIELD_NUMBER: _builtins.int
     drain: _builtins.bool
+    """no more trials come: what is here is to be finished"""
     @_builtins.property
     def welcome(self) -> Global___WorkerWelcome:
         """in the first frame only"""

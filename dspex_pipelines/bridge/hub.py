@@ -81,8 +81,13 @@ class Hub:
             return
         now = link.last_seen = time.monotonic()
         self.dispatcher.heard(link.worker_id, now, held_by=message.held_by)
-        if message.draining:
+        if message.draining and not link.leaving:
+            link.leaving = True
+            self._tell({"retired": link.worker_id})
             self._perform(self.dispatcher.drain_worker(link.worker_id, now))
+            # Behind the trials that are on their way: the worker waits for those.
+            link.drain = True
+            link.wake.set()
         if message.outcomes:
             outcomes = message.outcomes
             if is_large(size, len(outcomes)):
@@ -95,6 +100,8 @@ class Hub:
             self._sizes.clear()
         if message.released_ids:
             self._perform(self.dispatcher.release(link.worker_id, message.released_ids, now))
+        if message.returned_ids:
+            self._perform(self.dispatcher.give_back(link.worker_id, message.returned_ids, now))
 
     def _measured(self, outcomes: Iterable[types_pb2.Outcome]) -> list[types_pb2.Outcome]:
         """Return outcomes that do not keep the frame alive that they came in, and whose sizes are known."""
@@ -158,7 +165,7 @@ class Hub:
         for trial in trials:
             state = (trial.session_id, trial.version)
             try:
-                pin(*state)
+                session = pin(*state)
             except UnknownSession as error:
                 self._refuse(link, trial.id, ErrorType.STALE_STATE, str(error), retryable=True)
                 continue
@@ -177,7 +184,7 @@ class Hub:
             live[trial.id] = state
             if large:
                 link.held.add(trial.id, trial.ByteSize())
-            tickets.append(Ticket(number, trial.id, *state, timeout_s, trial, trial.max_attempts))
+            tickets.append(Ticket(number, trial.id, *state, timeout_s, trial, trial.max_attempts, session.trial_slots))
         if tickets:
             self._perform(self.dispatcher.submit(number, tickets, time.monotonic()))
 
@@ -264,7 +271,7 @@ class Hub:
                 worker.wake.set()
         for worker_id in orders.retire:
             if worker := self.workers.get(worker_id):
-                worker.drain = True
+                worker.drain = worker.leaving = True
                 worker.wake.set()
                 self._tell({"retired": worker_id})
         for worker_id in orders.inspect:

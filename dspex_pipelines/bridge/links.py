@@ -30,6 +30,9 @@ class WorkerLink:
     known: dict[int, set[int]] = field(default_factory=dict[int, set[int]])
     """Session to the versions this worker has been sent."""
     drain: bool = False
+    """Whether it is yet to be told that no more trials come."""
+    leaving: bool = False
+    """Whether it is known here, and to the supervisor, that it takes no more."""
     gone: bool = False
     last_seen: float = field(default_factory=time.monotonic)
 

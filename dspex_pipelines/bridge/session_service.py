@@ -17,6 +17,9 @@ from dspex_pipelines.model.space import ConfigurationSpace
 from dspex_pipelines.wire.codec import checked_about, session_to_wire
 
 MOST_METRICS = 256
+PROCESS_SLOTS = 8
+"""An isolated trial takes so many of a worker's slots: beside a coroutine or a thread, a process costs some 10 ms of
+computing and 10 MB. As many at once as there are slots would be late, and their deadlines start when they are sent."""
 
 
 class SessionService(session_pb2_grpc.SessionServiceServicer):
@@ -40,7 +43,10 @@ class SessionService(session_pb2_grpc.SessionServiceServicer):
                     code = grpc.StatusCode.PERMISSION_DENIED
                     await refuse_for(context, code, entry_point=entry_point, reason=reason)
             space = ConfigurationSpace.from_json(request.space) if request.space else None
-            session = sessions.open(checked_about(request.program, request.metrics), space)
+            isolated = request.program.isolation == "process"
+            session = sessions.open(
+                checked_about(request.program, request.metrics), space, trial_slots=PROCESS_SLOTS if isolated else 1
+            )
         except DspexError as error:
             await refuse(context, error)
         return session_pb2.OpenSessionResponse(session_id=session.session_id)

@@ -66,6 +66,8 @@ class Session:
     about: bytes
     """Its program and metrics, as they go to the workers."""
     space: ConfigurationSpace | None
+    trial_slots: int = 1
+    """How many of a worker's slots a trial of it takes."""
     newest: int = 0
     """The version set last; an older one again when its values were."""
     made: int = 0
@@ -99,10 +101,10 @@ class SessionStore:
     def __len__(self) -> int:
         return sum(not session.closed for session in self._sessions.values())
 
-    def open(self, about: bytes, space: ConfigurationSpace | None) -> Session:
+    def open(self, about: bytes, space: ConfigurationSpace | None, *, trial_slots: int = 1) -> Session:
         """Make a session without any version yet. Values are checked against *space* where there is one.
 
-        Raises `QuotaExceeded`.
+        *trial_slots* is how many of a worker's slots a trial of it takes. Raises `QuotaExceeded`.
         """
         limits = self.limits
         if len(self._sessions) >= limits.sessions:
@@ -118,7 +120,7 @@ class SessionStore:
         if self._size + size > limits.total_bytes:
             raise QuotaExceeded(field="total_bytes", limit=limits.total_bytes, fix="close sessions that are done with")
         session_id = secrets.randbits(63) | 1
-        session = Session(session_id=session_id, about=about, space=space, size=size)
+        session = Session(session_id=session_id, about=about, space=space, trial_slots=trial_slots, size=size)
         self._sessions[session_id] = session
         self._size += size
         return session
@@ -194,12 +196,13 @@ class SessionStore:
             session.watchers -= 1
             session.used = True
 
-    def pin(self, session_id: int, version: int) -> None:
+    def pin(self, session_id: int, version: int) -> Session:
         """Keep a version alive for one more trial; raises `UnknownSession` when it is gone."""
         session = self._sessions.get(session_id)
         if session is None or session.closed or version not in session.snapshots:
             raise UnknownSession(session_id=str(session_id), version=version)
         session.pins[version] = session.pins.get(version, 0) + 1
+        return session
 
     def unpin(self, session_id: int, version: int) -> bool:
         """One trial less refers to the version; return whether it was the last of a closed session."""

@@ -27,7 +27,8 @@ FEW_SUSPECTS = 4
 class Dispatcher:
     """Hands trials to workers.
 
-    * A worker is sent at most its free slots. Within a client trials go in the order of submission; clients with
+    * A worker is sent at most its free slots; a trial may take several, and one that finds no worker with so many free
+      waits, and the others with it. Within a client trials go in the order of submission; clients with
       trials waiting take turns.
     * A worker that has run the ticket's (session, version) is preferred while it has a free slot and is at most
       `affinity_lead` (a fraction) busier than the worker with the most free slots, which is taken otherwise: knowing a
@@ -143,7 +144,7 @@ class Dispatcher:
             if trial is None:
                 freed += self._release(worker, attempt_id)
                 continue
-            freed += 1
+            freed += trial.slots
             timers.disarm(trial)
             if fault is not None and self._run_again(orders, trial, fault, now):
                 continue
@@ -180,6 +181,34 @@ class Dispatcher:
             self._fleet.move(worker, worker.free + freed)
             self._fill(orders, now)
         return orders
+
+    def give_back(self, worker_id: str, attempt_ids: Iterable[int], now: float) -> Orders:
+        """Run trials elsewhere that a worker has not begun and cannot begin; they are next, and it costs them nothing.
+
+        Attempts that the worker does not have are ignored. It has to be drained before.
+        """
+        orders = Orders()
+        worker = self._fleet.get(worker_id)
+        if worker is None:
+            return orders
+        freed = 0
+        returned: list[Trial] = []
+        for attempt_id in attempt_ids:
+            trial = worker.running.pop(attempt_id, None)
+            if trial is None:
+                freed += self._release(worker, attempt_id)
+                continue
+            freed += trial.slots
+            self._timers.disarm(trial)
+            self._note(trial, Fault(ErrorType.WORKER_LOST, "its worker could not begin it"), now)
+            returned.append(trial)
+        self._fleet.move(worker, worker.free + freed)
+        if worker.group is not None:
+            self._quarantine.halve(returned)
+        else:
+            for trial in reversed(returned):
+                self._queues.put_first(trial)
+        return self._fill(orders, now)
 
     # Clients
 
@@ -240,6 +269,9 @@ class Dispatcher:
                 self._queues.put_first(trial)
             elif trial.attempt_id in worker.running:
                 self._overdue(orders, trial, worker, now)
+            elif worker.held_by == trial.attempt_id:
+                # Nobody waits for it any more, but all others in there wait for it to end.
+                self._kill(orders, worker, trial.attempt_id)
             else:
                 trial.stuck = True
                 worker.stuck += 1
@@ -287,12 +319,19 @@ class Dispatcher:
             trial = queues.next()
             if trial is None:
                 break
-            self._dispatch(orders, trial, fleet.choose((trial.ticket[2], trial.ticket[3])), now)
+            ticket = trial.ticket
+            worker = fleet.choose((ticket[2], ticket[3]), ticket[7])
+            if worker is None:
+                # The others wait with it: it would never have its turn if smaller ones always went before it.
+                queues.put_first(trial)
+                break
+            self._dispatch(orders, trial, worker, now)
         return orders
 
     def _dispatch(self, orders: Orders, trial: Trial, worker: Worker, now: float) -> None:
         ticket = trial.ticket
-        self._fleet.move(worker, worker.free - 1)
+        slots = trial.slots = min(ticket[7], worker.free)
+        self._fleet.move(worker, worker.free - slots)
         self._last_attempt_id = attempt_id = self._last_attempt_id + 1
         trial.worker = worker
         trial.attempt_id = attempt_id
@@ -351,13 +390,13 @@ class Dispatcher:
         orders.cancel.setdefault(worker.worker_id, []).append(trial.attempt_id)
 
     def _release(self, worker: Worker, attempt_id: int) -> int:
-        """Return how many slots an abandoned attempt gives back: 1, or 0 where there is none."""
+        """Return how many slots an abandoned attempt gives back, 0 where there is none."""
         trial = worker.abandoned.pop(attempt_id, None)
         if trial is None:
             return 0
         self._timers.disarm(trial)
         worker.stuck -= trial.stuck
-        return 1
+        return trial.slots
 
     def _retire(self, worker: Worker) -> None:
         """Send the worker nothing more."""
@@ -371,17 +410,17 @@ class Dispatcher:
         """Write down an attempt that does not settle its trial, which has no worker from here on."""
         worker = trial.worker
         assert worker is not None
+        if trial.history is None:
+            trial.history = []
         attempt = Attempt(
             number=trial.attempts,
             worker=worker.worker_id,
             type=fault.type,
             message=fault.message,
             fingerprint=fault.fingerprint,
-            queue_s=trial.queue_s,
+            queue_s=trial.queue_s - sum(past.queue_s for past in trial.history),
             run_s=now - trial.since,
         )
-        if trial.history is None:
-            trial.history = []
         trial.history.append(attempt)
         trial.worker = None
         trial.group = None

@@ -113,9 +113,14 @@ class Fleet:
             self.close(worker)
         return worker
 
-    def choose(self, snapshot: Snapshot) -> Worker:
-        """Return the worker for a trial of *snapshot* and note that it will have run it; one must be free."""
+    def choose(self, snapshot: Snapshot, slots: int = 1) -> Worker | None:
+        """Return the worker for a trial of *snapshot* and note that it will have run it; one must be free.
+
+        None where none has so many *slots* free.
+        """
         freest = next(iter(self._by_free[self.most_free]))
+        if freest.free < slots and freest.free < freest.slots:
+            return None
         if snapshot in freest.warm:
             return freest
         knowing = self._knowing.get(snapshot)
@@ -125,7 +130,7 @@ class Fleet:
             busiest = (freest.slots - freest.free) * self._busier
             for worker in islice(knowing, _PROBES):
                 # An infinite lead over an idle worker is not a number; such a lead always prefers.
-                if worker.free and not worker.slots - worker.free > busiest:
+                if worker.free >= slots and not worker.slots - worker.free > busiest:
                     return worker
         knowing[freest] = None
         freest.warm[snapshot] = None
@@ -151,8 +156,8 @@ class Fleet:
         if free > self.most_free:
             self.most_free = free
         elif not peers and before == self.most_free:
-            # The worker itself went down by one (a dispatch): nobody can be between.
-            self.most_free = free
+            # Where the worker itself went down by one (most dispatches), nobody can be between.
+            self.most_free = free if before - free == 1 else max(by_free)
 
     def close(self, worker: Worker) -> None:
         """Choose the worker no more."""

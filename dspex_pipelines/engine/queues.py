@@ -27,6 +27,7 @@ class Trial:
         "history",
         "queue_s",
         "since",
+        "slots",
         "stuck",
         "ticket",
         "worker",
@@ -50,6 +51,8 @@ class Trial:
         """When its timer fires: its next attempt while it waits, its deadline while it runs, the end of its
         grace once it is abandoned."""
         self.stuck = False
+        self.slots = 1
+        """How many it takes of its worker's."""
 
 
 class Group:

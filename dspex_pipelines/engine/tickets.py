@@ -22,6 +22,8 @@ class Ticket(NamedTuple):
     body: object
     most_attempts: int = 0
     """Bounds the attempts of all types of error; 0 leaves it to the policy."""
+    slots: int = 1
+    """How many of a worker's slots it takes, from 1; of a worker that has fewer, all."""
 
 
 class Settled(NamedTuple):

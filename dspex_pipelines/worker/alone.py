@@ -8,35 +8,35 @@ from collections.abc import Sequence
 from dspex.v1 import types_pb2
 from dspex_pipelines.model.outcome import TrialOutcome
 from dspex_pipelines.model.space import Configuration
-from dspex_pipelines.model.trial import MetricSpec, ProgramSpec, TrialSpec
+from dspex_pipelines.model.trial import MetricSpec, TrialSpec
 from dspex_pipelines.wire.codec import metric_to_wire, outcome_from_wire, program_to_wire, trial_to_wire
+from dspex_pipelines.worker.instances import Loader
 from dspex_pipelines.worker.program_executor import ProgramExecutor
 
 
 async def answer_alone(
-    program: ProgramSpec, metrics: Sequence[MetricSpec], configuration: Configuration, trial: types_pb2.Trial
+    session: types_pb2.Session, configuration: Configuration, trial: types_pb2.Trial, *, loader: Loader | None = None
 ) -> types_pb2.Outcome:
-    """Return the outcome of *trial* under *configuration*."""
+    """Return the outcome of *trial* under *configuration*; it is isolated from everything but this process."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[types_pb2.Outcome] = loop.create_future()
 
     def deliver(outcome: types_pb2.Outcome) -> None:
         loop.call_soon_threadsafe(done.set_result, outcome)
 
-    executor = ProgramExecutor(slots=1, deliver=deliver, release=lambda _: None)
-    executor.context.open(
-        types_pb2.Session(
-            session_id=trial.session_id,
-            program=program_to_wire(program),
-            metrics=[metric_to_wire(metric) for metric in metrics],
-        )
-    )
-    executor.context.put(trial.session_id, trial.version, configuration)
+    executor = ProgramExecutor(slots=1, deliver=deliver, release=lambda _: None, loader=loader)
+    executor.context.open(session)
+    executor.context.put(session.session_id, trial.version, configuration)
     executor.submit(trial)
     return await done
 
 
 async def run_alone(spec: TrialSpec, metrics: Sequence[MetricSpec]) -> TrialOutcome:
     """Return the outcome of *spec*, run here and now with the program as it is on disk."""
+    session = types_pb2.Session(
+        session_id=1,
+        program=program_to_wire(spec.program),
+        metrics=[metric_to_wire(metric) for metric in metrics],
+    )
     trial = trial_to_wire(spec, id=1, session_id=1, version=1, timeout_s=0)
-    return outcome_from_wire(await answer_alone(spec.program, metrics, spec.configuration, trial), spec.trial_id)
+    return outcome_from_wire(await answer_alone(session, spec.configuration, trial), spec.trial_id)

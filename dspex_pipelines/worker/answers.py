@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
-import re
-import traceback
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from dspex.v1 import types_pb2
 from dspex_pipelines.errors import DspexError, ProgramUnavailable, SerializationError
 from dspex_pipelines.model.outcome import ErrorType
-from dspex_pipelines.model.payload import encode
+from dspex_pipelines.model.payload import decode, encode
 from dspex_pipelines.model.space import Configuration
-from dspex_pipelines.wire import marks
 from dspex_pipelines.wire.codec import PAYLOAD_BYTES, failure_to_wire
+from dspex_pipelines.worker.faults import failure_of, said
 
-MESSAGE_CHARACTERS = 4_000
-TRACEBACK_CHARACTERS = 16_000
 OUTCOME_BYTES = PAYLOAD_BYTES
-_OURS = (str(Path(__file__).parent), str(Path(marks.__file__)))
 
 
 def answer_result(
@@ -43,26 +36,27 @@ def answer_result(
     try:
         payload = encode(plain(outputs))
         _check_size("outputs", len(payload), OUTCOME_BYTES)
+        _check_readable(payload)
     except SerializationError as error:
-        outcome.failure.CopyFrom(failure_to_wire(ErrorType.SERIALIZATION, _clean(str(error)[:MESSAGE_CHARACTERS])))
+        outcome.failure.CopyFrom(failure_to_wire(ErrorType.SERIALIZATION, said(error)))
         return outcome
-    except Exception as error:  # noqa: BLE001 - the outputs' own methods may raise anything
-        outcome.failure.CopyFrom(_failure(ErrorType.SERIALIZATION, error))
+    except BaseException as error:  # noqa: BLE001 - the outputs' own methods may raise anything
+        outcome.failure.CopyFrom(failure_of(ErrorType.SERIALIZATION, error))
         return outcome
     outcome.outputs = payload
     if not isinstance(scores, BaseException):
         try:
             judged = encode({name: _score(name, value) for name, value in scores.items()})
-        except Exception as error:  # noqa: BLE001 - as above, of a score
+        except BaseException as error:  # noqa: BLE001 - as above, of a score
             scores = error
         else:
             try:
                 _check_size("scores", len(judged), OUTCOME_BYTES - len(payload))
                 outcome.scores = judged
             except SerializationError as error:
-                outcome.failure.CopyFrom(failure_to_wire(ErrorType.SERIALIZATION, str(error)))
+                outcome.failure.CopyFrom(failure_to_wire(ErrorType.SERIALIZATION, said(error)))
             return outcome
-    outcome.failure.CopyFrom(_failure(ErrorType.METRIC_EXCEPTION, scores))
+    outcome.failure.CopyFrom(failure_of(ErrorType.METRIC_EXCEPTION, scores))
     return outcome
 
 
@@ -78,7 +72,7 @@ def answer_failed(
         configuration_digest=configuration.digest,
         session_version=trial.version,
         run_s=run_s,
-        failure=_failure(kind, error),
+        failure=failure_of(kind, error),
     )
 
 
@@ -97,7 +91,7 @@ def answer_unavailable(
         id=trial.id,
         configuration_digest=b"" if configuration is None else configuration.digest,
         session_version=trial.version,
-        failure=failure_to_wire(kind, _clean(_said(error)[:MESSAGE_CHARACTERS])),
+        failure=failure_to_wire(kind, said(error)),
     )
 
 
@@ -114,70 +108,13 @@ def plain(outputs: Any) -> Any:
     return outputs
 
 
-def fingerprint(error: BaseException) -> str:
-    """Return a digest that is equal for the same error at the same place, whatever numbers it names."""
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f"{frames[-1].filename}:{frames[-1].name}" if frames else ""
-    words = re.sub(r"\d+|0x[0-9a-f]+", "#", _said(error))
-    text = f"{type(error).__qualname__}|{place}|{words}"
-    return hashlib.blake2b(text.encode(errors="replace"), digest_size=8).hexdigest()
-
-
-def _failure(kind: ErrorType, error: BaseException) -> types_pb2.Failure:
-    message = f"{type(error).__qualname__}: {_said(error)}"[:MESSAGE_CHARACTERS]
-    return failure_to_wire(
-        kind,
-        _clean(message),
-        traceback=_clean(_program_traceback(error)),
-        retryable=kind is ErrorType.PROGRAM_EXCEPTION and may_pass(error),
-        fingerprint=fingerprint(error),
-        retry_after_s=_retry_after_s(error),
-    )
-
-
-def may_pass(error: BaseException) -> bool:
-    """Return whether the error may be gone when the trial is run again.
-
-    An exception says so itself by an attribute `retryable`; of the others, lost connections and timeouts may pass.
-    """
-    said = getattr(error, "retryable", None)
-    return said if isinstance(said, bool) else isinstance(error, ConnectionError | TimeoutError)
-
-
-def _retry_after_s(error: BaseException) -> float:
-    """Return the attribute `retry_after_s` of an exception, in seconds; 0 for none that is usable."""
-    said = getattr(error, "retry_after_s", 0.0)
-    usable = isinstance(said, int | float) and math.isfinite(said) and said > 0
-    return float(said) if usable else 0.0
-
-
-def _said(error: BaseException) -> str:
+def _check_readable(payload: bytes) -> None:
+    """Raise for what can be packed and not unpacked: a tuple that is a key is a list by then."""
     try:
-        return str(error)
-    except Exception:  # noqa: BLE001 - a broken __str__ is not our end
-        return "(its message could not be shown)"
-
-
-def _program_traceback(error: BaseException) -> str:
-    """Return the traceback without the frames of the worker, and what it called to get to the program."""
-    trace = frame = error.__traceback__
-    while frame is not None:
-        if frame.tb_frame.f_code.co_filename.startswith(_OURS):
-            trace = frame.tb_next
-        frame = frame.tb_next
-    try:
-        text = "".join(traceback.format_exception(type(error), error, trace))
-    except Exception:  # noqa: BLE001 - see above
-        return ""
-    if len(text) > TRACEBACK_CHARACTERS:
-        half = TRACEBACK_CHARACTERS // 2
-        text = f"{text[:half]}\n… {len(text) - 2 * half:,} characters left out …\n{text[-half:]}"
-    return text
-
-
-def _clean(text: str) -> str:
-    """Return text that protobuf takes: lone surrogates are written out."""
-    return text.encode("utf-8", errors="backslashreplace").decode()
+        decode(payload)
+    except SerializationError as error:
+        reason = f"it could not be read again: {error.reason}; use strings or numbers as keys, and fewer levels"
+        raise SerializationError(path="outputs", reason=reason) from error
 
 
 def _check_size(part: str, size: int, most: int) -> None:

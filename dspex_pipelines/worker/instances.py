@@ -8,11 +8,11 @@ import importlib.util
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from dspex_pipelines.engine.programs import (
     DECLARED,
@@ -40,6 +40,18 @@ class LoadedProgram:
     spec: ProgramSpec
     shape: ProgramShape
     metrics: tuple[tuple[MetricSpec, Callable[..., Any]], ...]
+    sources: Mapping[str, bytes]
+    """File to digest, of every module of the project that was checked."""
+
+
+class Loader(Protocol):
+    """Where an executor gets its programs from."""
+
+    def load(
+        self, spec: ProgramSpec, metrics: tuple[MetricSpec, ...], inputs: tuple[str, ...], variables: tuple[str, ...]
+    ) -> LoadedProgram:
+        """Return the program; raises `ProgramUnavailable` when its source is of another version."""
+        ...
 
 
 class ProgramLoader:
@@ -67,20 +79,19 @@ class ProgramLoader:
         with self._lock:
             loaded = self._loaded.get(key)
             if loaded is None:
-                self._renew(spec, *metrics)
+                sources = self._renew(spec, *metrics)
                 _check(spec, metrics)
-                loaded = LoadedProgram(
-                    spec=spec,
-                    shape=inspect_program(spec.entry_point, spec.init, inputs=inputs, variables=variables),
-                    metrics=tuple((metric, resolve(metric.entry_point)) for metric in metrics),
-                )
+                loaded = _loaded(spec, metrics, inputs, variables, sources)
                 # What was imported is what was checked, unless it was edited in between.
                 _check(spec, metrics)
                 self._loaded[key] = loaded
             return loaded
 
-    def _renew(self, *wanted: ProgramSpec | MetricSpec) -> None:
-        """Forget the project's modules when any of them was imported from another source than is there now."""
+    def _renew(self, *wanted: ProgramSpec | MetricSpec) -> Mapping[str, bytes]:
+        """Forget the project's modules when any of them was imported from another source than is there now.
+
+        Return file to digest of what is there now.
+        """
         importlib.invalidate_caches()
         paths: dict[str, Path] = {}
         for spec in wanted:
@@ -99,6 +110,45 @@ class ProgramLoader:
             Path(importlib.util.cache_from_source(str(paths[name]))).unlink(missing_ok=True)
         self._sources.update(sources)
         self._beyond.update(beyond)
+        return {str(paths[name]): source for name, source in sources.items()}
+
+
+class VouchedLoader:
+    """Imports what a worker has checked, whose files were *sources*: reading them again is all there is to do.
+
+    Working out the version anew would cost an isolated trial more than everything else.
+    """
+
+    def __init__(self, sources: Mapping[str, bytes]) -> None:
+        self._sources = sources
+
+    def load(
+        self, spec: ProgramSpec, metrics: tuple[MetricSpec, ...], inputs: tuple[str, ...], variables: tuple[str, ...]
+    ) -> LoadedProgram:
+        """Return the program; raises `ProgramUnavailable` when its source is of another version by now."""
+        loaded = _loaded(spec, metrics, inputs, variables, self._sources)
+        try:
+            edited = any(digest(Path(file).read_bytes()) != source for file, source in self._sources.items())
+        except OSError:
+            edited = True
+        if edited:
+            _check(spec, metrics)
+        return loaded
+
+
+def _loaded(
+    spec: ProgramSpec,
+    metrics: tuple[MetricSpec, ...],
+    inputs: tuple[str, ...],
+    variables: tuple[str, ...],
+    sources: Mapping[str, bytes],
+) -> LoadedProgram:
+    return LoadedProgram(
+        spec=spec,
+        shape=inspect_program(spec.entry_point, spec.init, inputs=inputs, variables=variables),
+        metrics=tuple((metric, resolve(metric.entry_point)) for metric in metrics),
+        sources=sources,
+    )
 
 
 def _check(spec: ProgramSpec, metrics: tuple[MetricSpec, ...]) -> None:

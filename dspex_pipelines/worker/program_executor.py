@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import itertools
-import queue
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from dspex.v1 import types_pb2
 from dspex_pipelines.engine.programs import SEED
@@ -25,11 +23,12 @@ from dspex_pipelines.model.space import Configuration
 from dspex_pipelines.wire.codec import example_from_wire, failure_to_wire
 from dspex_pipelines.wire.marks import Marks
 from dspex_pipelines.worker.answers import answer_failed, answer_result, answer_unavailable
-from dspex_pipelines.worker.instances import Instances, LoadedProgram, ProgramLoader
-from dspex_pipelines.worker.isolated import run_isolated
+from dspex_pipelines.worker.instances import Instances, LoadedProgram, Loader, ProgramLoader
 from dspex_pipelines.worker.session_context import KnownSession, SessionContext
+from dspex_pipelines.worker.threads import CannotStart, Threads
 
 MOST_READY = 64
+T = TypeVar("T")
 
 
 @dataclass(slots=True, frozen=True)
@@ -39,13 +38,33 @@ class Ready:
     program: LoadedProgram
     configuration: Configuration
     instance: Any
+    """None for a program that is built in a process of its own."""
     call_variables: Mapping[str, Any]
+
+
+class Isolated(Protocol):
+    """A trial in a process of its own."""
+
+    def run(self) -> types_pb2.Outcome | None:
+        """Return its outcome; None when it was stopped first. Raises `CannotStart`."""
+        ...
+
+    def stop(self) -> None:
+        """End its process; from any thread, at any time."""
+        ...
+
+
+def _raise(error: BaseException) -> None:
+    raise error
 
 
 class ProgramExecutor:
     """Trials in, answers out through *deliver*; slots that come free late through *release*.
 
-    Both callbacks are thread-safe. Nothing that a program does comes out as an exception here.
+    A trial for which there is no thread or process goes to *give_back*, with the reason; without it, it fails as
+    `WORKER_LOST`. *isolate* gives a trial a process of its own; without it, this process is the trial's own. *restore*
+    is called after each trial in a thread, and *broken* with what nobody expected: an outcome is missing from then on.
+    All callbacks are thread-safe. Nothing that a program does comes out as an exception here.
     """
 
     def __init__(
@@ -55,18 +74,30 @@ class ProgramExecutor:
         deliver: Callable[[types_pb2.Outcome], None],
         release: Callable[[int], None],
         marks: Marks | None = None,
+        loader: Loader | None = None,
+        give_back: Callable[[int, str], None] | None = None,
+        isolate: Callable[[LoadedProgram, Configuration, types_pb2.Trial], Isolated] | None = None,
+        restore: Callable[[], None] = lambda: None,
+        broken: Callable[[BaseException], None] = _raise,
     ) -> None:
         self._deliver = deliver
         self._release = release
+        self._give_back = give_back or self._fail
+        self._isolate = isolate
+        self._restore = restore
+        self._broken = broken
         self._context = SessionContext()
-        self._loader = ProgramLoader()
+        self._loader = loader or ProgramLoader()
         self._instances = Instances()
         self._ready: OrderedDict[tuple[int, int, tuple[str, ...]], asyncio.Future[Ready]] = OrderedDict()
         # A cancelled thread cannot be killed, so its replacement needs a thread of its own.
-        self._threads = Threads(most=2 * slots)
+        self._threads = Threads(most=2 * slots, broken=broken)
         self._tasks: dict[int, asyncio.Task[None]] = {}
-        self._in_threads: dict[int, threading.Event] = {}
+        self._in_threads: dict[int, Callable[[], None]] = {}
+        """Trial to what stops it, if it can be stopped."""
         self._cancelled: set[int] = set()
+        self._ending = threading.Lock()
+        """Held while it is decided whether a thread's trial was cancelled or has ended."""
         self._loop = asyncio.get_running_loop()
         self._marks = marks or Marks()
 
@@ -74,6 +105,11 @@ class ProgramExecutor:
     def running(self) -> int:
         """Trials that have not ended, those that were cancelled included."""
         return len(self._tasks) + len(self._in_threads)
+
+    @property
+    def wanted(self) -> int:
+        """Trials that have not ended and were not cancelled."""
+        return sum(number not in self._cancelled for number in (*list(self._tasks), *list(self._in_threads)))
 
     @property
     def context(self) -> SessionContext:
@@ -108,7 +144,11 @@ class ProgramExecutor:
             self._start(trial, ready.result(), example)
             return
         if ready is None or ready.done():
-            ready = self._prepare(key, session, configuration)
+            try:
+                ready = self._prepare(key, session, configuration)
+            except CannotStart as error:
+                self._give_back(trial.id, str(error))
+                return
         self._tasks[trial.id] = asyncio.create_task(self._start_when_ready(trial, ready, configuration, example))
 
     def cancel(self, attempt_id: int) -> None:
@@ -119,11 +159,19 @@ class ProgramExecutor:
             # Only here: a task cancelled before its first step never gets to its own end.
             task.add_done_callback(lambda _: self._ended(attempt_id))
             task.cancel()
-        elif (stop := self._in_threads.get(attempt_id)) is not None:
-            self._cancelled.add(attempt_id)
-            stop.set()
+            return
+        with self._ending:
+            stop = self._in_threads.get(attempt_id)
+            if stop is not None:
+                self._cancelled.add(attempt_id)
+        if stop is not None:
+            stop()
         else:
             self._release(attempt_id)
+
+    def _fail(self, trial_id: int, reason: str) -> None:
+        failure = failure_to_wire(ErrorType.WORKER_LOST, reason, retryable=True)
+        self._deliver(types_pb2.Outcome(id=trial_id, failure=failure))
 
     # ------------------------------------------------------------------ getting ready
 
@@ -132,9 +180,6 @@ class ProgramExecutor:
     ) -> asyncio.Future[Ready]:
         """Import and build off the loop: it may take seconds, and the neighbours go on."""
         future: asyncio.Future[Ready] = self._loop.create_future()
-        self._ready[key] = future
-        while len(self._ready) > MOST_READY:
-            self._ready.popitem(last=False)
 
         def settle(ready: Ready | None, error: BaseException | None) -> None:
             if error is not None:
@@ -146,7 +191,7 @@ class ProgramExecutor:
         def work() -> None:
             try:
                 program = self._loader.load(session.program, session.metrics, key[2], tuple(configuration.values))
-                isolated = session.program.isolation == "process"
+                isolated = session.program.isolation == "process" and self._isolate is not None
                 instance = None if isolated else self._instances.get(program, configuration)
                 variables = {} if program.shape.configured else configuration.values
                 ready = Ready(program, configuration, instance, variables)
@@ -154,8 +199,12 @@ class ProgramExecutor:
                 self._loop.call_soon_threadsafe(settle, None, _storable(error))
             else:
                 self._loop.call_soon_threadsafe(settle, ready, None)
+            self._restore()
 
         self._threads.run(work)
+        self._ready[key] = future
+        while len(self._ready) > MOST_READY:
+            self._ready.popitem(last=False)
         return future
 
     async def _start_when_ready(
@@ -190,43 +239,53 @@ class ProgramExecutor:
             self._release(attempt_id)
 
     async def _run_coroutine(self, trial: types_pb2.Trial, ready: Ready, example: Any) -> None:
-        started = time.perf_counter()
         try:
-            if trial.outputs:
-                outputs = decode(trial.outputs)
-            else:
-                outputs = await self._marks.marked(ready.instance(**_arguments(ready, trial, example)), trial.id)
-            run_s = _since(started)
-            scores = await _judge(ready, example, outputs)
+            outcome = await self._marks.marked(_answer(trial, ready, example), trial.id)
             if trial.id not in self._cancelled:
-                self._deliver(answer_result(trial, ready.configuration, outputs, scores, run_s=run_s))
-        except BaseException as error:  # noqa: BLE001 - SystemExit is an outcome too
-            # A cancellation of ours needs no answer; any other is the program's own failure.
-            if trial.id not in self._cancelled:
-                self._deliver(answer_failed(trial, ready.configuration, error, run_s=_since(started)))
+                self._deliver(outcome)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # noqa: BLE001 - told
+            self._broken(error)
         finally:
             self._tasks.pop(trial.id, None)
 
     def _start_thread(self, trial: types_pb2.Trial, ready: Ready, example: Any) -> None:
-        stop = threading.Event()
-        self._in_threads[trial.id] = stop
+        isolated: Isolated | None = None
+        if ready.instance is None:
+            assert self._isolate is not None
+            isolated = self._isolate(ready.program, ready.configuration, trial)
+        stop = _cannot_be_stopped if isolated is None else isolated.stop
 
         def work() -> None:
-            if ready.instance is None:
-                outcome = run_isolated(ready.program, ready.configuration, trial, stop)
-            else:
-                self._marks.mark(trial.id)
-                outcome = self._run_in_thread(trial, ready, example)
-                self._marks.mark(0)
-            # In one step under the GIL: a cancel that comes later finds nothing to cancel.
-            self._in_threads.pop(trial.id, None)
-            if trial.id in self._cancelled or outcome is None:
+            outcome, reason = None, ""
+            try:
+                if isolated is not None:
+                    outcome = isolated.run()
+                else:
+                    self._marks.mark(trial.id)
+                    outcome = self._run_in_thread(trial, ready, example)
+                    self._marks.mark(0)
+                    self._restore()
+            except CannotStart as error:
+                reason = str(error)
+            with self._ending:
+                del self._in_threads[trial.id]
+                cancelled = trial.id in self._cancelled
                 self._cancelled.discard(trial.id)
+            if cancelled:
                 self._release(trial.id)
-            else:
+            elif outcome is not None:
                 self._deliver(outcome)
+            else:
+                self._give_back(trial.id, reason)
 
-        self._threads.run(work)
+        self._in_threads[trial.id] = stop
+        try:
+            self._threads.run(work)
+        except CannotStart as error:
+            del self._in_threads[trial.id]
+            self._give_back(trial.id, str(error))
 
     def _run_in_thread(self, trial: types_pb2.Trial, ready: Ready, example: Any) -> types_pb2.Outcome:
         started = time.perf_counter()
@@ -234,9 +293,7 @@ class ProgramExecutor:
             # Given outputs of an earlier run, only the metrics are wanted.
             outputs = decode(trial.outputs) if trial.outputs else ready.instance(**_arguments(ready, trial, example))
             if inspect.isawaitable(outputs):
-                outputs, error = asyncio.run_coroutine_threadsafe(
-                    _await(self._marks.marked(outputs, trial.id)), self._loop
-                ).result()
+                outputs, error = self._on_loop(_await(outputs), trial.id)
                 if error is not None:
                     raise error
         except BaseException as error:  # noqa: BLE001 - SystemExit is an outcome too
@@ -244,40 +301,22 @@ class ProgramExecutor:
         run_s = _since(started)
         judging = _judge(ready, example, outputs)
         if any(inspect.iscoroutinefunction(metric) for _, metric in ready.program.metrics):
-            scores = asyncio.run_coroutine_threadsafe(judging, self._loop).result()
+            scores = self._on_loop(judging, trial.id)
         else:
             scores = _finish(judging)
         return answer_result(trial, ready.configuration, outputs, scores, run_s=run_s)
 
+    def _on_loop(self, coroutine: Coroutine[Any, Any, T], trial_id: int) -> T:
+        """Return what *coroutine*, which raises nothing, returns on the program loop."""
 
-class Threads:
-    """Daemon threads that grow as they are needed: a hung one keeps nobody from leaving."""
+        async def run() -> T:
+            return await self._marks.marked(coroutine, trial_id)
 
-    def __init__(self, *, most: int) -> None:
-        self._most = most
-        self._work: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._started = 0
-        self._idle = 0
-        self._lock = threading.Lock()
-        self._numbers = itertools.count(1)
+        return asyncio.run_coroutine_threadsafe(run(), self._loop).result()
 
-    def run(self, work: Callable[[], None]) -> None:
-        """Run *work* in a thread; it must not raise."""
-        with self._lock:
-            if self._idle > 0:
-                self._idle -= 1
-            elif self._started < self._most:
-                self._started += 1
-                name = f"program-{next(self._numbers)}"
-                threading.Thread(target=self._serve, name=name, daemon=True).start()
-        self._work.put(work)
 
-    def _serve(self) -> None:
-        while True:
-            work = self._work.get()
-            work()
-            with self._lock:
-                self._idle += 1
+def _cannot_be_stopped() -> None:
+    """Do what can be done about a thread."""
 
 
 def _arguments(ready: Ready, trial: types_pb2.Trial, example: Any) -> dict[str, Any]:
@@ -285,6 +324,19 @@ def _arguments(ready: Ready, trial: types_pb2.Trial, example: Any) -> dict[str, 
     if ready.program.shape.takes_seed:
         arguments[SEED] = trial.seed
     return arguments
+
+
+async def _answer(trial: types_pb2.Trial, ready: Ready, example: Any) -> types_pb2.Outcome:
+    """Return the outcome of a coroutine's trial; raises only what cancels it."""
+    started = time.perf_counter()
+    try:
+        # Given outputs of an earlier run, only the metrics are wanted.
+        outputs = decode(trial.outputs) if trial.outputs else await ready.instance(**_arguments(ready, trial, example))
+    except BaseException as error:  # noqa: BLE001 - SystemExit is an outcome too
+        return answer_failed(trial, ready.configuration, error, run_s=_since(started))
+    run_s = _since(started)
+    scores = await _judge(ready, example, outputs)
+    return answer_result(trial, ready.configuration, outputs, scores, run_s=run_s)
 
 
 async def _judge(ready: Ready, example: Any, outputs: Any) -> dict[str, Any] | BaseException:

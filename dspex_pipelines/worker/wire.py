@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -19,6 +20,7 @@ import uvloop
 
 import dspex_pipelines
 from dspex.v1 import types_pb2, worker_pb2, worker_pb2_grpc
+from dspex_pipelines.engine.recycling import Recycling
 from dspex_pipelines.errors import PoolUnreachable, ProtocolMismatch
 from dspex_pipelines.wire.codec import (
     CHANNEL_OPTIONS,
@@ -31,14 +33,18 @@ from dspex_pipelines.wire.frames import grown
 from dspex_pipelines.wire.marks import Marks
 
 CONNECT_S = 20.0
+LOOK_S = 0.05
+"""At most so often a worker looks at its own memory. Busy, it does so with the frames: a leak can fill a machine
+between two heartbeats."""
 
 
 class WorkerWire:
     """Holds the `Attach` stream. Made on the thread of the loop *programs*, which it watches by *marks*.
 
-    *on_frame* and *on_end* are called on the wire's thread.
+    *on_frame*, *on_worn* (with the reason, once *recycling* has one to replace this worker) and *on_end* are called on
+    the wire's thread.
 
-    `put`, `poke` and `release` may be called from any thread; what waits when the writer is free goes in one frame.
+    All methods may be called from any thread; what waits when the writer is free goes in one frame.
     """
 
     def __init__(
@@ -50,7 +56,9 @@ class WorkerWire:
         marks: Marks,
         programs: asyncio.AbstractEventLoop,
         quarantine: bool,
+        recycling: Recycling,
         on_frame: Callable[[worker_pb2.AttachResponse], None],
+        on_worn: Callable[[str], None],
         on_end: Callable[[Exception | None], None],
     ) -> None:
         self._address = address
@@ -61,15 +69,22 @@ class WorkerWire:
         self._program_thread = threading.get_native_id()
         self._held_by = 0
         self._quarantine = quarantine
+        self._recycling = recycling
         self._on_frame = on_frame
+        self._on_worn = on_worn
         self._on_end = on_end
         self._outcomes: deque[types_pb2.Outcome] = deque()
         self._released: deque[int] = deque()
+        self._returned: deque[int] = deque()
+        self._taken = 0
+        self._first_rss_mb = 0.0
+        """What it held at its first outcome; 0 before."""
+        self._look_at = 0.0
         self._draining = False
+        self._leaving = False
         self._woken = False
         self._loop = uvloop.new_event_loop()
         self._wake = asyncio.Event()
-        self._idle = threading.Event()
 
     def start(self) -> None:
         """Dial the bridge from a thread of its own."""
@@ -77,11 +92,12 @@ class WorkerWire:
 
     def put(self, outcome: types_pb2.Outcome) -> None:
         """Hand over an outcome; it goes with the next `poke`, or the next heartbeat."""
+        if not self._first_rss_mb:
+            self._first_rss_mb = resident_mb()
         self._outcomes.append(outcome)
 
     def poke(self) -> None:
         """Write what waits."""
-        self._idle.clear()
         if not self._woken:
             # One wake-up for however many outcomes come before the writer looks.
             self._woken = True
@@ -92,14 +108,20 @@ class WorkerWire:
         self._released.append(attempt_id)
         self.poke()
 
+    def give_back(self, attempt_id: int) -> None:
+        """Say that a trial has not begun and cannot begin here."""
+        self._returned.append(attempt_id)
+        self.poke()
+
     def drain(self) -> None:
         """Ask the bridge for no more trials."""
         self._draining = True
         self.poke()
 
-    def flushed(self, timeout_s: float) -> bool:
-        """Wait until everything handed over has been written; return whether it was."""
-        return self._idle.wait(timeout_s)
+    def leave(self) -> None:
+        """Write what waits, and end the stream; *on_end* is called once the bridge has read everything."""
+        self._leaving = True
+        self.poke()
 
     def _main(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -120,7 +142,9 @@ class WorkerWire:
             watching = asyncio.create_task(self._watch_programs())
             try:
                 async for frame in stub.Attach(self._frames()):
+                    self._taken += len(frame.trials)
                     self._on_frame(frame)
+                    self._look_at_itself()
             except grpc.aio.AioRpcError as error:
                 if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
                     theirs = int(json.loads(error.details() or "{}").get("protocol_version", 0))
@@ -143,7 +167,21 @@ class WorkerWire:
             if turned:
                 turned = False
                 self._programs.call_soon_threadsafe(turn)
+            self._look_at_itself()
             await asyncio.sleep(HEARTBEAT_S)
+
+    def _look_at_itself(self) -> None:
+        """Take no more trials once there is a reason to be replaced."""
+        now = self._loop.time()
+        if self._draining or now < self._look_at:
+            return
+        self._look_at = now + LOOK_S
+        reason = self._recycling.reason(
+            rss_mb=resident_mb(), first_rss_mb=self._first_rss_mb or float("inf"), trials=self._taken
+        )
+        if reason:
+            self.drain()
+            self._on_worn(reason)
 
     async def _frames(self) -> AsyncIterator[worker_pb2.AttachRequest]:
         yield worker_pb2.AttachRequest(
@@ -158,8 +196,9 @@ class WorkerWire:
             )
         )
         while True:
-            if not self._outcomes and not self._released:
-                self._idle.set()
+            if not self._outcomes and not self._released and not self._returned:
+                if self._leaving:
+                    return
                 try:
                     await asyncio.wait_for(self._wake.wait(), HEARTBEAT_S)
                 except TimeoutError:
@@ -179,6 +218,20 @@ class WorkerWire:
                 break
             outcomes.append(self._outcomes.popleft())
         released = [self._released.popleft() for _ in range(len(self._released))]
+        returned = [self._returned.popleft() for _ in range(len(self._returned))]
         return worker_pb2.AttachRequest(
-            outcomes=outcomes, released_ids=released, draining=self._draining, held_by=self._held_by
+            outcomes=outcomes,
+            released_ids=released,
+            returned_ids=returned,
+            draining=self._draining,
+            held_by=self._held_by,
         )
+
+
+def resident_mb() -> float:
+    """Return the resident memory of this process in MiB; 0 where the system does not tell."""
+    try:
+        with open("/proc/self/statm", "rb") as file:  # noqa: PTH123 - many times a second
+            return int(file.read().split()[1]) * resource.getpagesize() / (1 << 20)
+    except OSError:
+        return 0.0

@@ -135,7 +135,7 @@ def test_a_class_is_not_asked_for_its_fields() -> None:
 
 
 async def test_a_long_traceback_is_cut_in_the_middle(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dspex_pipelines.worker.answers.TRACEBACK_CHARACTERS", 60)
+    monkeypatch.setattr("dspex_pipelines.worker.faults.TRACEBACK_CHARACTERS", 60)
     outcome = await bench.run("raises", x=0)
     assert isinstance(outcome, TrialError)
     first, left_out, last = outcome.traceback.partition("characters left out")
