@@ -16,6 +16,8 @@ from dspex_pipelines.wire.codec import PAYLOAD_BYTES, failure_to_wire
 from dspex_pipelines.worker.faults import failure_of, said
 
 OUTCOME_BYTES = PAYLOAD_BYTES
+SCORES_BYTES = 1 << 16
+"""Of scores, for which there is room beside outputs of any size."""
 
 
 def answer_result(
@@ -51,7 +53,7 @@ def answer_result(
             scores = error
         else:
             try:
-                _check_size("scores", len(judged), OUTCOME_BYTES - len(payload))
+                _check_size("scores", len(judged), max(SCORES_BYTES, OUTCOME_BYTES - len(payload)))
                 outcome.scores = judged
             except SerializationError as error:
                 outcome.failure.CopyFrom(failure_to_wire(ErrorType.SERIALIZATION, said(error)))
