@@ -15,12 +15,19 @@ from dspex_pipelines.bridge.client import PoolClient
 from dspex_pipelines.model.payload import decode, encode
 from dspex_pipelines.model.space import Configuration
 from dspex_pipelines.model.trial import Example, ProgramSpec, TrialSpec
-from dspex_pipelines.wire.codec import CHANNEL_OPTIONS, PROTOCOL_VERSION
+from dspex_pipelines.wire.codec import CHANNEL_OPTIONS, MESSAGE_LIMIT, PROTOCOL_VERSION
 
 PROGRAM = ProgramSpec(entry_point="somewhere.else:program", version="1" * 32)
 TRIAL = TrialSpec(
     program=PROGRAM, example=Example(example_id="1", inputs={"x": 1}), configuration=Configuration({"k": 1})
 )
+
+
+def channel(address: str, most_bytes: int) -> grpc.aio.Channel:
+    """A channel that takes what the bridge may send, and sends so much itself."""
+    return grpc.aio.insecure_channel(
+        address, options=[*dict([*CHANNEL_OPTIONS, ("grpc.max_send_message_length", most_bytes)]).items()]
+    )
 
 
 class Seen:
@@ -64,8 +71,9 @@ class FakeWorker:
         protocol_version: int = PROTOCOL_VERSION,
         *,
         quarantine: bool = False,
+        most_bytes: int = MESSAGE_LIMIT,
     ) -> None:
-        self.channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self.channel = channel(address, most_bytes)
         self.hello = worker_pb2.WorkerHello(
             protocol_version=protocol_version,
             worker_id=name,
@@ -168,9 +176,9 @@ class RawClient:
 
 
 @contextlib.asynccontextmanager
-async def raw_client(address: str) -> AsyncIterator[RawClient]:
-    async with grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
-        stub: Any = execution_pb2_grpc.ExecutionServiceStub(channel)
+async def raw_client(address: str, *, most_bytes: int = MESSAGE_LIMIT) -> AsyncIterator[RawClient]:
+    async with channel(address, most_bytes) as dialled:
+        stub: Any = execution_pb2_grpc.ExecutionServiceStub(dialled)
         opened = RawClient(stub.ExecutePrograms())
         await opened.send(protocol_version=PROTOCOL_VERSION)
         welcome = await opened.call.read()
