@@ -178,7 +178,8 @@ class Database:
             # A ping for each use: a server that was restarted meanwhile costs one reconnection and no outcome.
             return sa.create_engine(self.url, pool_size=CONNECTIONS, pool_pre_ping=True)
         if str(self.file) in ("", ".", ":memory:"):
-            raise DspexError(f"the journal {self.shown} has no file; several processes write it, so give a path")
+            fix = "several processes write it, so give a path"
+            raise JournalError(journal=self.shown, reason="has no file", fix=fix)
         self.file.parent.mkdir(parents=True, exist_ok=True)
         engine = sa.create_engine(
             self.url, poolclass=sa.QueuePool, pool_size=CONNECTIONS, connect_args={"timeout": BUSY_S}

@@ -146,6 +146,57 @@ def test_a_failed_metric_may_succeed_when_it_is_another(journal_url: str) -> Non
         assert (outcome.scores_payload, outcome.outputs_payload) == (b"s", b"o")
 
 
+def test_scores_that_are_to_be_made_again_give_way(journal_url: str) -> None:
+    """A worker that was lost amid the scoring must not be what is known of it for ever."""
+    lost = replace(_error(ErrorType.WORKER_LOST), trial_id=_id(1))
+    broken = replace(_error(ErrorType.METRIC_EXCEPTION), trial_id=_id(1))
+    scored = replace(RESULT, trial_id=_id(1), scores_payload=b"other")
+    with Journal(journal_url) as journal:
+        journal.record("", _entries(1))
+
+        def after(outcome: TrialOutcome, failures_since: float = 0.0) -> Found:
+            journal.record("", [Entry(OTHER, outcome, rescored=True)], failures_since=failures_since)
+            found = _found(journal, 1, scoring=OTHER)[_id(1)]
+            assert (found.scored, found.rescorable) == (True, True)
+            return found
+
+        assert after(lost).outcome.outputs_payload == b"o"
+        failed = after(broken)
+        assert isinstance(failed.outcome, TrialError)
+        assert failed.outcome.type is ErrorType.METRIC_EXCEPTION
+        assert after(scored).outcome == failed.outcome, "a metric that fails is final"
+        assert after(scored, failed.recorded_at + 1).outcome == scored
+        assert after(broken, failed.recorded_at + 1e6).outcome == scored, "a success stays"
+
+
+def test_a_trial_twice_in_a_group_is_one_execution(journal_url: str) -> None:
+    twice = [
+        *_entries(1, outcome=_error(ErrorType.TIMEOUT_RUN)),
+        *_entries(2, 1, 3),
+        *_entries(1, 3, outcome=replace(RESULT, worker="late")),
+    ]
+    with Journal(journal_url) as journal:
+        journal.record("", twice)
+        assert journal.count() == 3
+        assert {found.outcome.worker for found in _found(journal, 1, 2, 3).values()} == {"w"}
+        assert all(isinstance(found.outcome, TrialResult) for found in _found(journal, 1, 2, 3).values())
+
+
+def test_groups_of_any_size_are_recorded_and_found(journal_url: str) -> None:
+    sizes = [1, 2, 7, 8, 9, 63, 65, 511, 512, 513, 1_237]
+    with Journal(journal_url) as journal:
+        start = 0
+        for size in sizes:
+            numbers = range(start, start + size)
+            journal.record(
+                "", [Entry(SCORING, replace(RESULT, trial_id=_id(number), attempts=number)) for number in numbers]
+            )
+            found = _found(journal, *numbers)
+            assert [found[_id(number)].outcome.attempts for number in numbers] == list(numbers)
+            start += size
+        assert journal.count() == sum(sizes)
+
+
 def test_what_never_had_outputs_needs_no_other_scores(journal_url: str) -> None:
     with Journal(journal_url) as journal:
         journal.record("", _entries(1, outcome=_error(ErrorType.PROGRAM_EXCEPTION)))
@@ -213,10 +264,7 @@ def test_the_tables_are_what_the_migrations_make(journal_url: str) -> None:
 
 def test_the_layout_before_is_brought_up_to_date(journal_url: str) -> None:
     with closing_engine(journal_url) as engine, engine.begin() as connection:
-        config = Config(attributes={"connection": connection})
-        config.set_main_option("script_location", "dspex_pipelines.engine:migrations")
-        command.upgrade(config, "0001")
-        connection.exec_driver_sql("DROP TABLE alembic_version")
+        _first_layout(connection)
         table = sa.Table("executions", sa.MetaData(), autoload_with=connection)
         row = {
             **dict.fromkeys(("session_version", "attempts", "queue_s", "run_s", "recorded_at"), 0),
@@ -240,6 +288,40 @@ def test_the_layout_before_is_brought_up_to_date(journal_url: str) -> None:
         assert isinstance(found[_id(2)].outcome, TrialError)
         journal.record("", _entries(2))
         assert isinstance(_found(journal, 2)[_id(2)].outcome, TrialResult)
+
+
+MANY = 100_000
+NUMBERS = {
+    "sqlite": "WITH RECURSIVE numbers(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM numbers WHERE i < {last})",
+    "postgresql": "WITH numbers(i) AS (SELECT generate_series(0, {last}))",
+}
+KEY = {"sqlite": "CAST(printf('%016d', {i}) AS BLOB)", "postgresql": "convert_to(lpad(({i})::text, 16, '0'), 'UTF8')"}
+BYTES = {"sqlite": "X'6F'", "postgresql": "'o'::bytea"}
+
+
+def test_a_large_journal_of_the_first_layout_is_brought_up_to_date(journal_url: str) -> None:
+    """Each trial under two scorings, as the first layout had them; the first of the two stays."""
+    with closing_engine(journal_url) as engine, engine.begin() as connection:
+        _first_layout(connection)
+        dialect = connection.dialect.name
+        numbers, key, text = NUMBERS[dialect].format(last=MANY - 1), KEY[dialect], BYTES[dialect]
+        for recorded_at in (2, 1):
+            values = f"0, 1 = 1, {text}, 1, 1, 'w{recorded_at}', 0, 0, {recorded_at}, {', '.join([text] * 5)}"
+            keys = f"{key.format(i=f'i + {recorded_at * MANY}')}, {key.format(i='i')}"
+            connection.exec_driver_sql(f"INSERT INTO executions {numbers} SELECT {keys}, {values} FROM numbers")
+    with Journal(journal_url) as journal:
+        assert journal.count() == MANY
+        wanted = {b"%016d" % number: SCORING for number in range(0, MANY, 997)}
+        found = journal.find("", wanted)
+        assert len(found) == len(wanted)
+        assert {(one.outcome.worker, one.rescorable) for one in found.values()} == {("w1", True)}
+
+
+def _first_layout(connection: sa.Connection) -> None:
+    config = Config(attributes={"connection": connection})
+    config.set_main_option("script_location", "dspex_pipelines.engine:migrations")
+    command.upgrade(config, "0001")
+    connection.exec_driver_sql("DROP TABLE alembic_version")
 
 
 def _timed_out_row() -> dict[str, object]:
