@@ -130,7 +130,10 @@ async def run_batch(
                     if runner.pool_lost is not None:
                         await recorder.add(_entry(done) for done in finished if isinstance(done.result, TrialResult))
                         break
-                    await recorder.add(_entry(done) for done in finished)
+                    entries = [_entry(done) for done in finished]
+                    await recorder.add(entries)
+                    if stopping.is_near(entries):
+                        await recorder.flush()
     on_progress(executor.get_progress())
     if runner.pool_lost is not None:
         raise runner.pool_lost
@@ -155,6 +158,8 @@ class _Stopping:
         self._ledger = ledger
         self._timers: list[asyncio.TimerHandle] = []
         self._ending = False
+        self._failed = 0
+        """Failures that the ledger may not know of yet."""
 
     @property
     def stopped(self) -> str:
@@ -173,8 +178,17 @@ class _Stopping:
         for timer in self._timers:
             timer.cancel()
 
+    def is_near(self, entries: Sequence[Entry]) -> bool:
+        """Whether so many trials have failed, these *entries* included, that the ledger should be told at once."""
+        left = None if self._ledger is None else self._ledger.errors_left
+        if left is None:
+            return False
+        self._failed += sum(isinstance(entry.outcome, TrialError) for entry in entries)
+        return self._failed >= left
+
     def look(self) -> None:
-        """Stop when the ledger says so."""
+        """Stop when the ledger, which has just been told of what was recorded, says so."""
+        self._failed = 0
         if self.stopped and not self._ending:
             self._ending = True
             self._executor.stop()

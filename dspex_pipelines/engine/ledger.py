@@ -28,6 +28,7 @@ class Ledger:
         self._run_id = run_id
         self._budget = budget
         self._started_at = time.time()
+        self._failed = 0
         self.stopped = ""
 
     @property
@@ -35,6 +36,12 @@ class Ledger:
         """Seconds until the time is over; None where it is not bounded."""
         limit_s = self._budget.max_time_s
         return max(0.0, self._started_at + limit_s - time.time()) if limit_s else None
+
+    @property
+    def errors_left(self) -> float | None:
+        """How many more trials may fail; None where their number is not bounded."""
+        limit = self._budget.max_errors
+        return limit - self._failed if limit >= 1 else None
 
     def open(self) -> None:
         """Start the account, or take it up where earlier steps of the run have left it."""
@@ -84,7 +91,7 @@ class Ledger:
             connection.execute(booked)
             row = _row(connection, self._run_id)
             assert row is not None
-            self._started_at = row.started_at
+            self._started_at, self._failed = row.started_at, row.failed
             self.stopped = (
                 self.stopped
                 or row.stopped

@@ -40,7 +40,7 @@ class Recorder:
         self._writing: Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._error: BaseException | None = None
-        self._room: asyncio.Future[None] | None = None
+        self._moved: asyncio.Future[None] | None = None
 
     def __enter__(self) -> Recorder:
         self._loop = asyncio.get_running_loop()
@@ -70,8 +70,18 @@ class Recorder:
         self._waiting.extend(entries)
         self._look()
         while len(self._waiting) >= MOST_WAITING and self._error is None:
-            self._room = self._loop.create_future()
-            await self._room
+            await self._written_next()
+
+    async def flush(self) -> None:
+        """Write what waits now, and wait until it is written."""
+        while (self._waiting or self._writing is not None) and self._error is None:
+            if self._writing is None:
+                self._start()
+            await self._written_next()
+
+    async def _written_next(self) -> None:
+        self._moved = self._loop.create_future()
+        await self._moved
 
     def _look(self) -> None:
         """Start a group if there is one, or see to it that there will be."""
@@ -95,8 +105,8 @@ class Recorder:
         self._settle(writing)
         if self._error is not None:
             self._failed()
-        if self._room is not None and not self._room.done():
-            self._room.set_result(None)
+        if self._moved is not None and not self._moved.done():
+            self._moved.set_result(None)
         self._look()
 
     def _settle(self, writing: Future[None]) -> None:
