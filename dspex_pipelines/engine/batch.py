@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -92,6 +92,7 @@ async def run_batch(
 ) -> BatchSummary:
     """Run what is missing of *batch*; each outcome is in the journal before it counts as done.
 
+    At most *max_concurrency* trials run or wait to be recorded: so many run twice when this process is killed.
     *on_progress* is called after every group. Once the *ledger* says that the run has stopped, nothing more is started;
     what is in flight has `STOP_S` to end. Raises `PoolUnreachable` when the bridge goes away. Whatever ends it, a
     cancellation included, keeps what is done by then.
@@ -103,10 +104,13 @@ async def run_batch(
         max_concurrency=max_concurrency, is_failure=lambda outcome: isinstance(outcome, TrialError)
     )
     missing = _LookedUp(plan, plan.trials(batch, examples), journal)
+    window = asyncio.Semaphore(max_concurrency)
     rescored = 0
 
-    def run(one: Missing) -> Awaitable[TrialOutcome]:
-        return runner.run(one.spec, one.outputs)
+    async def run(one: Missing) -> TrialOutcome:
+        # An outcome that is not durable is in flight too: its trial runs again if this process is killed.
+        await window.acquire()
+        return await runner.run(one.spec, one.outputs)
 
     def record(entries: list[Entry]) -> None:
         journal.record(plan.generation, entries, failures_since=plan.failures_since)
@@ -116,13 +120,15 @@ async def run_batch(
     def durable(entries: list[Entry]) -> None:
         nonlocal rescored
         pool.commit(len(entries))
+        for _ in entries:
+            window.release()
         rescored += sum(entry.rescored for entry in entries)
         stopping.look()
         on_progress(executor.get_progress())
 
     with (
         _Stopping(executor, ledger) as stopping,
-        Recorder(record, durable=durable, failed=executor.cancel) as recorder,
+        Recorder(record, durable=durable, failed=executor.cancel, group=max(1, max_concurrency // 8)) as recorder,
     ):
         if not stopping.stopped:
             async with aclosing(executor.run_batches(missing, run, total=batch.stop - batch.start)) as batches:

@@ -11,14 +11,14 @@ from dspex_pipelines.engine.journal_rows import Entry
 
 GROUP = 1_000
 """Outcomes that are worth a transaction of their own."""
-GROUP_S = 0.25
-"""Longest time that a finished outcome waits for its transaction."""
+GROUP_S = 0.01
+"""Longest time that a finished outcome waits for its transaction: until then it takes the place of a running trial."""
 MOST_WAITING = 8 * GROUP
 """Outcomes that may wait for a slow disk before whoever brings more has to."""
 
 
 class Recorder:
-    """One group after the other, in order: a thousand outcomes, or what came in while the one before was written.
+    """One group after the other, in order: *group* outcomes, or what came in while the one before was written.
 
     *record* makes a group durable, in a thread. On the loop, *durable* is told of each group that is, and *failed* that
     one is not: nothing is written any more then. Leaving writes what still waits, whatever it is left for, and raises
@@ -31,7 +31,9 @@ class Recorder:
         *,
         durable: Callable[[list[Entry]], None],
         failed: Callable[[], None],
+        group: int = GROUP,
     ) -> None:
+        self._least = min(group, GROUP)
         self._record = record
         self._durable = durable
         self._failed = failed
@@ -87,7 +89,7 @@ class Recorder:
         """Start a group if there is one, or see to it that there will be."""
         if self._writing is not None or self._error is not None:
             return
-        if len(self._waiting) >= GROUP:
+        if len(self._waiting) >= self._least:
             self._start()
         elif self._waiting and self._timer is None:
             self._timer = self._loop.call_later(GROUP_S, self._start)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dspex_pipelines.engine.batch import BatchSummary, planned_outcomes, run_batch
-from dspex_pipelines.engine.journal import Journal
+from dspex_pipelines.engine.journal import Entry, Journal
 from dspex_pipelines.errors import JournalError
 from dspex_pipelines.model.outcome import ErrorType, TrialError, TrialOutcome, TrialResult
 from dspex_pipelines.model.payload import encode
@@ -258,3 +258,18 @@ async def test_the_trials_of_two_processes_are_one_execution_each(tmp_path: Path
         await asyncio.gather(run(one, Pool(answering("one")), plan()), run(other, Pool(answering("other")), plan()))
         assert one.count() == 100
         assert outcomes(one, plan()) == outcomes(other, plan())
+
+
+async def test_no_more_is_lost_to_a_kill_than_is_in_flight(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has run and is not recorded when the process is killed runs again."""
+    pool, unrecorded = Pool(), []
+    record = journal.record
+
+    def counted(generation: str, entries: list[Entry], **given: float) -> None:
+        unrecorded.append(pool.ran - journal.count())
+        record(generation, entries, **given)
+
+    monkeypatch.setattr(journal, "record", counted)
+    await run(journal, pool, plan())
+    assert journal.count() == plan().total
+    assert 0 < max(unrecorded) <= 16
