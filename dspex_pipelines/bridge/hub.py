@@ -134,7 +134,7 @@ class Hub:
         link.gone = True
         link.wake.set()
         del self.workers[link.worker_id]
-        self.workers_lost += 1
+        self.workers_lost += not link.leaving
         self._tell({"lost": link.worker_id, "answered": self._answered})
         self._answered = 0
 

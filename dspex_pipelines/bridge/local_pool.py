@@ -24,6 +24,7 @@ from pathlib import Path
 
 import dspex_pipelines
 from dspex_pipelines.bridge.supervisor import started_at
+from dspex_pipelines.engine.recycling import Recycling
 from dspex_pipelines.errors import InvalidValue, PoolUnreachable
 
 START_S = 60.0
@@ -54,20 +55,22 @@ def lease(
     workers: int | None = None,
     slots: int = 256,
     idle_s: float = 60.0,
+    recycling: Recycling | None = None,
     cwd: Path | None = None,
     environment: Mapping[str, str] | None = None,
     runtime_root: Path | None = None,
 ) -> Generator[LocalPoolLease]:
     """Join the local pool of this identity, starting it if there is none, and hold it.
 
-    The identity is interpreter, package source, working directory, declared *environment*, *workers* and
-    *slots*. After the last lease the pool waits *idle_s* for another one, then ends. Raises
+    The identity is interpreter, package source, working directory, declared *environment*, *workers*,
+    *slots* and *recycling*. After the last lease the pool waits *idle_s* for another one, then ends. Raises
     `PoolUnreachable` when it does not start, and `InvalidValue` for a folder that cannot hold its socket.
     """
     count = workers or os.cpu_count() or 1
     folder = cwd or Path.cwd()
     environment = environment or {}
-    name = _identity(count, slots, folder, environment)
+    recycling = recycling or Recycling()
+    name = _identity(count, slots, folder, environment, recycling)
     runtime_dir = _runtime_dir(runtime_root or _default_root(), name)
     with _locked(runtime_dir / "start.lock"), contextlib.ExitStack() as held:
         # Waits while an ending pool holds it alone; from here on no pool ends under us.
@@ -75,7 +78,7 @@ def lease(
         fcntl.flock(clients, fcntl.LOCK_SH)
         status = _running(runtime_dir)
         if status is None:
-            _start(runtime_dir, count, slots, idle_s, folder, environment)
+            _start(runtime_dir, count, slots, idle_s, folder, environment, recycling)
             status = _running(runtime_dir)
         if status is None:
             raise PoolUnreachable(address=str(runtime_dir), waited_s=0, reason="it ended as soon as it was up")
@@ -108,10 +111,11 @@ def stop(*, runtime_root: Path | None = None) -> int:
     return len(pools)
 
 
-def _identity(workers: int, slots: int, folder: Path, environment: Mapping[str, str]) -> str:
+def _identity(workers: int, slots: int, folder: Path, environment: Mapping[str, str], recycling: Recycling) -> str:
     source = Path(dspex_pipelines.__file__).parent
     files = [[str(path), path.stat().st_mtime_ns] for path in sorted(source.rglob("*.py"))]
     parts = [sys.executable, files, str(folder.resolve()), sorted(environment.items()), workers, slots]
+    parts += [recycling.max_rss_mb, recycling.max_trials]
     # What a program sees of the caller's environment decides what it does, so it decides the pool.
     parts.append(os.environ.get("PYTHONPATH", ""))
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=6).hexdigest()
@@ -163,7 +167,13 @@ def _running(runtime_dir: Path) -> LocalPoolStatus | None:
 
 
 def _start(
-    runtime_dir: Path, workers: int, slots: int, idle_s: float, folder: Path, environment: Mapping[str, str]
+    runtime_dir: Path,
+    workers: int,
+    slots: int,
+    idle_s: float,
+    folder: Path,
+    environment: Mapping[str, str],
+    recycling: Recycling,
 ) -> None:
     """Start the supervisor in a session of its own and wait until it says that the pool is up."""
     for left in ("pool.json", "bridge.sock"):
@@ -171,6 +181,7 @@ def _start(
     reading, writing = os.pipe()
     command = [sys.executable, "-m", "dspex_pipelines.bridge.supervisor", "--runtime-dir", str(runtime_dir)]
     options = ["--workers", str(workers), "--slots", str(slots), "--idle-s", str(idle_s)]
+    options += ["--max-rss-mb", str(recycling.max_rss_mb), "--max-trials", str(recycling.max_trials)]
     with (runtime_dir / "pool.log").open("ab") as log, os.fdopen(reading, "rb") as ready:
         try:
             subprocess.run(  # noqa: S603 - our own command; it leaves a child of its own behind

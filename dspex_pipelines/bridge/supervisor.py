@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import fcntl
 import json
 import os
@@ -26,6 +25,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from dspex_pipelines.engine.recycling import MAX_RSS_MB, Recycling
+from dspex_pipelines.wire.processes import die_with_parent, offer_to_oom_killer
+
 READY_S = 30.0
 STOP_S = 5.0
 FEW_DEATHS = 3
@@ -38,7 +40,14 @@ SERVED_S = 10.0
 LOG_TAIL_BYTES = 2_000
 LOG_BYTES = 5_000_000
 TICK_S = 0.5
-_PR_SET_PDEATHSIG = 1
+MOST_LEAVING = 4
+"""So many workers, or as many as there should be, may be finishing their last trials while others have their places.
+A trial without a time limit may hold one for ever; each holds memory."""
+OOM_SCORE = 500
+"""When memory runs out, the kernel takes workers first: it is programs that leak, and the bridge and the user's other
+processes are to outlive that. For the pool it is the same as `kill -9`."""
+NO_PROCESS_S = 1.0
+"""After so long it is tried again where the system had no process to give."""
 
 
 @dataclass(slots=True)
@@ -62,6 +71,7 @@ class Supervisor:
         workers: int,
         slots: int,
         idle_s: float,
+        recycling: Recycling | None = None,
         bridge_command: Sequence[str] = (sys.executable, "-m", "dspex_pipelines.bridge"),
         worker_command: Sequence[str] = (sys.executable, "-m", "dspex_pipelines.worker"),
     ) -> None:
@@ -69,6 +79,7 @@ class Supervisor:
         self._workers = workers
         self._slots = slots
         self._idle_s = idle_s
+        self._recycling = recycling or Recycling()
         self._bridge_command = tuple(bridge_command)
         self._worker_command = tuple(worker_command)
         self._address = f"unix:{runtime_dir / 'bridge.sock'}"
@@ -77,6 +88,8 @@ class Supervisor:
         self._deaths = 0
         """Workers in a row that died while no trial was answered."""
         self._restart_at = 0.0
+        self._held = False
+        """Whether there are too many workers that leave for another to be started."""
         self._bridges = 0
         self._said = b""
         self._stopping = False
@@ -183,12 +196,19 @@ class Supervisor:
             for child in staying[wanted:]:
                 child.leaving = True
                 child.process.terminate()
-            # Those that leave may hang for long; so many at once are not more than the machine can hold.
-            room = 2 * wanted - len(mine)
+            missing = max(0, wanted - len(staying))
+            room = wanted + max(wanted, MOST_LEAVING) - len(mine)
+            if not quarantine:
+                self._say_when_held(log, leaving=len(mine) - len(staying), held=missing > room)
             if now >= self._restart_at:
-                for _ in range(min(wanted - len(staying), room)):
+                for _ in range(min(missing, room)):
                     self._start_worker(log, quarantine=quarantine)
         return True
+
+    def _say_when_held(self, log: IO[bytes], *, leaving: int, held: bool) -> None:
+        if held and not self._held:
+            _write(log, f"{leaving} workers have not finished their last trials; until one has, no other is started")
+        self._held = held
 
     def _give_up(self, log: IO[bytes]) -> None:
         """Tell the clients, by way of the bridge, why there is no pool any more."""
@@ -212,20 +232,28 @@ class Supervisor:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
-            preexec_fn=_die_with_parent,  # noqa: PLW1509 - this process has one thread
+            preexec_fn=die_with_parent,  # noqa: PLW1509 - this process has one thread
         )
 
     def _start_worker(self, log: IO[bytes], *, quarantine: bool) -> None:
         name = f"{'q' if quarantine else 'w'}-{secrets.token_hex(3)}"
         command = [*self._worker_command, "--address", self._address, "--worker-id", name]
-        process = subprocess.Popen(  # noqa: S603
-            [*command, "--slots", str(self._slots), *(["--quarantine"] if quarantine else [])],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            preexec_fn=_die_with_parent,  # noqa: PLW1509
-        )
-        self._children.append(Child(name, process, quarantine))
+        command += ["--slots", str(self._slots), "--max-rss-mb", str(self._recycling.max_rss_mb)]
+        command += ["--max-trials", str(self._recycling.max_trials), *(["--quarantine"] if quarantine else [])]
+        try:
+            process = subprocess.Popen(  # noqa: S603
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                preexec_fn=_become_worker,  # noqa: PLW1509
+            )
+        except OSError as error:
+            # Programs may have used up what there is of processes.
+            _write(log, f"no worker could be started: {error}")
+            self._restart_at = time.monotonic() + NO_PROCESS_S
+        else:
+            self._children.append(Child(name, process, quarantine))
 
     def _announce(self) -> None:
         document = {"pid": os.getpid(), "started": started_at(os.getpid()), "address": self._address}
@@ -262,10 +290,9 @@ def started_at(pid: int) -> str:
     return ""
 
 
-def _die_with_parent() -> None:
-    """On Linux, let the kernel end this child when the supervisor is killed."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+def _become_worker() -> None:
+    die_with_parent()
+    offer_to_oom_killer(OOM_SCORE)
 
 
 def _try_lock(file: IO[str]) -> bool:
@@ -303,6 +330,8 @@ def _arguments() -> Iterator[tuple[str, dict[str, object]]]:
     yield "--runtime-dir", {"type": Path, "required": True, "help": "folder of socket, locks and log"}
     yield "--workers", {"type": int, "required": True, "help": "worker processes"}
     yield "--slots", {"type": int, "required": True, "help": "trials at once in a worker"}
+    yield "--max-rss-mb", {"type": int, "default": MAX_RSS_MB, "help": "memory after which a worker is replaced"}
+    yield "--max-trials", {"type": int, "default": 0, "help": "trials after which a worker is replaced"}
     yield "--idle-s", {"type": float, "required": True, "help": "end after so long without a client"}
     yield "--ready-fd", {"type": int, "required": True, "help": "where to say that the pool is up"}
 
@@ -321,6 +350,7 @@ def main() -> None:
         workers=arguments.workers,
         slots=arguments.slots,
         idle_s=arguments.idle_s,
+        recycling=Recycling(max_rss_mb=arguments.max_rss_mb, max_trials=arguments.max_trials),
     )
     with os.fdopen(arguments.ready_fd, "w") as ready:
         code = supervisor.run(ready)

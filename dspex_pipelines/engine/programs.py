@@ -310,6 +310,11 @@ def _source(entry_point: str) -> list[Any]:
     return [sources, distributions, list(sys.version_info[:2])]
 
 
+def know_distributions() -> None:
+    """Find out now what is installed; otherwise the first version that is asked for has to, in a fifth of a second."""
+    _distributions()
+
+
 @functools.cache
 def _distributions() -> Mapping[str, list[str]]:
     return importlib.metadata.packages_distributions()

@@ -1,6 +1,7 @@
 """What the ops reach outside Dagster through: the worker pool, the store of results, the progress."""
 
 import contextlib
+import os
 from collections.abc import AsyncGenerator, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +14,11 @@ from dspex_pipelines.bridge.client import PoolClient
 from dspex_pipelines.bridge.local_pool import lease
 from dspex_pipelines.engine.executor import Progress
 from dspex_pipelines.engine.journal import Journal
+from dspex_pipelines.engine.recycling import MAX_RSS_MB, Recycling
 
 SLOTS = 256
+JOURNAL_URL = "DSPEX_JOURNAL_URL"
+"""Environment variable: the journal of every store that names none, on the command line and in Dagster alike."""
 
 
 class WorkerPoolResource(dg.ConfigurableResource[Any]):
@@ -27,6 +31,15 @@ class WorkerPoolResource(dg.ConfigurableResource[Any]):
     workers: int = Field(default=0, description="Workers of a local pool; 0: one for each core.")
     slots: int = Field(default=SLOTS, description="Trials that one local worker runs at once.")
     idle_s: float = Field(default=60.0, description="A local pool ends after so long without a client.")
+    max_rss_mb: int = Field(
+        default=MAX_RSS_MB,
+        description="Resident memory in MiB after which a local worker takes no more trials, finishes those that it "
+        "has and is replaced, so that what programs leak is given back; 0: no limit. A worker that was as large at its "
+        "first answer stays until that has doubled.",
+    )
+    max_trials: int = Field(
+        default=0, description="Trials after which a local worker is replaced in the same way; 0: no limit."
+    )
     connect_timeout_s: float = Field(default=10.0, description="How long to wait for the bridge.")
 
     _address: str = PrivateAttr(default="")
@@ -39,7 +52,8 @@ class WorkerPoolResource(dg.ConfigurableResource[Any]):
             self._address = self.address
             yield self
             return
-        with lease(workers=self.workers or None, slots=self.slots, idle_s=self.idle_s) as local:
+        recycling = Recycling(max_rss_mb=self.max_rss_mb, max_trials=self.max_trials)
+        with lease(workers=self.workers or None, slots=self.slots, idle_s=self.idle_s, recycling=recycling) as local:
             self._address = local.address
             yield self
 
@@ -57,7 +71,7 @@ class ResultStore(dg.ConfigurableResource[Any]):
     journal_url: str = Field(
         default="",
         description="SQLAlchemy URL of the journal, such as postgresql+psycopg://user@host/name; "
-        "empty: an SQLite file in that folder.",
+        "empty: that of DSPEX_JOURNAL_URL, or an SQLite file in that folder.",
     )
 
     def folder(self, instance: dg.DagsterInstance) -> Path:
@@ -74,7 +88,8 @@ class ResultStore(dg.ConfigurableResource[Any]):
 
     def journal(self, instance: dg.DagsterInstance) -> Journal:
         """Return the journal, not yet open."""
-        return Journal(self.journal_url or f"sqlite:///{self.folder(instance) / 'journal.sqlite'}")
+        url = self.journal_url or os.environ.get(JOURNAL_URL)
+        return Journal(url or f"sqlite:///{self.folder(instance) / 'journal.sqlite'}")
 
 
 class ProgressReporter:

@@ -10,6 +10,7 @@ import os
 import sys
 from pathlib import Path
 
+from dspex_pipelines.engine.programs import know_distributions
 from dspex_pipelines.engine.recycling import MAX_RSS_MB, Recycling
 from dspex_pipelines.errors import DspexError
 from dspex_pipelines.worker.forks import Forks
@@ -37,6 +38,8 @@ def main() -> None:
         sys.path.insert(0, folder)
     # What programs print goes where the worker's log goes.
     os.dup2(2, 1)
+    # Now, while no trial's time runs.
+    know_distributions()
     forks = Forks.start(serve_one)
 
     from dspex_pipelines.worker.serving import run

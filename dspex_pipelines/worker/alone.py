@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from dspex.v1 import types_pb2
 from dspex_pipelines.model.outcome import TrialOutcome
@@ -14,21 +14,22 @@ from dspex_pipelines.worker.instances import Loader
 from dspex_pipelines.worker.program_executor import ProgramExecutor
 
 
-async def answer_alone(
-    session: types_pb2.Session, configuration: Configuration, trial: types_pb2.Trial, *, loader: Loader | None = None
-) -> types_pb2.Outcome:
-    """Return the outcome of *trial* under *configuration*; it is isolated from everything but this process."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[types_pb2.Outcome] = loop.create_future()
+def start_alone(
+    session: types_pb2.Session,
+    configuration: Configuration,
+    trial: types_pb2.Trial,
+    *,
+    deliver: Callable[[types_pb2.Outcome], None],
+    loader: Loader | None = None,
+) -> None:
+    """Run *trial* under *configuration* on the running loop; its outcome goes to *deliver*, in any thread.
 
-    def deliver(outcome: types_pb2.Outcome) -> None:
-        loop.call_soon_threadsafe(done.set_result, outcome)
-
+    It is isolated from everything but this process.
+    """
     executor = ProgramExecutor(slots=1, deliver=deliver, release=lambda _: None, loader=loader)
     executor.context.open(session)
     executor.context.put(session.session_id, trial.version, configuration)
     executor.submit(trial)
-    return await done
 
 
 async def run_alone(spec: TrialSpec, metrics: Sequence[MetricSpec]) -> TrialOutcome:
@@ -39,4 +40,12 @@ async def run_alone(spec: TrialSpec, metrics: Sequence[MetricSpec]) -> TrialOutc
         metrics=[metric_to_wire(metric) for metric in metrics],
     )
     trial = trial_to_wire(spec, id=1, session_id=1, version=1, timeout_s=0)
-    return outcome_from_wire(await answer_alone(session, spec.configuration, trial), spec.trial_id)
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[types_pb2.Outcome] = loop.create_future()
+    start_alone(
+        session,
+        spec.configuration,
+        trial,
+        deliver=lambda outcome: loop.call_soon_threadsafe(done.set_result, outcome) and None,
+    )
+    return outcome_from_wire(await done, spec.trial_id)

@@ -67,7 +67,7 @@ def answer_failed(
 ) -> types_pb2.Outcome:
     """Return the outcome of a program that raised."""
     # Ours, of outputs of an earlier run that are none.
-    unread = isinstance(error, SerializationError)
+    unread = issubclass(type(error), SerializationError)
     kind = ErrorType.SERIALIZATION if unread else ErrorType.PROGRAM_EXCEPTION
     return types_pb2.Outcome(
         id=trial.id,

@@ -31,7 +31,7 @@ def failure_of(kind: ErrorType, error: BaseException) -> types_pb2.Failure:
         message, size = _said(error)
         return failure_to_wire(
             kind,
-            _clean(f"{type(error).__qualname__}: {message}"),
+            _clean(f"{type(error).__qualname__}: {message}"[:MESSAGE_CHARACTERS]),
             traceback=_clean(_program_traceback(error, message, size)),
             retryable=kind is ErrorType.PROGRAM_EXCEPTION and _may_pass(error),
             fingerprint=_fingerprint(error, message),

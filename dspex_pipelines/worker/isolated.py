@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 from multiprocessing.connection import Connection, wait
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 from google.protobuf.message import DecodeError
 
@@ -17,7 +17,7 @@ from dspex_pipelines.model.outcome import ErrorType
 from dspex_pipelines.model.payload import decode, encode
 from dspex_pipelines.model.space import Configuration
 from dspex_pipelines.wire.codec import MESSAGE_LIMIT, failure_to_wire, metric_to_wire, program_to_wire
-from dspex_pipelines.worker.alone import answer_alone
+from dspex_pipelines.worker.alone import start_alone
 from dspex_pipelines.worker.forks import Fork, Forks
 from dspex_pipelines.worker.instances import LoadedProgram, VouchedLoader
 from dspex_pipelines.worker.threads import CannotStart
@@ -97,20 +97,27 @@ class IsolatedTrial:
         return None
 
 
-def serve_one(connection: Connection) -> None:
+def serve_one(connection: Connection) -> NoReturn:
     """Answer the request that waits on *connection*, and end this process."""
-    asyncio.run(_answer(connection))
-
-
-async def _answer(connection: Connection) -> None:
     session_bytes, values, trial_bytes, sources = cast("list[Any]", decode(connection.recv_bytes()))
     session = types_pb2.Session.FromString(session_bytes)
     trial = types_pb2.Trial.FromString(trial_bytes)
-    outcome = await answer_alone(session, Configuration(values), trial, loader=VouchedLoader(sources))
-    # Who reads the answer kills this process.
-    with contextlib.suppress(Exception):
-        sys.stdout.flush()
-        sys.stderr.flush()
-    connection.send_bytes(outcome.SerializeToString())
-    # Not through the end of asyncio.run, which waits for what the program has left running.
-    os._exit(0)
+
+    def deliver(outcome: types_pb2.Outcome) -> None:
+        """Answer from the program's own thread: it may have closed what would wake the loop."""
+        code = 1
+        try:
+            with contextlib.suppress(Exception):
+                sys.stdout.flush()
+                sys.stderr.flush()
+            connection.send_bytes(outcome.SerializeToString())
+            code = 0
+        finally:
+            os._exit(code)
+
+    async def run() -> None:
+        start_alone(session, Configuration(values), trial, deliver=deliver, loader=VouchedLoader(sources))
+        await asyncio.Event().wait()
+
+    asyncio.run(run())
+    os._exit(1)

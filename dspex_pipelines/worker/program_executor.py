@@ -6,6 +6,7 @@ All methods are called on the program loop; programs run there or in threads, ne
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import threading
 import time
@@ -347,13 +348,14 @@ async def _judge(ready: Ready, example: Any, outputs: Any) -> dict[str, Any] | B
             value = metric(example, outputs)
             if inspect.isawaitable(value):
                 value = await value
+            if isinstance(value, Mapping):
+                scores.update({f"{spec.name}.{name}": one for name, one in value.items()})
+            else:
+                scores[spec.name] = value
         except BaseException as error:  # noqa: BLE001 - told as metric_exception
-            error.add_note(f"in metric {spec.name}")
+            with contextlib.suppress(Exception):
+                error.add_note(f"in metric {spec.name}")
             return error
-        if isinstance(value, Mapping):
-            scores.update({f"{spec.name}.{name}": one for name, one in value.items()})
-        else:
-            scores[spec.name] = value
     return scores
 
 

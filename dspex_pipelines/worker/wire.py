@@ -6,6 +6,7 @@ No program, async ones included, can stop heartbeats, cancels or its neighbours'
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import resource
@@ -93,7 +94,8 @@ class WorkerWire:
     def put(self, outcome: types_pb2.Outcome) -> None:
         """Hand over an outcome; it goes with the next `poke`, or the next heartbeat."""
         if not self._first_rss_mb:
-            self._first_rss_mb = resident_mb()
+            with contextlib.suppress(OSError):
+                self._first_rss_mb = resident_mb()
         self._outcomes.append(outcome)
 
     def poke(self) -> None:
@@ -176,9 +178,13 @@ class WorkerWire:
         if self._draining or now < self._look_at:
             return
         self._look_at = now + LOOK_S
-        reason = self._recycling.reason(
-            rss_mb=resident_mb(), first_rss_mb=self._first_rss_mb or float("inf"), trials=self._taken
-        )
+        try:
+            reason = self._recycling.reason(
+                rss_mb=resident_mb(), first_rss_mb=self._first_rss_mb or float("inf"), trials=self._taken
+            )
+        except OSError as error:
+            # Programs have left none over, and their neighbours need some.
+            reason = f"it has no file descriptors: {error}"
         if reason:
             self.drain()
             self._on_worn(reason)
@@ -229,9 +235,9 @@ class WorkerWire:
 
 
 def resident_mb() -> float:
-    """Return the resident memory of this process in MiB; 0 where the system does not tell."""
+    """Return the resident memory of this process in MiB; 0 where the system does not tell. Raises `OSError`."""
     try:
         with open("/proc/self/statm", "rb") as file:  # noqa: PTH123 - many times a second
             return int(file.read().split()[1]) * resource.getpagesize() / (1 << 20)
-    except OSError:
+    except FileNotFoundError:
         return 0.0

@@ -69,6 +69,17 @@ def holds_waiting(x: int, bad: int) -> int:
     return x
 
 
+HANGS = {"sleeps": sleeps, "spins": spins, "holds_computing": holds_computing, "holds_waiting": holds_waiting}
+
+
+def hangs_somehow(x: int, how: str) -> int:
+    """Hang in the way of that name; succeed for none."""
+    if how:
+        HANGS[how](x, x)
+    time.sleep(0.1)
+    return x
+
+
 def kills(x: int, bad: int) -> int:
     if x == bad:
         os.kill(os.getpid(), signal.SIGSEGV)

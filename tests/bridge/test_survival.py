@@ -21,6 +21,7 @@ from dspex_pipelines.model.outcome import ErrorType, TrialError, TrialOutcome, T
 from dspex_pipelines.model.space import Configuration
 from dspex_pipelines.model.trial import Example, Isolation, ProgramSpec, TrialSpec
 from tests.bridge.conftest import ROOT
+from tests.bridge.fatal_programs import HANGS
 
 SLOTS = 64
 NEIGHBOURS = 200
@@ -64,33 +65,50 @@ def children(lease: local_pool.LocalPoolLease, module: str) -> list[psutil.Proce
 
 
 @pytest.mark.parametrize(
-    ("name", "isolation"),
+    "name",
     [
-        ("sleeps", "shared"),
-        ("sleeps_later", "shared"),
-        ("spins", "shared"),
-        ("spins_later", "shared"),
-        ("holds_computing", "shared"),
-        ("holds_later", "shared"),
-        ("holds_waiting", "shared"),
-        ("sleeps", "process"),
-        ("holds_computing", "process"),
+        "sleeps",
+        "sleeps_later",
+        "spins",
+        "spins_later",
+        "holds_computing",
+        "holds_later",
+        "holds_waiting",
     ],
 )
 async def test_a_trial_that_hangs_is_settled_and_its_neighbours_succeed(
-    pool: local_pool.LocalPoolLease, name: str, isolation: Isolation
+    pool: local_pool.LocalPoolLease, name: str
 ) -> None:
-    count = NEIGHBOURS if isolation == "shared" else 8
-    bad = count // 3
-    outcomes = await run(pool, specs(name, count, isolation=isolation, bad=bad), timeout_s=TIMEOUT_S)
+    bad = NEIGHBOURS // 3
+    outcomes = await run(pool, specs(name, NEIGHBOURS, bad=bad), timeout_s=TIMEOUT_S)
     hung = outcomes.pop(bad)
     assert isinstance(hung, TrialError), hung
     assert (hung.type, f"{TIMEOUT_S:g} s" in hung.message) == (ErrorType.TIMEOUT_RUN, True)
-    assert [type(outcome) for outcome in outcomes] == [TrialResult] * (count - 1), Counter(
+    assert [type(outcome) for outcome in outcomes] == [TrialResult] * (NEIGHBOURS - 1), Counter(
         outcome.message for outcome in outcomes if isinstance(outcome, TrialError)
     )
-    again = await run(pool, specs(name, NEIGHBOURS if isolation == "shared" else 4, bad=-1), timeout_s=TIMEOUT_S)
+    again = await run(pool, specs(name, NEIGHBOURS, bad=-1), timeout_s=TIMEOUT_S)
     assert {type(outcome) for outcome in again} == {TrialResult}, "later trials find fresh slots"
+
+
+async def test_isolated_trials_that_hang_are_settled_and_500_neighbours_succeed(
+    pool: local_pool.LocalPoolLease,
+) -> None:
+    (workers,) = [{worker.pid for worker in children(pool, "dspex_pipelines.worker")}]
+    trials = specs("hangs_somehow", 500, isolation="process", how="")
+    bad = [spec for how in HANGS for spec in specs("hangs_somehow", 1, isolation="process", how=how)]
+    bad += specs("sleeps_later", 1, isolation="process", bad=0) + specs("spins_later", 1, isolation="process", bad=0)
+    trials[100:100] = bad
+    outcomes = await run(pool, trials, timeout_s=TIMEOUT_S)
+    for spec, hung in zip(bad, outcomes[100 : 100 + len(bad)], strict=True):
+        assert isinstance(hung, TrialError), spec
+        assert (hung.type, hung.attempts) == (ErrorType.TIMEOUT_RUN, 1)
+    del outcomes[100 : 100 + len(bad)]
+    assert [type(outcome) for outcome in outcomes] == [TrialResult] * 500, Counter(
+        outcome.message for outcome in outcomes if isinstance(outcome, TrialError)
+    )
+    assert {outcome.attempts for outcome in outcomes} == {1}
+    assert {worker.pid for worker in children(pool, "dspex_pipelines.worker")} == workers, "none was lost or replaced"
 
 
 @pytest.mark.parametrize("name", ["kills", "exits"])
