@@ -29,6 +29,8 @@ MOST_SLOTS = 16_384
 NAME_CHARACTERS = 200
 MESSAGE_CHARACTERS = 4_000
 """Of an attempt's message: a trial's history goes on top of its outcome."""
+MOST_ATTEMPTS = 500
+"""Of a history, the last ones. Those that cost nothing, because their workers were lost, have no other bound."""
 TRIAL_BYTES = 1_024
 """Of a trial, beside its payloads."""
 
@@ -100,7 +102,8 @@ class Hub:
             self._sizes.clear()
         if message.released_ids:
             self._perform(self.dispatcher.release(link.worker_id, message.released_ids, now))
-        if message.returned_ids:
+        if message.returned_ids and link.leaving:
+            # One that stays would be sent them again, for ever.
             self._perform(self.dispatcher.give_back(link.worker_id, message.returned_ids, now))
 
     def _measured(self, outcomes: Iterable[types_pb2.Outcome]) -> list[types_pb2.Outcome]:
@@ -310,7 +313,7 @@ class Hub:
         outcome.attempts = settled.attempts
         outcome.worker_id = settled.worker_id
         if settled.history:
-            outcome.history.extend(attempt_to_wire(attempt) for attempt in settled.history)
+            outcome.history.extend(attempt_to_wire(attempt) for attempt in settled.history[-MOST_ATTEMPTS:])
         if self._sizes and (size := self._sizes.get(id(outcome))):
             client.unread.add(id(outcome), size)
             if client.unread.is_full and not client.stopped:
