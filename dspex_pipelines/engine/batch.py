@@ -69,7 +69,10 @@ class Scoring:
 
     def of(self, spec: TrialSpec) -> bytes:
         """Return the 16-byte digest for the trial's example."""
-        example = spec.example
+        return self.of_example(spec.example)
+
+    def of_example(self, example: Example) -> bytes:
+        """Return the 16-byte digest for all trials of *example*."""
         scoring = self._labels.get(example.example_id)
         if scoring is None:
             scoring = digest(self._metrics, digest_of([example.labels, example.metadata]))
