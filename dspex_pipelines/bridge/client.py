@@ -101,6 +101,7 @@ class PoolClient:
         self._lost: DspexError | None = None
 
     async def __aenter__(self) -> PoolClient:
+        self._loop = asyncio.get_running_loop()
         stream = await self._dial(self._connect_timeout_s)
         self._reader = asyncio.create_task(self._read(stream))
         return self
@@ -243,7 +244,7 @@ class PoolClient:
             await self._up.wait()
             raise self._lost or PoolInterrupted(address=self.address)
         while self._credit <= 0 and self._lost is None:
-            room = asyncio.get_running_loop().create_future()
+            room = self._loop.create_future()
             self._credit_waiters.append(room)
             await room
         if self._lost is not None:
@@ -251,7 +252,7 @@ class PoolClient:
         self._credit -= 1
         number = self._next_id
         self._next_id += 1
-        future: asyncio.Future[TrialOutcome] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[TrialOutcome] = self._loop.create_future()
         self._pending[number] = (future, spec.trial_id)
         trial = trial_to_wire(spec, id=number, session_id=session_id, version=version, timeout_s=timeout_s)
         if outputs:
@@ -345,7 +346,7 @@ class PoolClient:
         self._tell(PoolInterrupted(address=self.address))
 
     async def _dial_again(self) -> AsyncIterator[execution_pb2.ExecuteProgramsResponse]:
-        loop = asyncio.get_running_loop()
+        loop = self._loop
         deadline = loop.time() + self._reconnect_s
         for attempt in itertools.count():
             assert self._channel is not None

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from dspex_pipelines.engine.executor import Outcome, ParallelExecutor, Progress
 from dspex_pipelines.engine.journal import Entry, Found, Journal
@@ -26,8 +26,7 @@ STOP_S = 10.0
 """Once a bound of the budget is reached, what is in flight has so long to end before it is cancelled."""
 
 
-@dataclass(frozen=True, slots=True)
-class Missing:
+class Missing(NamedTuple):
     """A trial to be run, or only to be scored: the digest of labels and metrics, and what is known of it already."""
 
     spec: TrialSpec
@@ -267,19 +266,17 @@ class _LookedUp(Iterable[Missing]):
     def __iter__(self) -> Iterator[Missing]:
         scoring, plan = self._scoring, self._plan
         while page := list(islice(self._trials, PAGE)):
-            known = self._journal.find(plan.generation, {spec.trial_id: scoring.of(spec) for spec in page})
-            for spec in page:
-                found = known.get(spec.trial_id)
-                if found is not None and _reusable(found, plan.failures_since):
+            wanted = {spec.trial_id: scoring.of(spec) for spec in page}
+            known = self._journal.find(plan.generation, wanted)
+            for spec, scored_by in zip(page, wanted.values(), strict=True):
+                found = known.get(spec.trial_id) if known else None
+                if found is None:
+                    yield Missing(spec, scored_by)
+                elif _reusable(found, plan.failures_since):
                     self.reused += 1
                 else:
-                    yield _missing(spec, scoring.of(spec), found)
-
-
-def _missing(spec: TrialSpec, scoring: bytes, found: Found | None) -> Missing:
-    if found is None:
-        return Missing(spec, scoring)
-    return Missing(spec, scoring, found.outcome, found.outcome.outputs_payload if found.rescorable else b"")
+                    outputs = found.outcome.outputs_payload if found.rescorable else b""
+                    yield Missing(spec, scored_by, found.outcome, outputs)
 
 
 def _reusable(found: Found, failures_since: float) -> bool:

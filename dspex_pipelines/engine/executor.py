@@ -272,7 +272,8 @@ class _Run(Generic[Item, Result]):
                 if self.stopped:
                     return
             try:
-                item = await source.next()
+                # Without a coroutine for each item where there is nothing to await.
+                item = source.take() if source.is_synchronous else await source.next()
             except StopAsyncIteration:
                 return
             self.in_flight += 1
@@ -320,18 +321,26 @@ class _Source(Generic[Item]):
         else:
             self._synchronous = iter(items)
 
-    async def next(self) -> Item:
+    @property
+    def is_synchronous(self) -> bool:
+        """Whether `take` has the next item, and not `next`."""
+        return self._asynchronous is None
+
+    def take(self) -> Item:
         """Return the next item; raises `StopAsyncIteration` once there is none, and what the input raises once."""
-        if self._asynchronous is None:
-            self._check()
-            try:
-                return next(self._synchronous)
-            except StopIteration:
-                self._over = True
-                raise StopAsyncIteration from None
-            except BaseException:
-                self._over = True
-                raise
+        self._check()
+        try:
+            return next(self._synchronous)
+        except StopIteration:
+            self._over = True
+            raise StopAsyncIteration from None
+        except BaseException:
+            self._over = True
+            raise
+
+    async def next(self) -> Item:
+        """Return the next item; raises as `take` does."""
+        assert self._asynchronous is not None
         async with self._lock:
             self._check()
             try:

@@ -96,25 +96,9 @@ class TrialRunner:
 
     async def run(self, spec: TrialSpec, outputs: bytes = b"") -> TrialOutcome:
         """Return the trial's outcome, whatever happens; given *outputs* of an earlier run, these are judged anew."""
-        try:
-            return await self._run(spec, outputs)
-        except InvalidValue as error:
-            return _failed(spec, ErrorType.INVALID_CONFIGURATION, str(error))
-        except ProgramUnavailable as error:
-            return _failed(spec, ErrorType.PROGRAM_UNAVAILABLE, str(error))
-        except QuotaExceeded as error:
-            # A later run may find room.
-            return _failed(spec, ErrorType.STALE_STATE, str(error), retryable=True)
-        except PoolUnreachable as error:
-            self.pool_lost = error
-            return _failed(spec, ErrorType.WORKER_LOST, str(error), retryable=True)
-        except Exception as error:  # noqa: BLE001 - the promise above
-            return _failed(spec, ErrorType.WORKER_LOST, f"{type(error).__name__}: {error}", retryable=True)
-
-    async def _run(self, spec: TrialSpec, outputs: bytes) -> TrialOutcome:
-        outcome: TrialOutcome | None = None
+        # One coroutine, not one for each step: there is one of each per trial.
         stale = 0
-        while stale < _STALE_TRIES:
+        while True:
             session_id = 0
             try:
                 # Applied already, as almost always: nothing to await.
@@ -129,21 +113,39 @@ class TrialRunner:
                     outputs=outputs,
                     most_attempts=self._most_attempts,
                 )
-            except UnknownSession:
-                stale += 1
-                self._sessions.forget(spec.program.digest, session_id)
-                continue
             except PoolInterrupted:
                 # As often as it takes: it is the pool that gives up.
                 self._sessions.forget(spec.program.digest, session_id)
                 continue
-            if isinstance(outcome, TrialError) and outcome.type is ErrorType.STALE_STATE:
+            except UnknownSession as error:
+                self._sessions.forget(spec.program.digest, session_id)
+                outcome = _failed(spec, ErrorType.STALE_STATE, str(error), retryable=True)
+            except Exception as error:  # noqa: BLE001 - the promise above
+                return self._fault(spec, error)
+            else:
+                if not (isinstance(outcome, TrialError) and outcome.type is ErrorType.STALE_STATE):
+                    return _verified(spec, outcome)
                 # The bridge let the snapshot go, or was another one: apply again.
-                stale += 1
                 self._versions.forget(key, version)
-                continue
-            return _verified(spec, outcome)
-        return outcome or _failed(spec, ErrorType.STALE_STATE, "its session was closed again and again", retryable=True)
+            stale += 1
+            if stale == _STALE_TRIES:
+                return outcome
+
+    def _fault(self, spec: TrialSpec, error: Exception) -> TrialError:
+        match error:
+            case InvalidValue():
+                return _failed(spec, ErrorType.INVALID_CONFIGURATION, str(error))
+            case ProgramUnavailable():
+                return _failed(spec, ErrorType.PROGRAM_UNAVAILABLE, str(error))
+            case QuotaExceeded():
+                # A later run may find room.
+                return _failed(spec, ErrorType.STALE_STATE, str(error), retryable=True)
+            case PoolUnreachable():
+                self.pool_lost = error
+                return _failed(spec, ErrorType.WORKER_LOST, str(error), retryable=True)
+            case _:
+                message = f"{type(error).__name__}: {error}"
+                return _failed(spec, ErrorType.WORKER_LOST, message, retryable=True)
 
     async def _context(self, program: ProgramSpec) -> int:
         return await self._sessions.get(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal, TypeAlias
 
 from dspex_pipelines.errors import InvalidValue
-from dspex_pipelines.model.payload import digest, digest_of, encode
+from dspex_pipelines.model.payload import DIGEST_BYTES, digest, digest_of, encode
 from dspex_pipelines.model.space import Configuration
 
 Isolation: TypeAlias = Literal["shared", "process"]
@@ -103,10 +104,17 @@ class TrialSpec:
     trial_id: bytes = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        identity = self.repeat.to_bytes(4, "big") + self.seed.to_bytes(8, "big")
         program, configuration = self.program.digest, self.configuration.digest
-        whole = digest(program, self.example.digest, configuration, identity)
-        object.__setattr__(self, "trial_id", _beginning(program, configuration) + whole[:-BEGINNING_BYTES])
+        # Each of a fixed length, so that their concatenation means one thing.
+        identity = b"%b%b%b%b%b" % (
+            program,
+            self.example.digest,
+            configuration,
+            self.repeat.to_bytes(4, "big"),
+            self.seed.to_bytes(8, "big"),
+        )
+        own = hashlib.blake2b(identity, digest_size=DIGEST_BYTES - BEGINNING_BYTES).digest()
+        object.__setattr__(self, "trial_id", _beginning(program, configuration) + own)
 
 
 @lru_cache(maxsize=4_096)
