@@ -130,7 +130,7 @@ async def run_batch(
 
     with (
         _Stopping(executor, ledger) as stopping,
-        Recorder(record, durable=durable, failed=executor.cancel, group=max(1, max_concurrency // 8)) as recorder,
+        Recorder(record, durable=durable, failed=executor.cancel, group=max(1, max_concurrency // 2)) as recorder,
     ):
         if not stopping.stopped:
             async with aclosing(executor.run_batches(missing, run, total=batch.stop - batch.start)) as batches:
