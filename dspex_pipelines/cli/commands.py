@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from dspex_pipelines.cli.journal import journal_app
 from dspex_pipelines.errors import DspexError, Interrupted
 
 app = typer.Typer(
@@ -21,6 +22,7 @@ app = typer.Typer(
 )
 pool_app = typer.Typer(help="The local worker pool, which starts and ends by itself.", no_args_is_help=True)
 app.add_typer(pool_app, name="pool")
+app.add_typer(journal_app, name="journal")
 # Without a terminal there is nobody to fold lines for.
 console = Console(width=None if sys.stdout.isatty() else 150)
 errors = Console(stderr=True)

@@ -36,6 +36,10 @@ class Statements(Protocol):
         """
         ...
 
+    def add(self, connection: sa.Connection, table: sa.Table, rows: Sequence[Row]) -> None:
+        """Write *rows* where there is none of their key."""
+        ...
+
     def select(
         self, connection: sa.Connection, table: sa.Table, generation: int, trial_ids: Collection[bytes]
     ) -> Sequence[Row]:
@@ -56,6 +60,11 @@ class _Sqlite:
             values = (*chain.from_iterable(block), failures_since)
             connection.exec_driver_sql(self._upsert(table, len(block)), values)
 
+    def add(self, connection: sa.Connection, table: sa.Table, rows: Sequence[Row]) -> None:
+        for block in _blocks(rows):
+            sql = f"{self._insert(table, len(block))} ON CONFLICT DO NOTHING"
+            connection.exec_driver_sql(sql, tuple(chain.from_iterable(block)))
+
     def select(
         self, connection: sa.Connection, table: sa.Table, generation: int, trial_ids: Collection[bytes]
     ) -> Sequence[Row]:
@@ -67,8 +76,12 @@ class _Sqlite:
 
     @cache  # noqa: B019 - one instance, few sizes
     def _upsert(self, table: sa.Table, count: int) -> str:
+        return f"{self._insert(table, count)} {_on_conflict(table, '?')}"
+
+    @staticmethod
+    def _insert(table: sa.Table, count: int) -> str:
         row = f"({', '.join('?' * len(columns(table)))})"
-        return f"{_into(table)} VALUES {', '.join([row] * count)} {_on_conflict(table, '?')}"
+        return f"{_into(table)} VALUES {', '.join([row] * count)}"
 
     @cache  # noqa: B019 - one instance, few sizes
     def _select(self, table: sa.Table, count: int) -> str:
@@ -90,6 +103,10 @@ class _PostgreSql:
             connection.exec_driver_sql(self._upsert(table), (*values, failures_since))
             waiting = [row for row in waiting if id(row) not in taken]
 
+    def add(self, connection: sa.Connection, table: sa.Table, rows: Sequence[Row]) -> None:
+        values = tuple(list(column) for column in zip(*rows, strict=True))
+        connection.exec_driver_sql(f"{self._insert(table)} ON CONFLICT DO NOTHING", values)
+
     def select(
         self, connection: sa.Connection, table: sa.Table, generation: int, trial_ids: Collection[bytes]
     ) -> Sequence[Row]:
@@ -98,10 +115,14 @@ class _PostgreSql:
 
     @cache  # noqa: B019 - one instance
     def _upsert(self, table: sa.Table) -> str:
+        return f"{self._insert(table)} {_on_conflict(table, '%s')}"
+
+    @staticmethod
+    def _insert(table: sa.Table) -> str:
         dialect = postgresql.dialect()
         types = (table.c[name].type.compile(dialect) for name in columns(table))
         lists = ", ".join(f"%s::{kind}[]" for kind in types)
-        return f"{_into(table)} SELECT * FROM unnest({lists}) {_on_conflict(table, '%s')}"  # noqa: S608 - our own names
+        return f"{_into(table)} SELECT * FROM unnest({lists})"  # noqa: S608 - our own names
 
     @cache  # noqa: B019 - one instance
     def _select(self, table: sa.Table) -> str:

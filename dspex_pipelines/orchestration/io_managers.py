@@ -1,7 +1,8 @@
 """Results as Parquet, a folder for each version: ``<evaluation>/<partition>/<data_version>/``."""
 
+import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import dagster as dg
@@ -9,6 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dspex_pipelines.model.payload import digest
 from dspex_pipelines.model.plan import Plan
 from dspex_pipelines.orchestration.datasets import write_table
 from dspex_pipelines.orchestration.resources import ResultStore
@@ -16,6 +18,8 @@ from dspex_pipelines.orchestration.tags import PARTIAL, RESULTS
 
 TRIALS_FILE = "trials.parquet"
 PLAN_FILE = "plan.json"
+PLAN = "plan file"
+"""Name of the metadata that says where the plan is whose trials the results are of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +85,22 @@ class NewestResults:
         return self.paths[partition].with_name(PLAN_FILE)
 
 
+def _kept_plan(plan: Plan, folder: Path) -> Path:
+    """Return the file in *folder* with the plan: equal results may come of other programs, and so of other trials."""
+    # When failures are run again is no part of which trials there are.
+    plan = replace(plan, failures_since=0.0)
+    text = plan.to_json()
+    first = folder / PLAN_FILE
+    if replace(Plan.from_json(first.read_text(encoding="utf-8")), failures_since=0.0) == plan:
+        return first
+    path = folder / f"plan-{digest(text.encode()).hex()}.json"
+    if not path.exists():
+        unfinished = folder / f".{path.name}-{os.getpid()}"
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(path)
+    return path
+
+
 class TrialsIOManager(dg.IOManager):
     """Writes an evaluated partition; loads all partitions whose plan is like the newest one's."""
 
@@ -103,7 +123,8 @@ class TrialsIOManager(dg.IOManager):
                 for name in (PLAN_FILE, TRIALS_FILE):
                     (unfinished / name).replace(folder / name)
                 unfinished.rmdir()
-        context.add_output_metadata({"path": dg.MetadataValue.path(folder / TRIALS_FILE)})
+        paths = {"path": folder / TRIALS_FILE, PLAN: _kept_plan(obj.plan, folder)}
+        context.add_output_metadata({name: dg.MetadataValue.path(path) for name, path in paths.items()})
 
     def load_input(self, context: dg.InputContext) -> EvaluatedPartitions:
         """Return the newest like-planned results of all partitions there are any of."""
