@@ -11,7 +11,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from dspex_pipelines.model.outcome import TrialError, TrialOutcome, TrialResult
+from dspex_pipelines.errors import SerializationError
+from dspex_pipelines.model.outcome import ErrorType, Scores, TrialError, TrialOutcome, TrialResult
 from dspex_pipelines.model.payload import decode
 from dspex_pipelines.model.plan import Plan
 from dspex_pipelines.model.space import ConfigurationSpace
@@ -61,9 +62,10 @@ def collect_trials(plan: Plan, rows: Iterable[tuple[TrialSpec, TrialOutcome]]) -
         _identity(columns, plan, spec)
         for name, (_, shown) in variables.items():
             columns[name].append(shown(spec.configuration.values.get(name.removeprefix("var."))))
-        _found(columns, outcome)
+        outcome, outputs, judged = _readable(outcome)  # noqa: PLW2901 - what is collected from here on
+        _found(columns, outcome, outputs)
         if isinstance(outcome, TrialResult):
-            for name, value in outcome.scores.items():
+            for name, value in judged.items():
                 scores.setdefault(f"score.{name}", {})[count] = float(value)
             parts = (b"ok", outcome.outputs_payload, outcome.scores_payload)
         else:
@@ -95,7 +97,30 @@ def _identity(columns: Mapping[str, list[Any]], plan: Plan, spec: TrialSpec) -> 
     columns["configuration"].append(spec.configuration.digest.hex()[:SHORT])
 
 
-def _found(columns: Mapping[str, list[Any]], outcome: TrialOutcome) -> None:
+def _readable(outcome: TrialOutcome) -> tuple[TrialOutcome, str | None, Scores]:
+    """Return the outcome, its outputs as JSON text, and its scores.
+
+    One whose payloads are none, as a worker of another make may send, is a malformed output.
+    """
+    try:
+        outputs = as_json(decode(outcome.outputs_payload)) if outcome.outputs_payload else None
+        return outcome, outputs, outcome.scores if isinstance(outcome, TrialResult) else {}
+    except (SerializationError, RecursionError) as error:
+        malformed = TrialError(
+            trial_id=outcome.trial_id,
+            configuration_digest=outcome.configuration_digest,
+            type=ErrorType.MALFORMED_OUTPUT,
+            message=f"worker {outcome.worker} sent what cannot be read: {error}",
+            attempts=outcome.attempts,
+            worker=outcome.worker,
+            queue_s=outcome.queue_s,
+            run_s=outcome.run_s,
+            history=outcome.history,
+        )
+        return malformed, None, {}
+
+
+def _found(columns: Mapping[str, list[Any]], outcome: TrialOutcome, outputs: str | None) -> None:
     failed = isinstance(outcome, TrialError)
     columns["status"].append("error" if failed else OK)
     columns["error_type"].append(outcome.type.value if failed else None)
@@ -105,7 +130,7 @@ def _found(columns: Mapping[str, list[Any]], outcome: TrialOutcome) -> None:
     columns["queue_s"].append(outcome.queue_s)
     columns["attempts"].append(outcome.attempts)
     columns["worker"].append(outcome.worker)
-    columns["outputs"].append(as_json(decode(outcome.outputs_payload)) if outcome.outputs_payload else None)
+    columns["outputs"].append(outputs)
 
 
 def as_json(value: Any) -> str:

@@ -11,9 +11,12 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from dspex_pipelines.engine.journal import Journal
 from dspex_pipelines.engine.journal_schema import runs
+from dspex_pipelines.errors import SerializationError
 from dspex_pipelines.model.budget import Budget, Spent
 from dspex_pipelines.model.outcome import TrialError, TrialOutcome, TrialResult
 
+MOST_USED = 2**40
+"""Tokens, or US dollars, of one trial: what says more has used neither, and would overflow the account."""
 _INSERT: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 
 
@@ -110,9 +113,13 @@ class Ledger:
 
 
 def usage_of(result: TrialResult) -> tuple[int, float]:
-    """Return the tokens and the US dollars that a trial says it has used; 0 for what it does not say."""
-    usage = result.usage
-    return int(usage.get("tokens", 0)), float(usage.get("cost_usd", 0.0))
+    """Return the tokens and the US dollars that a trial says it has used; 0 where it says nothing, or nonsense."""
+    try:
+        usage = result.usage
+    except SerializationError:
+        return 0, 0.0
+    tokens, cost_usd = (min(max(0, usage.get(name, 0)), MOST_USED) for name in ("tokens", "cost_usd"))
+    return int(tokens), float(cost_usd)
 
 
 def why_stopped(journal: Journal, run_id: str) -> str:

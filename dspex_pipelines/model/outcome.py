@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, TypeAlias, cast
 
+from dspex_pipelines.errors import SerializationError
 from dspex_pipelines.model.payload import decode
 
 
@@ -92,13 +94,13 @@ class TrialResult:
 
     @property
     def scores(self) -> Scores:
-        """Score name to value."""
-        return cast("Scores", decode(self.scores_payload) or {})
+        """Score name to value; raises `SerializationError` for what no worker of ours sends."""
+        return _numbers(self.scores_payload, "scores")
 
     @property
     def usage(self) -> Mapping[str, float]:
-        """What the program says it has used: `tokens`, `cost_usd`, and whatever else it counts."""
-        return cast("Mapping[str, float]", decode(self.usage_payload) or {})
+        """What the program says it has used: `tokens`, `cost_usd`, and whatever else it counts; raises as `scores`."""
+        return _numbers(self.usage_payload, "usage")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,3 +133,15 @@ class TrialError:
 
 
 TrialOutcome: TypeAlias = TrialResult | TrialError
+
+
+def _numbers(payload: bytes, what: str) -> Scores:
+    numbers = decode(payload)
+    if numbers is None:
+        return {}
+    if not isinstance(numbers, dict) or not all(
+        isinstance(name, str) and isinstance(number, bool | int | float) and math.isfinite(number)
+        for name, number in cast("dict[Any, Any]", numbers).items()
+    ):
+        raise SerializationError(path=what, reason="not a map of names to finite numbers")
+    return cast("Scores", numbers)

@@ -149,6 +149,30 @@ def test_what_a_program_gave_before_its_metric_failed_is_kept() -> None:
     assert table["outputs"].to_pylist() == ['"kept"']
 
 
+@pytest.mark.parametrize(
+    "sent",
+    [
+        {"outputs_payload": b"\xc1"},
+        {"scores_payload": b"\xc1"},
+        {"scores_payload": encode([1])},
+        {"scores_payload": encode({1: 1})},
+        {"scores_payload": encode({"good": "1"})},
+        {"scores_payload": encode({"good": math.nan})},
+    ],
+)
+def test_what_a_worker_sends_that_cannot_be_read_is_a_malformed_output(sent: dict[str, bytes]) -> None:
+    table, version = collect(
+        make_plan(),
+        result,
+        lambda spec: dataclasses.replace(result(spec), attempts=2, **sent),  # type: ignore[arg-type]
+    )
+    good, bad = table.to_pylist()
+    assert (good["status"], bad["status"], bad["error_type"]) == ("ok", "error", "malformed_output")
+    assert "worker w" in bad["error_message"]
+    assert (bad["score.good"], bad["outputs"], bad["attempts"]) == (None, None, 2)
+    assert version != collect(make_plan(), result, result)[1]
+
+
 def test_scores_stand_in_the_order_of_their_metrics() -> None:
     plan = make_plan("parts", "good")
     table, _ = collect(

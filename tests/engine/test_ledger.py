@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import threading
+
+import pytest
 
 from dspex_pipelines.engine.journal import Journal
 from dspex_pipelines.engine.ledger import Ledger, why_stopped
@@ -55,6 +59,26 @@ def test_every_run_has_the_whole_budget(journal_url: str) -> None:
         opened(journal).spend(outcomes(bad=10))
         assert opened(journal, run_id="next").stopped == ""
         assert why_stopped(journal, "next") == why_stopped(journal, "unknown") == ""
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        b"\xc1",
+        encode([1]),
+        encode({"tokens": "many"}),
+        encode({"tokens": math.nan}),
+        encode({"tokens": -5, "cost_usd": -1.0}),
+        encode({"tokens": 2**64 - 1, "cost_usd": 1e308}),
+    ],
+)
+def test_what_a_trial_says_wrongly_breaks_no_account(journal_url: str, usage: bytes) -> None:
+    with Journal(journal_url) as journal:
+        ledger = opened(journal, budget=Budget(max_tokens=2**60))
+        (said,) = outcomes(good=1)
+        for _ in range(3):
+            ledger.spend([dataclasses.replace(said, usage_payload=usage)])
+        assert ledger.stopped == ""
 
 
 def test_tokens_and_dollars_are_those_that_trials_report(journal_url: str) -> None:
