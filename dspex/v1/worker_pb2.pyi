@@ -137,6 +137,7 @@ class AttachResponse(_message.Message):
     TRIALS_FIELD_NUMBER: _builtins.int
     CANCEL_IDS_FIELD_NUMBER: _builtins.int
     CLOSED_SESSION_IDS_FIELD_NUMBER: _builtins.int
+    FORGOTTEN_FIELD_NUMBER: _builtins.int
     DRAIN_FIELD_NUMBER: _builtins.int
     drain: _builtins.bool
     """no more trials come: what is here is to be finished"""
@@ -158,6 +159,10 @@ class AttachResponse(_message.Message):
     def cancel_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
     def closed_session_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def forgotten(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Snapshot]:
+        """session and version alone: no trial names them any more"""
+
     def __init__(
         self,
         *,
@@ -167,11 +172,12 @@ class AttachResponse(_message.Message):
         trials: _abc.Iterable[_types_pb2.Trial] | None = ...,
         cancel_ids: _abc.Iterable[_builtins.int] | None = ...,
         closed_session_ids: _abc.Iterable[_builtins.int] | None = ...,
+        forgotten: _abc.Iterable[_types_pb2.Snapshot] | None = ...,
         drain: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_ids", b"cancel_ids", "closed_session_ids", b"closed_session_ids", "drain", b"drain", "sessions", b"sessions", "snapshots", b"snapshots", "trials", b"trials", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_ids", b"cancel_ids", "closed_session_ids", b"closed_session_ids", "drain", b"drain", "forgotten", b"forgotten", "sessions", b"sessions", "snapshots", b"snapshots", "trials", b"trials", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -83,6 +83,8 @@ class Hub:
             return
         now = link.last_seen = time.monotonic()
         self.dispatcher.heard(link.worker_id, now, held_by=message.held_by)
+        if message.held_by:
+            self._arm()
         if message.draining and not link.leaving:
             link.leaving = True
             self._tell({"retired": link.worker_id})
@@ -239,6 +241,18 @@ class Hub:
     def _unpin(self, state: tuple[int, int]) -> None:
         if self.sessions.unpin(*state):
             self._forget(state[0])
+        if self.sessions.gone:
+            self.forget_versions()
+
+    def forget_versions(self) -> None:
+        """Have the workers forget the versions that the store has let go."""
+        gone, self.sessions.gone = self.sessions.gone, []
+        for session_id, version in gone:
+            for worker in self.workers.values():
+                versions = worker.known.get(session_id)
+                if versions is not None and version in versions:
+                    versions.discard(version)
+                    worker.forgotten.append((session_id, version))
 
     def _forget(self, session_id: int) -> None:
         for worker in self.workers.values():

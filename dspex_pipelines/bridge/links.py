@@ -29,6 +29,8 @@ class WorkerLink:
     closed_sessions: list[int] = field(default_factory=list[int])
     known: dict[int, set[int]] = field(default_factory=dict[int, set[int]])
     """Session to the versions this worker has been sent."""
+    forgotten: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
+    """Versions it has been sent and will not be asked for again; told when there is something else to be told."""
     drain: bool = False
     """Whether it is yet to be told that no more trials come."""
     leaving: bool = False
@@ -64,6 +66,9 @@ class WorkerLink:
             # Not before the trials they are about: a cancel that overtakes its trial would be lost.
             frame.cancel_ids.extend(self.cancels)
             frame.closed_session_ids.extend(self.closed_sessions)
+            if self.forgotten:
+                frame.forgotten.extend(types_pb2.Snapshot(session_id=one, version=two) for one, two in self.forgotten)
+                self.forgotten = []
             frame.drain = self.drain
             self.cancels, self.closed_sessions, self.drain = [], [], False
         return frame

@@ -64,6 +64,7 @@ class SessionService(session_pb2_grpc.SessionServiceServicer):
             snapshot = self._hub.sessions.set_variables(
                 request.session_id, values, expected_version=expected, replace=request.replace
             )
+            self._hub.forget_versions()
         except DspexError as error:
             await refuse(context, error)
         return session_pb2.SetVariablesResponse(version=snapshot.version, digest=snapshot.digest)

@@ -97,6 +97,8 @@ class SessionStore:
         self.limits = limits or SessionLimits()
         self._sessions: dict[int, Session] = {}
         self._size = 0
+        self.gone: list[tuple[int, int]] = []
+        """Versions of open sessions, by session, that are no more: for whoever hands snapshots on, who empties it."""
 
     def __len__(self) -> int:
         return sum(not session.closed for session in self._sessions.values())
@@ -306,6 +308,7 @@ class SessionStore:
     def _let_go(self, session: Session, versions: list[int]) -> None:
         for version in versions:
             gone = session.snapshots.pop(version)
+            self.gone.append((session.session_id, version))
             if session.by_digest.get(gone.digest) == version:
                 del session.by_digest[gone.digest]
             self._grow(session, -gone.size)

@@ -116,6 +116,8 @@ class Worker:
                 self._executor.submit(trial)
             for attempt_id in frame.cancel_ids:
                 self._executor.cancel(attempt_id)
+            for one in frame.forgotten:
+                self._executor.context.forget(one.session_id, one.version)
             for session_id in frame.closed_session_ids:
                 self._executor.context.close(session_id)
         except BaseException as error:  # noqa: BLE001 - told

@@ -54,6 +54,12 @@ class SessionContext:
         if isinstance(session, KnownSession):
             session.snapshots.setdefault(version, configuration)
 
+    def forget(self, session_id: int, version: int) -> None:
+        """Forget one version; trials that run keep what they were given."""
+        session = self._sessions.get(session_id)
+        if isinstance(session, KnownSession):
+            session.snapshots.pop(version, None)
+
     def close(self, session_id: int) -> None:
         """Forget a session; trials that run keep what they were given."""
         self._sessions.pop(session_id, None)

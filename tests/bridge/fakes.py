@@ -39,6 +39,7 @@ class Seen:
         self.trials: dict[int, types_pb2.Trial] = {}
         self.cancelled: list[int] = []
         self.closed: list[int] = []
+        self.forgotten: list[tuple[int, int]] = []
 
     def take(self, frame: worker_pb2.AttachResponse) -> list[types_pb2.Trial]:
         for session in frame.sessions:
@@ -51,11 +52,13 @@ class Seen:
         for trial in frame.trials:
             assert (trial.session_id, trial.version) in self.snapshots, "a trial before its snapshot"
             assert trial.session_id not in self.closed, "a trial after its session was closed"
+            assert (trial.session_id, trial.version) not in self.forgotten, "a trial after its snapshot was forgotten"
             assert trial.id not in self.trials
             self.trials[trial.id] = trial
         for attempt_id in frame.cancel_ids:
             assert attempt_id in self.trials, "a cancel before its trial"
             self.cancelled.append(attempt_id)
+        self.forgotten.extend((one.session_id, one.version) for one in frame.forgotten)
         self.closed.extend(frame.closed_session_ids)
         return list(frame.trials)
 

@@ -234,6 +234,12 @@ async def test_a_version_lives_while_a_trial_refers_to_it(address: str) -> None:
             late = await client.execute(TRIAL, session_id=session, version=1, timeout_s=0)
             assert isinstance(late, TrialError)
             assert (late.type, late.retryable) == (ErrorType.STALE_STATE, True)
+            # The worker is told with the next thing that it is told.
+            assert worker.seen.forgotten == []
+            running = [client.execute(TRIAL, session_id=session, version=5, timeout_s=0)]
+            async with doing(worker.work()):
+                assert isinstance(await running[0], TrialResult)
+            assert worker.seen.forgotten == [(session, 1)]
 
 
 async def test_a_client_takes_its_own_sessions_along(bridge: Bridge, client: PoolClient) -> None:

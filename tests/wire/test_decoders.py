@@ -264,3 +264,7 @@ def test_what_a_worker_cannot_read_fails_its_own_trials_alone() -> None:
     assert found is not None
     assert found[1].values == {"k": 1}
     assert context.find(77, 1) is None
+    for session_id, version in ((1, 9), (1, 9), (2, 1), (77, 1)):
+        context.forget(session_id, version)
+        context.close(77)
+    assert context.find(1, 9) is None
