@@ -111,7 +111,9 @@ class WorkerWire:
         self.poke()
 
     def give_back(self, attempt_id: int) -> None:
-        """Say that a trial has not begun and cannot begin here."""
+        """Say that a trial has not begun and cannot begin here, and ask for no more."""
+        # First: a worker that stays would be sent the trial again.
+        self._draining = True
         self._returned.append(attempt_id)
         self.poke()
 
@@ -175,7 +177,8 @@ class WorkerWire:
     def _look_at_itself(self) -> None:
         """Take no more trials once there is a reason to be replaced."""
         now = self._loop.time()
-        if self._draining or now < self._look_at:
+        most = self._recycling.max_trials
+        if self._draining or (now < self._look_at and not 0 < most <= self._taken):
             return
         self._look_at = now + LOOK_S
         try:

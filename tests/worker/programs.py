@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import functools
 import os
+import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -250,3 +255,59 @@ def two_numbers(example, outputs) -> object:
 
 def unnameable(example, outputs) -> dict[str, float]:
     return {"\ud800": 1.0}
+
+
+leaked: list[bytes] = []
+
+
+def leaks(x: int, kib: int) -> dict[str, object]:
+    leaked.append(b"x" * (kib << 10))
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return {"x": x, "rss_mb": pages * os.sysconf("SC_PAGESIZE") >> 20}
+
+
+def waits_long(x: int, started: str, opened: str) -> int:
+    """Make the file *started*, then wait for the file *opened*."""
+    Path(f"{started}-").write_text(str(os.getpid()))
+    Path(f"{started}-").rename(started)
+    while not Path(opened).exists():
+        time.sleep(0.05)
+    return x
+
+
+def starts_another_and_holds(started: str) -> None:
+    """Make the file *started* with both processes, then keep the interpreter's lock in native code."""
+    other = subprocess.Popen(["sleep", "3600"])
+    Path(f"{started}-").write_text(f"{os.getpid()} {other.pid}")
+    Path(f"{started}-").rename(started)
+    ctypes.PyDLL(None).sleep(3600)
+
+
+def moves(x: int) -> int:
+    """Change what later trials of this process find."""
+    os.environ["DSPEX_MOVED"] = str(x)
+    sys.path.insert(0, "/moved")
+    os.chdir("/")
+    return x
+
+
+def finds(x: int) -> dict[str, object]:
+    return {
+        "folder": str(Path.cwd()),
+        "path": sys.path,
+        "environment": dict(os.environ),
+        "grpc": [name for name in sys.modules if name.split(".")[0] == "grpc"],
+        "descriptors": len(list(Path("/proc/self/fd").iterdir())),
+    }
+
+
+def exhausts_threads(x: int) -> int:
+    """The system refuses every stack from now on, as it does when it has no more threads."""
+    threading.stack_size(1 << 46)
+    return x
+
+
+async def ignores_signals(x: int) -> int:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    return x

@@ -34,11 +34,11 @@ class Pool:
         self.client = client
         self.workers: list[Process] = []
 
-    async def start_worker(self, *, cwd: Path = ROOT) -> WorkerLink:
+    async def start_worker(self, *extra: str, cwd: Path = ROOT) -> WorkerLink:
         """Start a worker and return the bridge's end of its stream once it has said hello."""
         name = f"w-{len(self.workers)}"
         command = [sys.executable, "-m", "dspex_pipelines.worker", "--address", self.bridge.address]
-        options = ["--worker-id", name, "--slots", "4"]
+        options = ["--worker-id", name, "--slots", "4", *extra]
         self.workers.append(await asyncio.create_subprocess_exec(*command, *options, cwd=cwd, stdout=PIPE, stderr=PIPE))
         await until(lambda: name in self.bridge.hub.workers)
         return self.bridge.hub.workers[name]
@@ -154,28 +154,102 @@ async def test_an_isolated_trial_has_a_process_of_its_own_and_dies_alone(pool: P
 
 
 @pytest.mark.parametrize("how", ["cancelled", "worker-killed", "worker-drained"])
-async def test_an_isolated_trial_leaves_no_process(
-    pool: Pool, pipe: Callable[[str], str], tmp_path: Path, how: str
-) -> None:
+async def test_an_isolated_trial_leaves_no_process(pool: Pool, tmp_path: Path, how: str) -> None:
+    """Not even one that holds its interpreter and has started another."""
     link = await pool.start_worker()
     started = tmp_path / "started"
-    inputs = {"x": 1, "started": str(started), "opened": pipe("never")}
-    trial = asyncio.create_task(pool.run("waits", isolation="process", **inputs))
-    await until(lambda: started.exists() and started.read_text() != "")
-    pid = int(started.read_text())
-    assert pid != link.pid
-    assert not gone(pid)
+    trial = asyncio.create_task(pool.run("starts_another_and_holds", isolation="process", started=str(started)))
+    await until(started.exists)
+    family = psutil.Process(link.pid).children(recursive=True)
+    assert {process.pid for process in family} >= set(map(int, started.read_text().split()))
+    assert len(family) == 3, "its fork parent, the trial, and what that has started"
     if how == "cancelled":
         trial.cancel()
         # Its slot is free again once it has ended.
         await until(lambda: pool.bridge.hub.dispatcher.stats().workers["w-0"].abandoned == 0)
         assert "w-0" in pool.bridge.hub.workers
+        assert not gone(family.pop(0).pid)
     elif how == "worker-killed":
         pool.workers[0].kill()
     else:
         await pool.bridge.close()
-    await until(lambda: gone(pid))
+    await until(lambda: all(gone(process.pid) for process in family))
     trial.cancel()
+
+
+async def test_an_isolated_trial_finds_the_worker_as_it_was_started(pool: Pool) -> None:
+    await pool.start_worker()
+    (worker,) = pool.workers
+    before = await soon(pool.run("finds", isolation="process"))
+    for change in ("moves", "finds"):
+        assert isinstance(await soon(pool.run(change)), TrialResult)
+    after = await soon(pool.run("finds", isolation="process"))
+    assert isinstance(before, TrialResult)
+    assert before.outputs == after.outputs
+    assert before.outputs["folder"] == str(ROOT)
+    assert before.outputs["path"][0] == str(ROOT)
+    assert before.outputs["environment"] == psutil.Process(worker.pid).environ()
+    assert before.outputs["grpc"] == []
+    assert before.outputs["descriptors"] <= 12
+
+
+async def test_a_worker_without_its_fork_parent_is_replaced(pool: Pool) -> None:
+    link = await pool.start_worker()
+    (parent,) = psutil.Process(link.pid).children()
+    parent.kill()
+    trial = asyncio.create_task(pool.run("pid", isolation="process"))
+    assert await asyncio.wait_for(pool.workers[0].wait(), PATIENCE_S) == 70
+    await pool.start_worker("--quarantine")
+    outcome = await soon(trial)
+    assert isinstance(outcome, TrialResult)
+    assert (outcome.attempts, outcome.worker) == (2, "w-1")
+
+
+async def test_what_a_worker_cannot_begin_begins_elsewhere(pool: Pool, tmp_path: Path) -> None:
+    """It has at most three threads, for four trials."""
+    await pool.start_worker()
+    opened = tmp_path / "opened"
+
+    async def wait(x: int) -> TrialOutcome:
+        return await pool.run("waits_long", x=x, started=str(tmp_path / f"started-{x}"), opened=str(opened))
+
+    trials = [asyncio.create_task(wait(0))]
+    await until((tmp_path / "started-0").exists)
+    assert isinstance(await soon(pool.run("exhausts_threads")), TrialResult)
+    trials += [asyncio.create_task(wait(x)) for x in (1, 2, 3)]
+    await until(lambda: pool.bridge.hub.dispatcher.stats().workers["w-0"].draining)
+    await pool.start_worker()
+    for x in (1, 2, 3):
+        await until((tmp_path / f"started-{x}").exists)
+    opened.touch()
+    outcomes = [await soon(trial) for trial in trials]
+    assert [outcome.outputs for outcome in outcomes] == [0, 1, 2, 3]
+    assert (outcomes[0].worker, outcomes[0].attempts) == ("w-0", 1)
+    elsewhere = [outcome for outcome in outcomes if outcome.worker == "w-1"]
+    assert elsewhere
+    for outcome in elsewhere:
+        assert isinstance(outcome, TrialResult)
+        assert outcome.attempts == 2
+        assert [(past.type, past.worker) for past in outcome.history] == [(ErrorType.WORKER_LOST, "w-0")]
+    assert await asyncio.wait_for(pool.workers[0].wait(), PATIENCE_S) == 0
+    assert pool.bridge.hub.workers_lost == 0
+    _, log = await pool.workers[0].communicate()
+    assert b"takes no more trials: no thread could be started" in log
+
+
+async def test_a_program_cannot_keep_its_worker_from_being_told_to_end(pool: Pool) -> None:
+    await pool.start_worker()
+    assert isinstance(await soon(pool.run("ignores_signals")), TrialResult)
+    (worker,) = pool.workers
+    status = Path(f"/proc/{worker.pid}/status")
+
+    def ignored() -> int:
+        (mask,) = [line.split()[1] for line in status.read_text().splitlines() if line.startswith("SigIgn")]
+        return int(mask, 16) >> (signal.SIGTERM - 1) & 1
+
+    await until(lambda: not ignored())
+    worker.terminate()
+    assert await asyncio.wait_for(worker.wait(), PATIENCE_S) == 0
 
 
 async def test_an_edited_program_answers_anew_in_a_pool_that_lives(pool: Pool, project: Callable[..., Path]) -> None:
