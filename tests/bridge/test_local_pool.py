@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import stat
@@ -13,6 +14,7 @@ import psutil
 import pytest
 
 from dspex_pipelines.bridge import local_pool
+from dspex_pipelines.engine.recycling import Recycling
 from dspex_pipelines.errors import InvalidValue
 
 
@@ -42,6 +44,11 @@ def family(pid: int) -> list[psutil.Process]:
     return psutil.Process(pid).children(recursive=True)
 
 
+def workers(pool: local_pool.LocalPoolStatus) -> list[psutil.Process]:
+    alive = [child for child in psutil.Process(pool.pid).children() if not gone(child)]
+    return [child for child in alive if "dspex_pipelines.worker" in child.cmdline()]
+
+
 def test_leases_share_one_pool_that_ends_when_idle(root: Path) -> None:
     with (
         local_pool.lease(workers=1, slots=4, idle_s=0.5, runtime_root=root) as first,
@@ -49,10 +56,12 @@ def test_leases_share_one_pool_that_ends_when_idle(root: Path) -> None:
     ):
         assert first.address == second.address
         (pool,) = local_pool.status(runtime_root=root)
-        processes = [psutil.Process(pool.pid), *family(pool.pid)]
+        processes = [psutil.Process(pool.pid)]
         socket = Path(first.address.removeprefix("unix:"))
         assert stat.S_IMODE(socket.stat().st_mode) == 0o600
-        until(lambda: len(family(pool.pid)) == 2)
+        # The bridge, the worker, and what forks that one's isolated trials.
+        until(lambda: len(family(pool.pid)) == 3)
+        processes += family(pool.pid)
     until(lambda: all(map(gone, processes)))
     assert not socket.exists()
     assert local_pool.status(runtime_root=root) == ()
@@ -61,15 +70,36 @@ def test_leases_share_one_pool_that_ends_when_idle(root: Path) -> None:
 def test_a_killed_worker_is_replaced(root: Path) -> None:
     with local_pool.lease(workers=1, slots=4, idle_s=5, runtime_root=root):
         (pool,) = local_pool.status(runtime_root=root)
-
-        def workers() -> list[psutil.Process]:
-            alive = [child for child in family(pool.pid) if not gone(child)]
-            return [child for child in alive if "dspex_pipelines.worker" in child.cmdline()]
-
-        until(lambda: len(workers()) == 1)
-        (first,) = workers()
+        until(lambda: len(workers(pool)) == 1)
+        (first,) = workers(pool)
         first.kill()
-        until(lambda: [worker.pid for worker in workers()] not in ([], [first.pid]))
+        until(lambda: [worker.pid for worker in workers(pool)] not in ([], [first.pid]))
+
+
+def test_when_memory_runs_out_workers_go_first(root: Path) -> None:
+    """A worker that the kernel ends is then replaced as any other that is killed."""
+
+    def score(pid: int) -> int:
+        return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
+
+    with local_pool.lease(workers=1, slots=4, idle_s=5, runtime_root=root):
+        (pool,) = local_pool.status(runtime_root=root)
+        until(lambda: len(workers(pool)) == 1 and len(workers(pool)[0].children()) == 1)
+        (worker,) = workers(pool)
+        others = [pool.pid, *(one.pid for one in psutil.Process(pool.pid).children() if one != worker)]
+        assert len(others) == 2
+        assert all(score(other) < score(worker.pid) for other in others)
+
+
+def test_pools_of_other_limits_are_other_pools(root: Path) -> None:
+    limits = [Recycling(), Recycling(max_rss_mb=100), Recycling(max_trials=100)]
+    with contextlib.ExitStack() as held:
+        for recycling in limits:
+            held.enter_context(local_pool.lease(workers=1, slots=4, idle_s=5, recycling=recycling, runtime_root=root))
+        pools = local_pool.status(runtime_root=root)
+        commands = [" ".join(worker.cmdline()) for pool in pools for worker in workers(pool)]
+    for option, given in {"--max-rss-mb ": ["100", "2048", "2048"], "--max-trials ": ["0", "0", "100"]}.items():
+        assert sorted(command.partition(option)[2].split()[0] for command in commands) == given
 
 
 def test_a_killed_supervisor_leaves_nobody_and_is_followed(root: Path) -> None:
