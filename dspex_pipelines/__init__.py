@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from dspex_pipelines.engine.usage import report_usage
     from dspex_pipelines.model.budget import Budget
     from dspex_pipelines.model.evaluation import Dataset, Evaluation
     from dspex_pipelines.model.space import AtMost, Configuration, ConfigurationSpace, Implies, Ordered
@@ -35,6 +36,7 @@ _HOMES = {
     "Ordered": "model.space",
     "Text": "model.variables",
     "build_evaluation": "orchestration.build",
+    "report_usage": "engine.usage",
 }
 
 __all__ = [
@@ -54,6 +56,7 @@ __all__ = [
     "Ordered",
     "Text",
     "build_evaluation",
+    "report_usage",
 ]
 
 

@@ -50,12 +50,14 @@ def collect_trials(plan: Plan, rows: Iterable[tuple[TrialSpec, TrialOutcome]]) -
     """Return *rows* as a `pyarrow.Table`, and its data version.
 
     Columns: identity, `var.<name>`, `score.<name>` (booleans as 0 and 1; null for errors), then status, error,
-    times, worker and `outputs` as JSON text. The data version is a hex digest of the plan and, in plan order,
-    of statuses, error types, outputs and scores; timings, workers and attempts are not in it.
+    times, worker, `outputs` as JSON text, and `usage.<name>` of what trials report that they have used. The data
+    version is a hex digest of the plan and, in plan order, of statuses, error types, outputs and scores; timings,
+    workers, attempts and usage are not in it.
     """
     variables = _variable_columns(plan)
     columns: dict[str, list[Any]] = {name: [] for name in (*_FIXED, *variables, *_FOUND)}
     scores: dict[str, dict[int, float]] = {}
+    used: dict[str, dict[int, float]] = {}
     hasher = hashlib.blake2b(plan.digest.encode() + plan.dataset_digest.encode(), digest_size=16)
     count = 0
     for spec, outcome in rows:
@@ -64,6 +66,8 @@ def collect_trials(plan: Plan, rows: Iterable[tuple[TrialSpec, TrialOutcome]]) -
             columns[name].append(shown(spec.configuration.values.get(name.removeprefix("var."))))
         outcome, outputs, judged = _readable(outcome)  # noqa: PLW2901 - what is collected from here on
         _found(columns, outcome, outputs)
+        for name, value in usage_of(outcome).items() if outcome.usage_payload else ():
+            used.setdefault(f"usage.{name}", {})[count] = float(value)
         if isinstance(outcome, TrialResult):
             for name, value in judged.items():
                 scores.setdefault(f"score.{name}", {})[count] = float(value)
@@ -83,6 +87,8 @@ def collect_trials(plan: Plan, rows: Iterable[tuple[TrialSpec, TrialOutcome]]) -
         found = scores.get(name, {})
         arrays[name] = pa.array([found.get(row) for row in range(count)], pa.float64())
     arrays |= {name: pa.array(columns[name], kind) for name, kind in _FOUND.items()}
+    for name in sorted(used):
+        arrays[name] = pa.array([used[name].get(row) for row in range(count)], pa.float64())
     return pa.table(arrays), hasher.hexdigest()
 
 
@@ -131,6 +137,14 @@ def _found(columns: Mapping[str, list[Any]], outcome: TrialOutcome, outputs: str
     columns["attempts"].append(outcome.attempts)
     columns["worker"].append(outcome.worker)
     columns["outputs"].append(outputs)
+
+
+def usage_of(outcome: TrialOutcome) -> Mapping[str, float]:
+    """Return what the trial says it has used; nothing for what cannot be read."""
+    try:
+        return outcome.usage
+    except SerializationError:
+        return {}
 
 
 def as_json(value: Any) -> str:

@@ -50,7 +50,7 @@ def execution_row(entry: Entry, generation: int, now: float) -> Row:
         _blob(outcome.outputs_payload),
         _blob(outcome.scores_payload) if succeeded else _NOTHING,
         _blob(outcome.trace_payload) if succeeded and outcome.trace_payload else _NOTHING,
-        _blob(outcome.usage_payload) if succeeded and outcome.usage_payload else _NOTHING,
+        _blob(outcome.usage_payload) if outcome.usage_payload else _NOTHING,
         _NOTHING if succeeded else _blob(_failure(outcome)),
         _blob(_history_payload(outcome.history)) if outcome.history else _NOTHING,
     )
@@ -101,6 +101,7 @@ def outcome_of(row: Sequence[Any]) -> TrialOutcome:
         queue_s=queue_s,
         run_s=run_s,
         outputs_payload=outputs,
+        usage_payload=usage,
         history=past,
     )
 
@@ -165,6 +166,6 @@ def _as_error(outcome: TrialOutcome) -> TrialError:
 def _shared(outcome: TrialOutcome) -> dict[str, Any]:
     names = (
         *("trial_id", "configuration_digest", "session_version", "attempts", "worker"),
-        *("queue_s", "run_s", "outputs_payload", "history"),
+        *("queue_s", "run_s", "outputs_payload", "usage_payload", "history"),
     )
     return {name: getattr(outcome, name) for name in names}

@@ -13,7 +13,7 @@ from dspex_pipelines.engine.journal import Journal
 from dspex_pipelines.engine.journal_schema import runs
 from dspex_pipelines.errors import SerializationError
 from dspex_pipelines.model.budget import Budget, Spent
-from dspex_pipelines.model.outcome import TrialError, TrialOutcome, TrialResult
+from dspex_pipelines.model.outcome import TrialError, TrialOutcome
 
 MOST_USED = 2**40
 """Tokens, or US dollars, of one trial: what says more has used neither, and would overflow the account."""
@@ -73,9 +73,8 @@ class Ledger:
         cost_usd = 0.0
         for outcome in outcomes:
             trials += 1
-            if isinstance(outcome, TrialError):
-                failed += 1
-            elif outcome.usage_payload:
+            failed += isinstance(outcome, TrialError)
+            if outcome.usage_payload:
                 used = usage_of(outcome)
                 tokens += used[0]
                 cost_usd += used[1]
@@ -112,10 +111,10 @@ class Ledger:
                 connection.execute(runs.update().where(mine).values(stopped=self.stopped))
 
 
-def usage_of(result: TrialResult) -> tuple[int, float]:
+def usage_of(outcome: TrialOutcome) -> tuple[int, float]:
     """Return the tokens and the US dollars that a trial says it has used; 0 where it says nothing, or nonsense."""
     try:
-        usage = result.usage
+        usage = outcome.usage
     except SerializationError:
         return 0, 0.0
     tokens, cost_usd = (min(max(0, usage.get(name, 0)), MOST_USED) for name in ("tokens", "cost_usd"))

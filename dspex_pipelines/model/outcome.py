@@ -123,6 +123,7 @@ class TrialError:
     run_s: float = 0.0
     outputs_payload: bytes = b""
     """What the program returned before the error, when the metric is what failed."""
+    usage_payload: bytes = b""
     history: tuple[Attempt, ...] = ()
     """The attempts before the one that settled it."""
 
@@ -130,6 +131,11 @@ class TrialError:
     def outputs(self) -> Any:
         """What the program returned before the error, or ``None``."""
         return decode(self.outputs_payload)
+
+    @property
+    def usage(self) -> Mapping[str, float]:
+        """What the program says it had used by then; raises `SerializationError` for what no worker of ours sends."""
+        return _numbers(self.usage_payload, "usage")
 
 
 TrialOutcome: TypeAlias = TrialResult | TrialError

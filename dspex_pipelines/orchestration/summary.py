@@ -40,6 +40,9 @@ def trials_metadata(plan: Plan, table: Any, *, ran: int, rescored: int, stopped:
     if not_run:
         metadata[PARTIAL] = dg.MetadataValue.text(f"{not_run:,} of {table.num_rows:,} trials were not run: {stopped}")
     for name in table.column_names:
+        if name.startswith("usage."):
+            used = float(compute.sum(table[name]).as_py() or 0.0)
+            metadata[f"used {name.removeprefix('usage.')}"] = dg.MetadataValue.float(used)
         if name.startswith("score."):
             mean = compute.mean(table[name]).as_py()
             if mean is not None:

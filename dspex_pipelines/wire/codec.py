@@ -254,5 +254,6 @@ def outcome_from_wire(outcome: types_pb2.Outcome, trial_id: bytes) -> TrialOutco
         queue_s=outcome.queue_s,
         run_s=run_s,
         outputs_payload=outcome.outputs,
+        usage_payload=outcome.usage,
         history=history,
     )

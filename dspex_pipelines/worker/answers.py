@@ -18,6 +18,7 @@ from dspex_pipelines.worker.faults import failure_of, said
 OUTCOME_BYTES = PAYLOAD_BYTES
 SCORES_BYTES = 1 << 16
 """Of scores, for which there is room beside outputs of any size."""
+_NOTHING: Mapping[str, float] = {}
 
 
 def answer_result(
@@ -27,6 +28,7 @@ def answer_result(
     scores: Mapping[str, Any] | BaseException,
     *,
     run_s: float,
+    used: Mapping[str, float] = _NOTHING,
 ) -> types_pb2.Outcome:
     """Return the outcome of a program that returned; a metric's failure keeps the outputs."""
     outcome = types_pb2.Outcome(
@@ -34,6 +36,7 @@ def answer_result(
         configuration_digest=configuration.digest,
         session_version=trial.version,
         run_s=run_s,
+        usage=encode(used) if used else b"",
     )
     try:
         payload = encode(plain(outputs))
@@ -63,9 +66,14 @@ def answer_result(
 
 
 def answer_failed(
-    trial: types_pb2.Trial, configuration: Configuration, error: BaseException, *, run_s: float
+    trial: types_pb2.Trial,
+    configuration: Configuration,
+    error: BaseException,
+    *,
+    run_s: float,
+    used: Mapping[str, float] = _NOTHING,
 ) -> types_pb2.Outcome:
-    """Return the outcome of a program that raised."""
+    """Return the outcome of a program that raised; what it had *used* by then is no less spent."""
     # Ours, of outputs of an earlier run that are none.
     unread = issubclass(type(error), SerializationError)
     kind = ErrorType.SERIALIZATION if unread else ErrorType.PROGRAM_EXCEPTION
@@ -74,6 +82,7 @@ def answer_failed(
         configuration_digest=configuration.digest,
         session_version=trial.version,
         run_s=run_s,
+        usage=encode(used) if used else b"",
         failure=failure_of(kind, error),
     )
 

@@ -17,6 +17,7 @@ from typing import Any, Protocol, TypeVar
 
 from dspex.v1 import types_pb2
 from dspex_pipelines.engine.programs import SEED
+from dspex_pipelines.engine.usage import collect_usage
 from dspex_pipelines.errors import DspexError
 from dspex_pipelines.model.outcome import ErrorType
 from dspex_pipelines.model.payload import decode
@@ -289,6 +290,7 @@ class ProgramExecutor:
             self._give_back(trial.id, str(error))
 
     def _run_in_thread(self, trial: types_pb2.Trial, ready: Ready, example: Any) -> types_pb2.Outcome:
+        used = collect_usage()
         started = time.perf_counter()
         try:
             # Given outputs of an earlier run, only the metrics are wanted.
@@ -298,14 +300,14 @@ class ProgramExecutor:
                 if error is not None:
                     raise error
         except BaseException as error:  # noqa: BLE001 - SystemExit is an outcome too
-            return answer_failed(trial, ready.configuration, error, run_s=_since(started))
+            return answer_failed(trial, ready.configuration, error, run_s=_since(started), used=used)
         run_s = _since(started)
         judging = _judge(ready, example, outputs)
         if any(inspect.iscoroutinefunction(metric) for _, metric in ready.program.metrics):
             scores = self._on_loop(judging, trial.id)
         else:
             scores = _finish(judging)
-        return answer_result(trial, ready.configuration, outputs, scores, run_s=run_s)
+        return answer_result(trial, ready.configuration, outputs, scores, run_s=run_s, used=used)
 
     def _on_loop(self, coroutine: Coroutine[Any, Any, T], trial_id: int) -> T:
         """Return what *coroutine*, which raises nothing, returns on the program loop."""
@@ -329,15 +331,16 @@ def _arguments(ready: Ready, trial: types_pb2.Trial, example: Any) -> dict[str, 
 
 async def _answer(trial: types_pb2.Trial, ready: Ready, example: Any) -> types_pb2.Outcome:
     """Return the outcome of a coroutine's trial; raises only what cancels it."""
+    used = collect_usage()
     started = time.perf_counter()
     try:
         # Given outputs of an earlier run, only the metrics are wanted.
         outputs = decode(trial.outputs) if trial.outputs else await ready.instance(**_arguments(ready, trial, example))
     except BaseException as error:  # noqa: BLE001 - SystemExit is an outcome too
-        return answer_failed(trial, ready.configuration, error, run_s=_since(started))
+        return answer_failed(trial, ready.configuration, error, run_s=_since(started), used=used)
     run_s = _since(started)
     scores = await _judge(ready, example, outputs)
-    return answer_result(trial, ready.configuration, outputs, scores, run_s=run_s)
+    return answer_result(trial, ready.configuration, outputs, scores, run_s=run_s, used=used)
 
 
 async def _judge(ready: Ready, example: Any, outputs: Any) -> dict[str, Any] | BaseException:

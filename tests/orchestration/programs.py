@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+from dspex_pipelines import report_usage
+
 
 def fifth_raises(x: int, k: int) -> int:
     if x % 5 == 0:
@@ -76,4 +78,19 @@ async def hangs_from(x: int, k: int, log: str) -> int:
     logged(x, k, log)
     if x >= 10 or k > 1:
         await asyncio.sleep(3600)
+    return x * k
+
+
+async def costs(x: int, k: int) -> int:
+    """Cost ten tokens and a cent each time, half of it before some fail."""
+    report_usage(tokens=5)
+    await asyncio.sleep(0)
+    if x % 5 == 0:
+        raise ValueError("costly, and in vain")
+    report_usage(tokens=5, cost_usd=0.01)
+    return x * k
+
+
+def costs_in_a_thread(x: int, k: int) -> int:
+    report_usage(tokens=10, cost_usd=0.01)
     return x * k

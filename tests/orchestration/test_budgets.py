@@ -93,3 +93,22 @@ def test_a_bound_that_is_none_is_refused_before_anything_runs(lab: Lab, field: s
     assert not result.success
     assert f"budget.{field}" in failure(result)
     assert not steps(result, "run_trials")
+
+
+@pytest.mark.parametrize(("program", "tokens", "cost_usd"), [("costs", 180, 0.16), ("costs_in_a_thread", 200, 0.2)])
+def test_what_trials_report_is_summed_and_a_column(lab: Lab, program: str, tokens: int, cost_usd: float) -> None:
+    table, metadata = lab.declare(declare(program, rows(10))).evaluated()
+    assert metadata["used tokens"] == table["usage.tokens"].sum() == tokens
+    assert metadata["used cost_usd"] == pytest.approx(cost_usd)
+    failed = table[table["status"] == "error"]
+    assert set(failed["usage.tokens"]) <= {5}, "what a failed trial had used by then counts too"
+
+
+def test_tokens_over_budget_stop_the_run(lab: Lab) -> None:
+    lab.declare(declare("costs_in_a_thread", rows(100)))
+    result = lab.evaluate(max_tokens=100, trials_per_op=20, tags=LIMIT)
+    assert result.success, failure(result)
+    table, metadata = lab.newest()
+    assert "tokens are spent" not in str(table["error_message"].iloc[0])
+    assert "of 100 tokens are spent (max_tokens)" in metadata["partial"]
+    assert 100 <= metadata["used tokens"] <= 200 + 10 * WIDTH
