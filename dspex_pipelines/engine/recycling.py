@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from dspex_pipelines.errors import InvalidValue
 
 MAX_RSS_MB = 2048
-"""A worker itself has some 80 MB and one with DSPy loaded some 400, so this is reached by what accumulates, and a
-laptop of 16 GB has room for a worker of this size on each of its cores, one leaving and one coming."""
+"""A worker has some 50 MB, and 220 with DSPy and its model client loaded, so what reaches this has accumulated. Four
+workers of this size leave a machine of 16 GB room for everything else."""
 
 _GROWTH = 2.0
 

@@ -16,6 +16,7 @@ import socket
 import struct
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from multiprocessing import Pipe
@@ -26,6 +27,7 @@ from dspex_pipelines.wire.processes import die_with_parent, offer_to_oom_killer
 
 OOM_SCORE = 750
 """Above that of the worker itself: a trial that eats all memory loses its own process alone."""
+END_S = 2.0
 _STATUS = struct.Struct("q")
 _NOT_FORKED = 1 << 32
 """Said in place of an exit status, with the system's error number added."""
@@ -76,8 +78,9 @@ class Fork:
 class Forks:
     """The worker's end of its fork parent."""
 
-    def __init__(self, control: socket.socket) -> None:
+    def __init__(self, control: socket.socket, parent: int) -> None:
         self._control = control
+        self._parent = parent
         self._lock = threading.Lock()
 
     @classmethod
@@ -88,14 +91,15 @@ class Forks:
         # Pages that the collector never writes to stay shared.
         gc.collect()
         gc.freeze()
-        if os.fork() == 0:
+        parent = os.fork()
+        if parent == 0:
             try:
                 here.close()
                 _Parent(there, worker, serve).run()
             finally:
                 os._exit(1)
         there.close()
-        return cls(here)
+        return cls(here, parent)
 
     def fork(self) -> Fork:
         """Return a new process; raises `OSError` when there are no descriptors for it, and `ForksLost`."""
@@ -113,6 +117,15 @@ class Forks:
                     raise ForksLost from error
             ours.pop_all()
         return Fork(here, life)
+
+    def end(self) -> None:
+        """End the fork parent and all its children; return when they are gone, or after `END_S`."""
+        with self._lock, contextlib.suppress(OSError):
+            self._control.shutdown(socket.SHUT_RDWR)
+        give_up_at = time.monotonic() + END_S
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(self._parent, os.WNOHANG) == (0, 0) and time.monotonic() < give_up_at:
+                time.sleep(0.002)
 
 
 class _Parent:

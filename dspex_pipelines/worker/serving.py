@@ -167,6 +167,7 @@ def run(*, address: str, worker_id: str, slots: int, quarantine: bool, recycling
             address=address, worker_id=worker_id, slots=slots, quarantine=quarantine, recycling=recycling, forks=forks
         )
         code = await worker.run()
+        forks.end()
         with contextlib.suppress(Exception):
             sys.stdout.flush()
             sys.stderr.flush()
