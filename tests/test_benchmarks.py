@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SMALL = {"throughput": ["--trials", "200", "--rounds", "1"]}
-CASES = {"throughput": ["async", "threads"]}
+SMALL = {"throughput": ["--trials", "200", "--rounds", "1"], "isolation": ["--trials", "8"]}
+CASES = {"throughput": ["async", "threads"], "isolation": ["process"]}
 NAMES = sorted(path.stem for path in (ROOT / "benchmarks").glob("[!_]*.py"))
 
 
