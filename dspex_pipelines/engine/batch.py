@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from itertools import islice
+from operator import attrgetter
 from typing import NamedTuple, Protocol
 
 from dspex_pipelines.engine.executor import Outcome, ParallelExecutor, Progress
@@ -22,6 +23,7 @@ from dspex_pipelines.model.trial import Example, TrialSpec
 
 PAGE = 1_000
 """Trials that are looked up at a time."""
+_BY_ID = attrgetter("trial_id")
 STOP_S = 10.0
 """Once a bound of the budget is reached, what is in flight has so long to end before it is cancelled."""
 
@@ -119,6 +121,12 @@ async def run_batch(
         if ledger is not None:
             ledger.spend(entry.outcome for entry in entries)
 
+    def record_now(entries: list[Entry]) -> bool:
+        # What is spent is booked by another transaction, which may have to wait.
+        if ledger is not None and ledger.is_bounded:
+            return False
+        return journal.record_now(plan.generation, entries, failures_since=plan.failures_since)
+
     def durable(entries: list[Entry]) -> None:
         nonlocal rescored
         pool.commit(len(entries))
@@ -130,7 +138,13 @@ async def run_batch(
 
     with (
         _Stopping(executor, ledger) as stopping,
-        Recorder(record, durable=durable, failed=executor.cancel, group=max(1, max_concurrency // 2)) as recorder,
+        Recorder(
+            record,
+            record_now=record_now,
+            durable=durable,
+            failed=executor.cancel,
+            group=max(1, max_concurrency // 2),
+        ) as recorder,
     ):
         if not stopping.stopped:
             async with aclosing(executor.run_batches(missing, run, total=batch.stop - batch.start)) as batches:
@@ -265,7 +279,8 @@ class _LookedUp(Iterable[Missing]):
 
     def __iter__(self) -> Iterator[Missing]:
         scoring, plan = self._scoring, self._plan
-        while page := list(islice(self._trials, PAGE)):
+        # In the order of ids: those side by side in the journal's index are run, and so recorded, one after the other.
+        while page := sorted(islice(self._trials, PAGE), key=_BY_ID):
             wanted = {spec.trial_id: scoring.of(spec) for spec in page}
             known = self._journal.find(plan.generation, wanted)
             for spec, scored_by in zip(page, wanted.values(), strict=True):

@@ -7,8 +7,9 @@ its outcome; those of other labels or metrics, made later from the same outputs,
 
 from __future__ import annotations
 
+import sqlite3
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -20,13 +21,14 @@ from dspex_pipelines.engine.journal_database import Database
 from dspex_pipelines.engine.journal_rows import (
     JUDGED,
     Entry,
+    Row,
     execution_row,
     judged_again,
     outcome_of,
     scores_row,
 )
 from dspex_pipelines.engine.journal_schema import executions, generations, scores
-from dspex_pipelines.engine.journal_sql import columns, statements
+from dspex_pipelines.engine.journal_sql import SQLITE, columns, statements
 from dspex_pipelines.model.outcome import TrialOutcome
 
 __all__ = ["Entry", "Found", "Journal"]
@@ -95,23 +97,30 @@ class Journal:
         """
         if not entries:
             return
-        now = time.time()
 
         def write(connection: sa.Connection) -> int:
             number = self._generations.get(generation)
             if number is None:
                 number = _made_generation(connection, generation)
-            ran = [execution_row(entry, number, now) for entry in entries if not entry.rescored]
-            judged = [scores_row(entry, number, now) for entry in entries if entry.rescored]
             sql = statements(connection.dialect.name)
-            if ran:
-                sql.upsert(connection, executions, ran, failures_since)
-            if judged:
-                sql.upsert(connection, scores, judged, failures_since)
+            for table, rows in _rows(entries, number):
+                sql.upsert(connection, table, rows, failures_since)
             return number
 
         # Only what is committed may be remembered: a number that was rolled back is given to the next name.
         self._generations[generation] = self.database.write(write)
+
+    def record_now(self, generation: str, entries: Sequence[Entry], *, failures_since: float = 0.0) -> bool:
+        """Do what `record` does if nothing has to be waited for, and return whether it is done. By one thread only."""
+        number = self._generations.get(generation)
+        if number is None:
+            return False
+
+        def write(connection: sqlite3.Connection) -> None:
+            for table, rows in _rows(entries, number):
+                SQLITE.upsert_now(connection, table, rows, failures_since)
+
+        return self.database.write_now(write)
 
     def find(self, generation: str, wanted: Mapping[bytes, bytes]) -> dict[bytes, Found]:
         """Return what is recorded of the trials in *wanted*, trial id to scoring."""
@@ -151,6 +160,14 @@ class Journal:
         """Return how many executions are recorded."""
         query = sa.select(sa.func.count()).select_from(executions)
         return self.database.read(lambda connection: connection.execute(query).scalar_one())
+
+
+def _rows(entries: Sequence[Entry], generation: int) -> Iterator[tuple[sa.Table, list[Row]]]:
+    now = time.time()
+    if ran := [execution_row(entry, generation, now) for entry in entries if not entry.rescored]:
+        yield executions, ran
+    if judged := [scores_row(entry, generation, now) for entry in entries if entry.rescored]:
+        yield scores, judged
 
 
 def _made_generation(connection: sa.Connection, name: str) -> int:

@@ -20,7 +20,10 @@ BUSY_S = 60.0
 """How long a writer waits for another one."""
 RECONNECT_S = 30.0
 """How long a write is tried again with a server that has gone, or that chose it as the victim of a deadlock."""
+PAGE_BYTES = 4_096
 CHECKPOINT_PAGES = 10_000
+CHECKPOINT_BYTES = CHECKPOINT_PAGES * PAGE_BYTES
+"""The write-ahead log may grow so large before it is moved into the file, which waits for the disk."""
 CACHE_KIB = 64_000
 """At most: the index of a journal of a million outcomes. Fewer pages are touched, and fewer are kept."""
 CONNECTIONS = 2
@@ -62,6 +65,8 @@ class Database:
     def __init__(self, url: str) -> None:
         self.url = sa.make_url(url if "://" in url else f"sqlite:///{url}")
         self._engine: sa.Engine | None = None
+        self._writer: sqlite3.Connection | None = None
+        self._log = Path(f"{self.file}-wal") if self.file else None
 
     @property
     def shown(self) -> str:
@@ -102,6 +107,9 @@ class Database:
 
     def close(self) -> None:
         """Close it; safe to call twice."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
         if self._engine is not None:
             self._engine.dispose()
             self._engine = None
@@ -131,6 +139,38 @@ class Database:
     def write(self, work: Callable[[sa.Connection], Done]) -> Done:
         """Return what *work* does in a transaction; tried again where that may help, so twice must be like once."""
         return self._tried(self.engine.begin, work, "could not be written")
+
+    def write_now(self, work: Callable[[sqlite3.Connection], None]) -> bool:
+        """Do *work* in a transaction if nothing has to be waited for; return whether it is done. By one thread only.
+
+        There is something to wait for with a server, with another writer, and when a checkpoint is due.
+        """
+        if self._log is None or not self._log.exists() or self._log.stat().st_size >= CHECKPOINT_BYTES:
+            return False
+        try:
+            connection = self._writer or self._open_writer()
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
+                    return False
+                raise
+            try:
+                work(connection)
+                connection.execute("COMMIT")
+            except BaseException:
+                connection.rollback()
+                raise
+        except sqlite3.Error as error:
+            raise self.explained(error, "could not be written") from error
+        return True
+
+    def _open_writer(self) -> sqlite3.Connection:
+        writer = sqlite3.connect(str(self.file), timeout=0, check_same_thread=False)
+        _prepare(writer, None)
+        writer.execute("PRAGMA wal_autocheckpoint = 0")
+        self._writer = writer
+        return writer
 
     def _to_read(self) -> AbstractContextManager[sa.Connection]:
         return self.engine.connect().execution_options(**{_READING: True})
@@ -198,6 +238,8 @@ def _prepare(connection: Any, _: object) -> None:
         raise DspexError("the journal's folder allows no write-ahead log; give a folder on a local disk")
     cursor.execute("PRAGMA synchronous = NORMAL")
     cursor.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
+    # So that the log's size says how much of it is not in the file yet.
+    cursor.execute("PRAGMA journal_size_limit = 0")
     cursor.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
     cursor.close()
 

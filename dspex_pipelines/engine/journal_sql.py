@@ -49,7 +49,7 @@ class Statements(Protocol):
 
 def statements(dialect: str) -> Statements:
     """Return those of a dialect, by SQLAlchemy's name for it."""
-    return _POSTGRESQL if dialect == "postgresql" else _SQLITE
+    return _POSTGRESQL if dialect == "postgresql" else SQLITE
 
 
 class _Sqlite:
@@ -60,6 +60,12 @@ class _Sqlite:
             values = (*chain.from_iterable(block), failures_since)
             connection.exec_driver_sql(self._upsert(table, len(block)), values)
 
+    def upsert_now(
+        self, connection: sqlite3.Connection, table: sa.Table, rows: Sequence[Row], failures_since: float
+    ) -> None:
+        """Do the same by the driver alone; row by row it is cheaper, where no other thread is waited for."""
+        connection.executemany(self._upsert(table, 1), [(*row, failures_since) for row in rows])
+
     def add(self, connection: sa.Connection, table: sa.Table, rows: Sequence[Row]) -> None:
         for block in _blocks(rows):
             sql = f"{self._insert(table, len(block))} ON CONFLICT DO NOTHING"
@@ -69,9 +75,8 @@ class _Sqlite:
         self, connection: sa.Connection, table: sa.Table, generation: int, trial_ids: Collection[bytes]
     ) -> Sequence[Row]:
         found: list[Any] = []
-        for block in _blocks(list(trial_ids)):
-            sql = self._select(table, len(block))
-            found += connection.exec_driver_sql(sql, (generation, *map(bytearray, block))).fetchall()
+        for block in _filled_blocks(list(map(bytearray, trial_ids))):
+            found += connection.exec_driver_sql(self._select(table, len(block)), (generation, *block)).fetchall()
         return found
 
     @cache  # noqa: B019 - one instance, few sizes
@@ -129,7 +134,7 @@ class _PostgreSql:
         return f"{_from(table)} WHERE generation = %s AND trial_id = ANY(%s)"
 
 
-_SQLITE, _POSTGRESQL = _Sqlite(), _PostgreSql()
+SQLITE, _POSTGRESQL = _Sqlite(), _PostgreSql()
 
 
 def _hashable(value: object) -> object:
@@ -159,3 +164,12 @@ def _blocks(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
         size = next(size for size in _BLOCKS if size <= len(items) - start)
         yield items[start : start + size]
         start += size
+
+
+def _filled_blocks(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    """Yield slices of the same sizes, the last filled up with its last item."""
+    largest = _BLOCKS[0]
+    for start in range(0, len(items), largest):
+        block = items[start : start + largest]
+        size = next(size for size in reversed(_BLOCKS) if size >= len(block))
+        yield [*block, *[block[-1]] * (size - len(block))]

@@ -35,6 +35,11 @@ class Ledger:
         self.stopped = ""
 
     @property
+    def is_bounded(self) -> bool:
+        """Whether there is anything to book."""
+        return self._budget.is_bounded
+
+    @property
     def left_s(self) -> float | None:
         """Seconds until the time is over; None where it is not bounded."""
         limit_s = self._budget.max_time_s

@@ -21,9 +21,10 @@ MOST_WAITING = 8 * GROUP
 class Recorder:
     """One group after the other, in order: *group* outcomes, or what has come in since the one before.
 
-    *record* makes a group durable, in a thread. On the loop, *durable* is told of each group that is, and *failed* that
+    *record_now* makes a group durable on the spot and returns True, unless it had to wait for something; what it leaves
+    *record* does, in a thread. On the loop, *durable* is told of each group that is, and *failed* that
     one is not: nothing is written any more then. Leaving writes what still waits, whatever it is left for, and raises
-    what *record* or *durable* did.
+    what any of them did.
     """
 
     def __init__(
@@ -32,10 +33,12 @@ class Recorder:
         *,
         durable: Callable[[list[Entry]], None],
         failed: Callable[[], None],
+        record_now: Callable[[list[Entry]], bool] = lambda _: False,
         group: int = GROUP,
     ) -> None:
         self._least = min(group, GROUP)
         self._record = record
+        self._record_now = record_now
         self._durable = durable
         self._failed = failed
         self._waiting: list[Entry] = []
@@ -100,6 +103,9 @@ class Recorder:
         self._stop_timer()
         self._started = self._loop.time()
         self._group, self._waiting = self._waiting, []
+        if self._is_recorded_now():
+            self._tell()
+            return
         self._writing = writing = self._thread.submit(self._record, self._group)
         writing.add_done_callback(lambda done: self._loop.call_soon_threadsafe(self._written, done))
 
@@ -108,11 +114,25 @@ class Recorder:
             return  # who left has waited for it
         self._writing = None
         self._settle(writing)
+        self._tell()
+        self._look()
+
+    def _tell(self) -> None:
+        """Say on the loop that it has failed, or that there is room."""
         if self._error is not None:
             self._failed()
         if self._moved is not None and not self._moved.done():
             self._moved.set_result(None)
-        self._look()
+
+    def _is_recorded_now(self) -> bool:
+        try:
+            if not self._record_now(self._group):
+                return False
+            group, self._group = self._group, []
+            self._durable(group)
+        except BaseException as error:  # noqa: BLE001 - raised on leaving
+            self._error = error
+        return True
 
     def _settle(self, writing: Future[None]) -> None:
         group, self._group = self._group, []

@@ -36,15 +36,20 @@ def postgresql_server(require: Callable[[str], Path]) -> Iterator[sa.URL]:
     shutil.rmtree(folder)
 
 
+@pytest.fixture
+def postgresql_url(postgresql_server: sa.URL) -> str:
+    """A database of its own, empty."""
+    name = f"journal_{os.urandom(4).hex()}"
+    engine = sa.create_engine(postgresql_server, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.exec_driver_sql(f"CREATE DATABASE {name}")
+    engine.dispose()
+    return postgresql_server.set(database=name).render_as_string(hide_password=False)
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def journal_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A database that does not exist yet, or is empty."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'deep' / 'journal.sqlite'}"
-    server: sa.URL = request.getfixturevalue("postgresql_server")
-    name = f"journal_{os.urandom(4).hex()}"
-    engine = sa.create_engine(server, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.exec_driver_sql(f"CREATE DATABASE {name}")
-    engine.dispose()
-    return server.set(database=name).render_as_string(hide_password=False)
+    return request.getfixturevalue("postgresql_url")

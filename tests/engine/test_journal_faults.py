@@ -28,16 +28,6 @@ def sqlite_file(tmp_path: Path) -> Path:
     return tmp_path / "journal.sqlite"
 
 
-@pytest.fixture
-def postgresql_url(request: pytest.FixtureRequest, postgresql_server: sa.URL) -> str:
-    name = f"faults_{os.urandom(4).hex()}"
-    engine = sa.create_engine(postgresql_server, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.exec_driver_sql(f"CREATE DATABASE {name}")
-    engine.dispose()
-    return postgresql_server.set(database=name).render_as_string(hide_password=False)
-
-
 # ---------------------------------------------------------------------- locks
 
 

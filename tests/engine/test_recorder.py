@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 
 import pytest
@@ -65,7 +66,47 @@ async def test_everything_is_told_in_order_once_it_is_written() -> None:
             await recorder.add(entries(start, start + 100))
             await asyncio.sleep(0)
     assert disk.told == list(range(5_500))
-    assert len(disk.groups[0]) == GROUP
+
+
+@pytest.mark.parametrize("waits", [[False], [True], [False, True, True, False]])
+async def test_what_needs_no_waiting_is_recorded_on_the_spot_and_the_rest_in_its_turn(
+    monkeypatch: pytest.MonkeyPatch, waits: list[bool]
+) -> None:
+    monkeypatch.setattr(module, "GROUP_S", 0)
+    disk, turns = Disk(), itertools.cycle(waits)
+    where: list[str] = []
+
+    def record_now(group: list[Entry]) -> bool:
+        if next(turns):
+            return False
+        where.append(threading.current_thread().name)
+        disk.groups.append(numbers(group))
+        return True
+
+    with Recorder(disk.record, record_now=record_now, durable=disk.durable, failed=disk.failed, group=100) as recorder:
+        for start in range(0, 2_000, 100):
+            await recorder.add(entries(start, start + 100))
+            if not any(waits):
+                assert disk.told[-1] == start + 99
+            await asyncio.sleep(0)
+    assert disk.told == list(range(2_000))
+    assert set(where) == (set() if all(waits) else {threading.current_thread().name})
+
+
+async def test_a_failure_on_the_spot_ends_it_too() -> None:
+    disk = Disk()
+
+    def record_now(group: list[Entry]) -> bool:
+        raise OSError("no room")
+
+    with (
+        pytest.raises(OSError, match="no room"),
+        Recorder(disk.record, record_now=record_now, durable=disk.durable, failed=disk.failed) as recorder,
+    ):
+        await recorder.add(entries(0, GROUP))
+        assert disk.failures == 1
+        await recorder.add(entries(GROUP, 2 * GROUP))
+    assert (disk.told, disk.groups) == ([], [])
 
 
 async def test_a_single_outcome_does_not_wait_for_others() -> None:

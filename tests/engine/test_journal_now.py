@@ -1,0 +1,102 @@
+"""Recording on the spot: the same as recording, or nothing and a no."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dspex_pipelines.engine import journal_database
+from dspex_pipelines.engine.journal import Entry, Journal
+from dspex_pipelines.errors import JournalError
+from dspex_pipelines.model.outcome import ErrorType, TrialError, TrialResult
+from tests.engine.test_journal import OTHER, RESULT, SCORING, _entries, _error, _found, _id
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "journal.sqlite"
+
+
+def test_it_is_the_same_as_recording(file: Path) -> None:
+    failed = _error(ErrorType.PROGRAM_EXCEPTION)
+    with Journal(str(file)) as journal:
+        assert journal.record_now("", _entries(1, outcome=_error(ErrorType.TIMEOUT_RUN)))
+        assert journal.record_now("", [*_entries(1), *_entries(2, outcome=failed)])
+        assert journal.record_now("", _entries(1, 2, outcome=replace(RESULT, worker="late")))
+        found = _found(journal, 1, 2)
+        assert found[_id(1)].outcome == replace(RESULT, trial_id=_id(1))
+        assert isinstance(found[_id(2)].outcome, TrialError)
+        assert journal.record_now("", _entries(2), failures_since=found[_id(2)].recorded_at + 1)
+        assert isinstance(_found(journal, 2)[_id(2)].outcome, TrialResult)
+        again = replace(RESULT, trial_id=_id(1), scores_payload=b"other")
+        assert journal.record_now("", [Entry(OTHER, again, rescored=True)])
+        assert _found(journal, 1, scoring=OTHER)[_id(1)].outcome == again
+        assert journal.count() == 2
+    with Journal(str(file)) as journal:
+        assert len(_found(journal, 1, 2)) == 2
+
+
+def test_a_generation_is_made_by_recording_first(file: Path) -> None:
+    with Journal(str(file)) as journal:
+        assert not journal.record_now("run", _entries(1))
+        journal.record("run", _entries(2))
+        assert journal.record_now("run", _entries(1))
+        assert len(_found(journal, 1, 2, generation="run")) == 2
+
+
+def test_a_server_is_always_waited_for(postgresql_url: str) -> None:
+    with Journal(postgresql_url) as journal:
+        assert not journal.record_now("", _entries(1))
+        assert journal.count() == 0
+
+
+def test_another_writer_is_not_waited_for(file: Path) -> None:
+    with Journal(str(file)) as journal, Journal(str(file)) as other:
+        journal.record("", _entries(0))
+        assert journal.record_now("", _entries(1))
+        with other.database.writing():
+            assert not journal.record_now("", _entries(2))
+        assert journal.record_now("", _entries(3))
+        assert set(_found(journal, *range(5))) == {_id(0), _id(1), _id(3)}
+
+
+def test_a_group_that_fails_leaves_nothing_of_itself(file: Path) -> None:
+    unwritable = Entry(SCORING, replace(RESULT, trial_id=_id(3), worker=object()))  # type: ignore[arg-type]
+    with Journal(str(file)) as journal:
+        journal.record("", _entries(0))
+        with pytest.raises(JournalError, match=r"journal\.sqlite could not be written"):
+            journal.record_now("", [*_entries(1, 2), unwritable])
+        assert journal.count() == 1
+        journal.record("", _entries(1))
+        assert journal.record_now("", _entries(2))
+        assert journal.count() == 3
+
+
+def test_the_log_is_moved_into_the_file_by_who_may_wait(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long nobody else writes, it does not grow for ever."""
+    monkeypatch.setattr(journal_database, "CHECKPOINT_PAGES", 50)
+    monkeypatch.setattr(journal_database, "CHECKPOINT_BYTES", 50 * 4_096)
+    log = file.with_name("journal.sqlite-wal")
+    waited = 0
+    with Journal(str(file)) as journal:
+        journal.record("", _entries(0))
+        for start in range(1, 20_000, 100):
+            group = _entries(*range(start, start + 100))
+            if not journal.record_now("", group):
+                waited += 1
+                journal.record("", group)
+            assert log.stat().st_size < 100 * 4_096
+        assert journal.count() == 20_001
+    assert 5 < waited < 100
+    with sqlite3.connect(file) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_closing_lets_go_of_the_log(file: Path) -> None:
+    with Journal(str(file)) as journal:
+        journal.record("", _entries(0))
+        journal.record_now("", _entries(1))
+    assert [path.name for path in file.parent.iterdir()] == ["journal.sqlite"]
