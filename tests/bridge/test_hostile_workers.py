@@ -31,6 +31,8 @@ from tests.bridge.victims import check, crew, timers_work, victims
 
 MIB = 1 << 20
 NAN, INF = math.nan, math.inf
+EVERYBODYS = range(400)
+"""The ids of all attempts that there will be."""
 MOST_32, MOST_64 = 2**32 - 1, 2**64 - 1
 
 
@@ -71,7 +73,7 @@ async def strangers_outcomes(worker: FakeWorker) -> None:
 
 
 async def everybodys_outcomes(worker: FakeWorker) -> None:
-    await send(worker, outcomes=[types_pb2.Outcome(id=number) for number in range(200)])
+    await send(worker, outcomes=[types_pb2.Outcome(id=number) for number in EVERYBODYS])
 
 
 async def outcomes_again_and_again(worker: FakeWorker) -> None:
@@ -85,7 +87,7 @@ async def strangers_slots(worker: FakeWorker) -> None:
 
 async def trials_handed_back_for_ever(worker: FakeWorker) -> None:
     for _ in range(20):
-        await send(worker, returned_ids=[*worker.seen.trials, 0, MOST_64])
+        await send(worker, returned_ids=[*EVERYBODYS, MOST_64])
 
 
 async def a_made_up_past(worker: FakeWorker) -> None:
@@ -108,7 +110,8 @@ async def waits_that_are_none(worker: FakeWorker) -> None:
 
 async def failures_of_no_kind(worker: FakeWorker) -> None:
     for kind in (0, 99, -1):
-        await send(worker, outcomes=failed(worker, kind))
+        failure = types_pb2.Failure(type=kind, retryable=True)  # type: ignore[arg-type]
+        await send(worker, outcomes=[types_pb2.Outcome(id=number, failure=failure) for number in EVERYBODYS])
 
 
 async def long_stories(worker: FakeWorker) -> None:

@@ -45,6 +45,7 @@ def check(outcomes: Iterable[TrialOutcome], hostile: str = "hostile") -> list[Tr
     for number, outcome in enumerate(outcomes):
         if outcome.worker == hostile:
             storable(outcome)
+            assert not isinstance(outcome, TrialError) or outcome.type is not ErrorType.POISON, "nobody has died of it"
             theirs.append(outcome)
         else:
             assert isinstance(outcome, TrialResult), outcome

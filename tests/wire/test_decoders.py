@@ -16,7 +16,7 @@ from dspex.v1 import types_pb2
 from dspex_pipelines.errors import DspexError, InvalidValue, SerializationError
 from dspex_pipelines.model.payload import decode, encode
 from dspex_pipelines.model.space import ConfigurationSpace
-from dspex_pipelines.wire.codec import outcome_from_wire
+from dspex_pipelines.wire.codec import example_from_wire, outcome_from_wire
 from dspex_pipelines.worker.session_context import SessionContext
 from tests.wire import fuzz_decoders
 from tests.wire.fuzz_decoders import SEEDS
@@ -168,14 +168,14 @@ def nested(depth: int, size: int) -> bytes:
 @pytest.mark.parametrize(
     "bomb",
     [
-        pytest.param(nested(1_000, 8 << 20), id="lists-that-claim-much"),
+        pytest.param(nested(1_000, 1 << 20), id="lists-that-claim-much"),
         pytest.param(b"\x91" * (1 << 20), id="deep"),
         pytest.param(b"\xdf\xff\xff\xff\xff" * 1_000, id="maps-that-claim-much"),
         pytest.param(b"\xc6\xff\xff\xff\xff" + bytes(1 << 20), id="bytes-that-are-not-there"),
     ],
 )
 def test_a_bomb_is_refused_for_what_its_bytes_cost(bomb: bytes) -> None:
-    honest = encode([0] * (8 << 20))
+    honest = encode([0] * (1 << 20))
     started = time.process_time()
     decode(honest)
     allowed_s = time.process_time() - started
@@ -203,6 +203,36 @@ def test_a_bomb_is_refused_for_what_its_bytes_cost(bomb: bytes) -> None:
 def test_what_is_never_packed_is_not_unpacked(data: bytes) -> None:
     with pytest.raises(SerializationError):
         decode(data)
+
+
+@pytest.mark.parametrize("at", range(5))
+@pytest.mark.parametrize("wrong", [None, 1, b"x", [1], {1: 2}, True])
+def test_an_example_has_its_types(at: int, wrong: object) -> None:
+    fields: list[object] = ["1", {"x": 1}, {}, "", {}]
+    fields[at] = wrong
+    if at in (2, 4) and isinstance(wrong, dict):
+        assert example_from_wire(encode(fields)).example_id == "1"
+        return
+    with pytest.raises(SerializationError):
+        example_from_wire(encode(fields))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("[" * 100_000, id="deep"),
+        pytest.param('{"variables": ' + "[" * 100_000, id="deep-inside"),
+        pytest.param(json.dumps({"variables": [{"kind": "float", "name": "x", "low": 0, "high": 10**400}]}), id="huge"),
+        pytest.param(
+            json.dumps({"variables": [{"kind": "choice", "name": "x", "options": [1], "default": 10**4_000}]}),
+            id="default",
+        ),
+        pytest.param('{"variables": 1' + "0" * 5_000 + "}", id="endless"),
+    ],
+)
+def test_a_space_of_excess_is_refused(text: str) -> None:
+    with pytest.raises(InvalidValue):
+        ConfigurationSpace.from_json(text)
 
 
 @pytest.mark.parametrize(
