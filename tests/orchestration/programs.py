@@ -73,10 +73,10 @@ def raises_and_logs(x: int, k: int, log: str) -> int:
     return fifth_raises(x, k)
 
 
-async def hangs_from(x: int, k: int, log: str) -> int:
-    """Answer for the first ten examples of the first configuration, and never for the others."""
+async def hangs_when_odd(x: int, k: int, log: str) -> int:
+    """Answer for every other example, and never for those between."""
     logged(x, k, log)
-    if x >= 10 or k > 1:
+    if x % 2:
         await asyncio.sleep(3600)
     return x * k
 

@@ -77,14 +77,14 @@ def test_a_budget_that_is_enough_leaves_no_trace(lab: Lab, count_lines: CountLin
 def test_time_over_ends_what_hangs(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch, "STOP_S", 0.3)
     started = tmp_path / "started"
-    evaluation = declare("hangs_from", rows(40, log=str(started)), inputs=("x", "log"), timeout_s=3600.0)
+    evaluation = declare("hangs_when_odd", rows(40, log=str(started)), inputs=("x", "log"), timeout_s=3600.0)
     result = lab.declare(evaluation).evaluate(max_time_s=1.0, tags=LIMIT)
     assert result.success, failure(result)
     table, metadata = lab.newest()
     assert "1 s are over (max_time_s)" in metadata["partial"]
-    assert table["status"].value_counts().to_dict() == {"ok": 10, "error": 70}
+    done = int((table["status"] == "ok").sum())
     assert set(table["error_type"].dropna()) == {"budget_exhausted"}
-    assert started.read_text().count("\n") == 10 + WIDTH, "what hung was in flight, and nothing else was started"
+    assert started.read_text().count("\n") == done + WIDTH, "what hung was in flight, and nothing else was started"
 
 
 @pytest.mark.parametrize(("field", "value"), [("max_errors", -1.0), ("max_time_s", float("nan")), ("max_tokens", -5)])
