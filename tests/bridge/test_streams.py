@@ -199,6 +199,21 @@ async def test_our_client_waits_for_credit(bridge: Bridge, client: PoolClient) -
         assert len(worker.seen.trials) == 500
 
 
+async def test_what_took_no_credit_gives_none_back(bridge: Bridge, client: PoolClient) -> None:
+    """Outcomes that never were at the bridge are made durable and committed too."""
+    session = await ready(client)
+    client.commit(1_000)
+    running = [
+        asyncio.create_task(client.execute(TRIAL, session_id=session, version=1, timeout_s=0)) for _ in range(450)
+    ]
+    while (await client.status()).queue_depth < 400:
+        pass
+    async with FakeWorker(bridge.address, "w", 1_000) as worker, doing(worker.work()):
+        await asyncio.gather(*running[:400])
+        client.commit(1_000)
+        assert {type(outcome) for outcome in await asyncio.gather(*running)} == {TrialResult}
+
+
 # ---------------------------------------------------------------------- those who break off
 
 VANISHING = """
