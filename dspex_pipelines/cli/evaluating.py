@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from dspex_pipelines.analysis.leaderboard import Leaderboard, leaderboard
+from dspex_pipelines.cli.abandoned import end_abandoned_runs, process_tags
 from dspex_pipelines.cli.results import instance
 from dspex_pipelines.engine import executor
 from dspex_pipelines.errors import DspexError, Interrupted, InvalidValue
@@ -104,6 +105,7 @@ def evaluate_partitions(
         TextColumn("{task.fields[note]}"),
     )
     with instance() as opened, Progress(*columns, console=console) as bars:
+        end_abandoned_runs(opened)
         reporter = BarReporter(bars)
         definitions = build_evaluation(
             evaluation,
@@ -149,7 +151,7 @@ def _execute(
         asset_selection=selection,
         partition_key=partition,
         run_config={**config, **_QUIET},
-        tags=tags,
+        tags={**tags, **process_tags()},
         raise_on_error=False,
     )
     if not result.success:
