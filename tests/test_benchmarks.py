@@ -10,8 +10,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SMALL = {"throughput": ["--trials", "200", "--rounds", "1"], "isolation": ["--trials", "8"]}
-CASES = {"throughput": ["async", "threads"], "isolation": ["process"]}
+SMALL = {
+    "throughput": ["--trials", "200", "--rounds", "1"],
+    "isolation": ["--trials", "8"],
+    "journal": ["--outcomes", "5000", "--trials", "200", "--rounds", "1"],
+}
+CASES = {
+    "throughput": ["async", "threads"],
+    "isolation": ["process"],
+    "journal": [
+        *("throughput into small", "throughput into large"),
+        *("record into small", "record into large"),
+        *("find by id", "size", "prune", "reclaim"),
+    ],
+}
 NAMES = sorted(path.stem for path in (ROOT / "benchmarks").glob("[!_]*.py"))
 
 

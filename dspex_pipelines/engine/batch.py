@@ -21,8 +21,8 @@ from dspex_pipelines.model.payload import digest, digest_of
 from dspex_pipelines.model.plan import Batch, Plan
 from dspex_pipelines.model.trial import Example, TrialSpec
 
-PAGE = 1_000
-"""Trials that are looked up at a time."""
+PAGE = 4_000
+"""Trials that are looked up, and put into the order of the journal's index, at a time."""
 _BY_ID = attrgetter("trial_id")
 STOP_S = 10.0
 """Once a bound of the budget is reached, what is in flight has so long to end before it is cancelled."""
