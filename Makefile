@@ -8,7 +8,7 @@ export DAGSTER_HOME := $(CURDIR)/.dagster_home
 export DAGSTER_DISABLE_TELEMETRY = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup home evaluate test check dev bench protos fmt
+.PHONY: help setup home evaluate test check dev bench chaos protos fmt
 
 help: ## say what each command does
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ dev: home ## open the Dagster UI on http://127.0.0.1:3000
 
 bench: home ## run one benchmark, make bench BENCH=throughput, or all
 	@for name in $(or $(BENCH),$(BENCHES)); do $(BIN)/python -m benchmarks.$$name || exit 1; done
+
+chaos: home ## break a running evaluation in every way: make chaos SEED=7 TRIALS=20000
+	@$(BIN)/python -m chaos --seed $(or $(SEED),1) --trials $(or $(TRIALS),20000)
 
 protos: setup ## regenerate dspex/v1 from protos/
 	@$(BIN)/python scripts/generate_protos.py

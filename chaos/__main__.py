@@ -14,7 +14,7 @@ from chaos.resume import IN_FLIGHT, Route, ThroughDagster, resume
 from chaos.scenario import KINDS, Scenario
 
 TRIALS = 20_000
-SMALL = 300
+SMALL, FEW = 300, 6
 LEAST_FAULTS = 2 * KINDS
 
 
@@ -54,12 +54,13 @@ def _campaign(arguments: argparse.Namespace, folder: Path, say: Say) -> Found:
     calm, storm = folder / "u", folder / "c"
     calm.mkdir()
     storm.mkdir()
-    found = undisturbed(scenario=Scenario(seed=seed, trials=SMALL, acts=KINDS), folder=calm, say=say)
+    found = undisturbed(scenario=Scenario(seed=seed, trials=SMALL, acts=KINDS, in_flight=FEW), folder=calm, say=say)
     if found.wrong:
         found.wrong.insert(0, "without any fault from outside:")
     else:
-        scenario = Scenario(seed=seed, trials=trials, acts=faults // 2)
-        found = Campaign(scenario=scenario, faults=faults - faults // 2, folder=storm, say=say).run()
+        acts = max(faults * 3 // 5, min(faults, KINDS))
+        scenario = Scenario(seed=seed, trials=trials, acts=acts)
+        found = Campaign(scenario=scenario, faults=faults - acts, folder=storm, say=say).run()
     say("")
     return table(found), found.wrong
 
@@ -98,7 +99,7 @@ def _progress() -> Say:
         elapsed = time.monotonic() - started
         if sys.stdout.isatty():
             print(f"\r\033[K{f'{elapsed:4.0f} s  {text}' if text else ''}", end="", flush=True)
-        elif text and elapsed - told > 10.0:  # noqa: PLR2004
+        elif text and elapsed - told > 10.0:
             told = elapsed
             print(f"{elapsed:4.0f} s  {text}", flush=True)
 

@@ -231,6 +231,3 @@ def table(findings: Findings) -> list[tuple[str, str]]:
         ("executions", f"{findings.executions:,}, of which {findings.ran_again:,} of a trial that had run before"),
         ("time", f"{findings.elapsed_s:.0f} s"),
     ]
-
-
-

@@ -11,7 +11,7 @@ from dspex_pipelines.model.evaluation import Dataset, Evaluation
 def rows() -> Iterator[dict[str, Any]]:
     """Yield as many examples as `CHAOS_TRIALS` trials need."""
     for x in range(int(os.environ["CHAOS_TRIALS"]) // CONFIGURATIONS):
-        yield {"id": f"e{x}", "x": x, "act": "", "at": 0, "y": x}
+        yield {"id": f"e{x}", "x": x, "act": "healthy", "at": 0, "y": x}
 
 
 healthy = Evaluation(

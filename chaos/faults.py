@@ -173,22 +173,22 @@ def _twin(scene: Scene) -> bool:
 
 
 OUTSIDE: Mapping[str, tuple[float, Fault]] = {
-    "worker: SIGKILL": (8, _to_worker(signal.SIGKILL)),
-    "worker: SIGSEGV": (5, _to_worker(signal.SIGSEGV)),
-    "worker: SIGTERM": (3, _to_worker(signal.SIGTERM)),
+    "worker: SIGKILL": (6, _to_worker(signal.SIGKILL)),
+    "worker: SIGSEGV": (4, _to_worker(signal.SIGSEGV)),
+    "worker: SIGTERM": (2, _to_worker(signal.SIGTERM)),
     "worker: stopped for a while": (5, _pause_worker),
-    "bridge: SIGKILL": (3, _kill_bridge),
+    "bridge: SIGKILL": (2.5, _kill_bridge),
     "bridge: stopped for a while": (4, _pause_bridge),
     "supervisor: SIGKILL": (1, _kill_supervisor),
     "run: SIGKILL": (3, _to_run(signal.SIGKILL)),
     "run: SIGTERM": (1.5, _to_run(signal.SIGTERM)),
     "run: SIGINT": (1.5, _to_run(signal.SIGINT)),
-    "run: a second one of the same plan": (1.5, _twin),
-    "journal: locked by another process": (5, _lock_journal),
+    "run: a second one of the same plan": (1, _twin),
+    "journal: locked by another process": (8, _lock_journal),
     "client: submits and vanishes": (2, _stranger("vanishes")),
     "client: cancels everything": (2, _stranger("cancels")),
 }
-"""Weight and deed of each kind."""
+"""Weight and deed of each kind; what costs seconds of computing is rarer."""
 
 FELT_BY_ALL = frozenset({"bridge: SIGKILL", "supervisor: SIGKILL", "run: SIGKILL", "run: SIGTERM", "run: SIGINT"})
 

@@ -74,7 +74,6 @@ def described(process: psutil.Process) -> str:
     """Return what a person needs to know of a process."""
     with contextlib.suppress(psutil.Error):
         parent = process.parent()
-        return (
-            f"pid {process.pid}, {process.status()}, child of {parent.pid if parent else 0}: {' '.join(process.cmdline())}"
-        )
+        above = parent.pid if parent else 0
+        return f"pid {process.pid}, {process.status()}, child of {above}: {' '.join(process.cmdline())}"
     return f"pid {process.pid}, gone by now"

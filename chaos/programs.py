@@ -81,7 +81,8 @@ def _act(plan: str, x: int, k: int, act: str) -> Any:
         # Another error each time: no fingerprint ends it, only the cap of its type.
         raise ConnectionError(_WORDS[_tries(plan, x, k) % len(_WORDS)])
     elif act in RAISES:
-        raise RAISES[act]()
+        error = RAISES[act]()
+        raise error
     return outputs
 
 
@@ -124,7 +125,7 @@ RAISES: dict[str, Callable[[], BaseException]] = {
 DOES: dict[str, Callable[[], object]] = {
     "kills": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "segfaults": lambda: ctypes.string_at(0),
-    "exits": lambda: os._exit(3),  # noqa: SLF001
+    "exits": lambda: os._exit(3),
     "spins": _spin,
     "holds computing": _hold_computing,
     "holds waiting": _hold_waiting,

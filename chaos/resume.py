@@ -23,9 +23,10 @@ from chaos.campaign import Outcomes, Say, environment_of
 from chaos.processes import of_campaign
 from chaos.run_process import journal_file, pool_root
 from chaos.scenario import ROOT, Scenario
+from dspex_pipelines.bridge import local_pool
 
 IN_FLIGHT = 64
-LOOK_S = 0.002
+LOOK_S = 0.005
 STALL_S = 120.0
 LONGEST_WAIT_S = 0.3
 """A kill comes up to so long after the outcome that it waits for: at any point between two transactions."""
@@ -74,6 +75,9 @@ class Route:
         """Return where its pool lives."""
         return pool_root(folder)
 
+    def end(self, folder: Path) -> None:
+        """Have the pool end, as it does by itself after a while."""
+
     def data_version(self, folder: Path) -> str:
         """Return the version of the results; raises `DspexError` where there are none."""
         return checks.data_version(folder, self.planned[0])
@@ -112,6 +116,10 @@ class ThroughDagster(Route):
     def pools(self, folder: Path) -> Path:
         """Return where its pool lives."""
         return folder / "r" / "dspex"
+
+    def end(self, folder: Path) -> None:
+        """Have the pool end, which would wait a minute for the next run."""
+        local_pool.stop(runtime_root=self.pools(folder))
 
     def data_version(self, folder: Path) -> str:
         """Return the data version that was materialised."""
@@ -178,13 +186,14 @@ def _run(route: Route, folder: Path, moments: list[tuple[int, float]], say: Say,
                     stdout=log,
                     stderr=log,
                 )
-            code = _until(process, outcomes, moment, lambda count: say(f"{count:,} outcomes, killed {killed} times"))  # noqa: B023
+            code = _until(process, outcomes, moment, say)
             if code == -signal.SIGKILL and moment is not None:
                 killed += 1
             elif code != 0:
                 log_text = (folder / "run.log").read_text(errors="replace")[-1_500:]
                 found.wrong.append(f"a run ended by itself with {code}: {log_text}")
                 break
+        route.end(folder)
         found.wrong += checks.left_over(route.pools(folder), folder / "tmp", token)
     finally:
         outcomes.close()
@@ -193,14 +202,14 @@ def _run(route: Route, folder: Path, moments: list[tuple[int, float]], say: Say,
     return killed
 
 
-def _until(process: subprocess.Popen[bytes], outcomes: Outcomes, moment: tuple[int, float] | None, say: object) -> int:
+def _until(process: subprocess.Popen[bytes], outcomes: Outcomes, moment: tuple[int, float] | None, say: Say) -> int:
     """Wait for the process, or kill it at its moment; return its exit code."""
     moved, last = time.monotonic(), -1
     while (code := process.poll()) is None:
         count = outcomes.count()
         if count != last:
             moved, last = time.monotonic(), count
-            say(count)  # type: ignore[operator]
+            say(f"{count:,} outcomes")
         if moment is not None and count >= moment[0]:
             time.sleep(moment[1])
             process.kill()

@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from chaos import programs
 from dspex_pipelines.analysis.results import collect_trials
@@ -96,7 +97,7 @@ class Scenario:
     @classmethod
     def from_json(cls, text: str) -> Scenario:
         """Return the scenario that `to_json` wrote."""
-        document = json.loads(text)
+        document: dict[str, Any] = json.loads(text)
         return cls(**{**document, "parts": tuple(document["parts"])})
 
     def planned(self) -> tuple[Planned, ...]:
@@ -184,9 +185,7 @@ def _plan(part: Part, rows: int, seed: int) -> Plan:
 def _chosen(parts: list[Part], count: int, rng: random.Random) -> dict[str, list[str]]:
     """Return the acts of each part, *count* in all: each kind once as far as they reach, the others by weight."""
     pairs = [(part.name, act) for part in parts for act in part.acts]
-    weights = {
-        (part.name, act): (part.share or 1.0) * weight for part in parts for act, weight in part.acts.items()
-    }
+    weights = {(part.name, act): (part.share or 1.0) * weight for part in parts for act, weight in part.acts.items()}
     chosen: dict[str, list[str]] = {part.name: [] for part in parts}
     rng.shuffle(pairs)
     seen: set[tuple[str, str]] = set()
