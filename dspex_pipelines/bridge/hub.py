@@ -34,6 +34,9 @@ MOST_ATTEMPTS = 500
 TRIAL_BYTES = 1_024
 """Of a trial, beside its payloads."""
 
+_VERDICTS = frozenset({ErrorType.POISON, ErrorType.TIMEOUT_RUN})
+"""What a trial that costs its worker is found to be: an answer too, however many such trials there are in a row."""
+
 
 class Hub:
     """The one place where events reach the dispatcher and its orders reach the streams."""
@@ -304,6 +307,8 @@ class Hub:
         self._arm()
 
     def _answer(self, settled: Settled) -> None:
+        if settled.error in _VERDICTS:
+            self._answered += 1
         ticket = settled.ticket
         client = self.clients.get(ticket.client)
         if client is None:
