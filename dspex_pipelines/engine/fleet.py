@@ -30,6 +30,7 @@ class Worker:
         "heard",
         "held_by",
         "inspected",
+        "kept_since",
         "open",
         "quarantine",
         "retired",
@@ -47,6 +48,8 @@ class Worker:
         """Whether it runs suspects only."""
         self.group: Group | None = None
         """The suspects that it is running."""
+        self.kept_since = now
+        """When it was set to running suspects, or last given a group of them."""
         self.heard = now
         """When it last gave a sign of life."""
         self.held_by = 0
@@ -58,8 +61,7 @@ class Worker:
         self.running: dict[int, Trial] = {}
         self.abandoned: dict[int, Trial] = {}
         self.stuck = 0
-        # Beside a trial that does not stop, no suspect can be alone.
-        self.stuck_limit = 1 if quarantine else max(1, slots // 4)
+        self.stuck_limit = max(1, slots // 4)
         self.warm: OrderedDict[Snapshot, None] = OrderedDict()
         self.open = False
         """Whether `Fleet.choose` may choose it."""
@@ -116,11 +118,15 @@ class Fleet:
     def choose(self, snapshot: Snapshot, slots: int = 1) -> Worker | None:
         """Return the worker for a trial of *snapshot* and note that it will have run it; one must be free.
 
-        None where none has so many *slots* free.
+        None where none has so many *slots* free, nor all that it can ever have.
         """
         freest = next(iter(self._by_free[self.most_free]))
-        if freest.free < slots and freest.free < freest.slots:
-            return None
+        if freest.free < slots and freest.running:
+            # Slots of trials that do not stop may never come back.
+            idle = (worker for worker in self._workers.values() if worker.open and worker.free and not worker.running)
+            freest = next(idle, None)
+            if freest is None:
+                return None
         if snapshot in freest.warm:
             return freest
         knowing = self._knowing.get(snapshot)

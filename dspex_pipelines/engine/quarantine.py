@@ -6,7 +6,7 @@ is halved again. A trial that is alone in its group when the worker dies has kil
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 from dspex_pipelines.engine.fleet import Fleet, Worker
@@ -21,28 +21,34 @@ class Quarantine:
 
     Orders say how many such workers are wanted, at most *most_workers*; *idle_s* without suspects and none is. Where
     none comes within *reserve_after_s*, the least busy ordinary worker is set apart for as long as there are suspects.
-    *dispatch* sends a trial to a worker.
+    A worker that a trial without a deadline has kept for *patience_s* while others wait is not waited for: another is
+    wanted beside it, or set apart. *dispatch* sends a trial to a worker, *retire* has one replaced.
     """
 
     def __init__(
         self,
         fleet: Fleet,
         dispatch: Callable[[Orders, Trial, Worker, float], None],
+        retire: Callable[[Orders, Worker], None],
         *,
         most_workers: int,
         reserve_after_s: float,
+        patience_s: float,
         idle_s: float,
     ) -> None:
         self._fleet = fleet
         self._dispatch = dispatch
+        self._retire = retire
         self._most_workers = most_workers
         self._reserve_after_s = reserve_after_s
+        self._patience_s = patience_s
         self._idle_s = idle_s
-        self._groups: deque[Group] = deque()
+        self._groups: OrderedDict[Group, None] = OrderedDict()
         self._keepers: dict[str, Worker] = {}
         self._wanted = 0
         self._reserve_at = NEVER
         self._unwanted_at = NEVER
+        self._impatient_at = NEVER
 
     @property
     def active(self) -> bool:
@@ -52,7 +58,7 @@ class Quarantine:
     @property
     def due(self) -> float:
         """When it is to be tended next, whatever happens; infinity for never."""
-        return min(self._reserve_at, self._unwanted_at)
+        return min(self._reserve_at, self._unwanted_at, self._impatient_at)
 
     @property
     def suspects(self) -> int:
@@ -64,45 +70,65 @@ class Quarantine:
         """Return whether the worker runs suspects only."""
         return worker.worker_id in self._keepers
 
-    def admit(self, worker: Worker) -> None:
+    def admit(self, worker: Worker, now: float) -> None:
         """Have a worker run suspects only."""
+        worker.kept_since = now
         self._keepers[worker.worker_id] = worker
 
     def dismiss(self, worker: Worker) -> None:
         """The worker takes no more, or is gone: what it has not been sent of its group waits for another."""
         if self._keepers.pop(worker.worker_id, None) is not None and worker.group is not None and worker.group.waiting:
-            self._groups.appendleft(Group(list(worker.group.waiting)))
+            group = Group(list(worker.group.waiting))
+            self._groups[group] = None
+            self._groups.move_to_end(group, last=False)
 
     def halve(self, trials: Sequence[Trial]) -> None:
         """Suspect *trials*, in two groups."""
         middle = len(trials) // 2
-        self._groups.extend(Group(half) for half in (trials[:middle], trials[middle:]) if half)
+        self._groups.update((Group(half), None) for half in (trials[:middle], trials[middle:]) if half)
 
     def single_out(self, trials: Sequence[Trial]) -> None:
         """Suspect each of *trials* alone."""
-        self._groups.extend(Group([trial]) for trial in trials)
+        self._groups.update((Group([trial]), None) for trial in trials)
+
+    def remove(self, trial: Trial) -> None:
+        """Take out a suspect that waits."""
+        group = trial.group
+        assert group is not None
+        del group.waiting[trial]
+        if not group.waiting:
+            self._groups.pop(group, None)
 
     def tend(self, orders: Orders, now: float) -> None:
         """Give each group of suspects a worker to itself, and say how many such workers there should be."""
-        busy = sum(self._serve(orders, worker, now) for worker in self._keepers.values())
-        # A group whose trials were all cancelled is none.
-        waiting = sum(bool(group.waiting) for group in self._groups)
-        self._want(orders, min(self._most_workers, busy + waiting), now)
-        if not waiting or self._keepers:
+        keepers = self._keepers.values()
+        busy = sum([self._serve(orders, worker, now) for worker in keepers])
+        waiting = len(self._groups)
+        late = [worker for worker in keepers if self._is_late(worker, now)] if waiting else []
+        held = sum(worker.group is not None for worker in late)
+        self._want(orders, held + min(self._most_workers, busy - held + waiting), now)
+        self._impatient_at = NEVER
+        if not waiting:
             self._reserve_at = NEVER
+            self._give_back([worker for worker in keepers if worker.group is None])
+        elif len(late) < len(keepers):
+            self._reserve_at = NEVER
+            ends = (worker.kept_since + self._patience_s for worker in keepers)
+            self._impatient_at = min((end for end in ends if end > now), default=NEVER)
         elif self._reserve_at == NEVER:
             self._reserve_at = now + self._reserve_after_s
         elif now >= self._reserve_at:
             self._reserve_at = NEVER
+            self._impatient_at = now + self._patience_s
             self._set_apart(orders, now)
-        if not waiting and not busy:
-            self._give_back()
 
     def _serve(self, orders: Orders, worker: Worker, now: float) -> bool:
         """Send the worker what it has room for of its group, or of the next; return whether it has one."""
         if not worker.running and (worker.group is None or not worker.group.waiting):
             # Beside a trial that does not stop, no suspect is alone.
-            worker.group = None if worker.abandoned else self._next_group()
+            worker.group = self._next_group() if not worker.abandoned else None
+            if worker.group is not None:
+                worker.kept_since = now
         group = worker.group
         if group is None:
             return False
@@ -113,11 +139,13 @@ class Quarantine:
         return True
 
     def _next_group(self) -> Group | None:
-        while self._groups:
-            group = self._groups.popleft()
-            if group.waiting:
-                return group
-        return None
+        return self._groups.popitem(last=False)[0] if self._groups else None
+
+    def _is_late(self, worker: Worker, now: float) -> bool:
+        """Return whether nobody can say how long the worker is kept yet."""
+        return now >= worker.kept_since + self._patience_s and any(
+            trial.ticket.timeout_s <= 0 for trial in worker.running.values()
+        )
 
     def _want(self, orders: Orders, workers: int, now: float) -> None:
         """Ask for more workers at once, for none after a while without suspects."""
@@ -132,17 +160,28 @@ class Quarantine:
             self._unwanted_at = NEVER
 
     def _set_apart(self, orders: Orders, now: float) -> None:
+        """Set the least busy worker apart; those that are already can no longer be waited for."""
         able = [worker for worker in self._fleet if worker.open]
+        if len(able) < 2:  # noqa: PLR2004 - the last one
+            # Ordinary trials have to run somewhere, and these have been given their time.
+            self._give_back(list(self._keepers.values()))
         if not able:
             self._reserve_at = now + self._reserve_after_s
             return
-        worker = min(able, key=lambda one: one.slots - one.free)
+        worker = min(able, key=lambda one: (one.stuck > 0, one.slots - one.free))
+        if worker.stuck:
+            # No suspect will ever be alone on any of them, except on the one that comes in its place.
+            self._retire(orders, worker)
+            self._reserve_at = now + self._reserve_after_s
+            return
         self._fleet.close(worker)
-        self.admit(worker)
+        self.admit(worker, now)
         self._serve(orders, worker, now)
 
-    def _give_back(self) -> None:
-        """Let workers that were set apart be ordinary again."""
-        for worker in [worker for worker in self._keepers.values() if not worker.quarantine]:
-            del self._keepers[worker.worker_id]
-            self._fleet.open(worker)
+    def _give_back(self, workers: Sequence[Worker]) -> None:
+        """Let those that were set apart be ordinary workers again, whatever they run."""
+        for worker in workers:
+            if not worker.quarantine:
+                self.dismiss(worker)
+                worker.group = None
+                self._fleet.open(worker)

@@ -28,6 +28,7 @@ class Trial:
         "queue_s",
         "since",
         "slots",
+        "spared",
         "stuck",
         "ticket",
         "worker",
@@ -43,6 +44,8 @@ class Trial:
         self.attempts = 0
         self.deaths = 0
         """Workers that died while they ran it alone."""
+        self.spared = False
+        """Whether it was once lost with a worker that had been asked to leave."""
         self.history: list[Attempt] | None = None
         self.since = now
         """When it was queued or dispatched, whichever was later."""
@@ -70,12 +73,15 @@ class Group:
 class Client:
     """Whose trials they are."""
 
-    __slots__ = ("queue", "ready", "stopped", "trials")
+    __slots__ = ("again", "queue", "ready", "stopped", "trials")
 
     def __init__(self) -> None:
         self.stopped = False
         """Whether its trials wait, whoever has room."""
         self.queue: OrderedDict[int, Trial] = OrderedDict()
+        """Trials that have not been run yet."""
+        self.again: OrderedDict[int, Trial] = OrderedDict()
+        """Trials to be run again, before those."""
         self.trials: dict[int, Trial] = {}
         self.ready = False
 
@@ -86,12 +92,14 @@ class Queues:
     def __init__(self) -> None:
         self.clients: dict[int, Client] = {}
         self._ready: deque[Client] = deque()
+        self._gone = 0
+        """How many of those may have been forgotten."""
 
     def __bool__(self) -> bool:
         return bool(self._ready)
 
     def __len__(self) -> int:
-        return sum(len(client.queue) for client in self.clients.values())
+        return sum(len(client.queue) + len(client.again) for client in self.clients.values())
 
     def __iter__(self) -> Iterator[Client]:
         return iter(self.clients.values())
@@ -116,20 +124,33 @@ class Queues:
         if queue:
             self._wake(client)
 
-    def put_first(self, trial: Trial) -> None:
-        """Queue a trial again, before all others of its client."""
+    def put_again(self, trial: Trial) -> None:
+        """Queue a trial again: after those that wait for the same, before all others of its client."""
         client = trial.client
-        client.queue[trial.ticket.client_trial_id] = trial
-        client.queue.move_to_end(trial.ticket.client_trial_id, last=False)
+        client.again[trial.ticket.client_trial_id] = trial
         self._wake(client)
+
+    def put_back(self, trial: Trial) -> None:
+        """Undo the last `next`, which returned *trial*."""
+        client = trial.client
+        client.again[trial.ticket.client_trial_id] = trial
+        client.again.move_to_end(trial.ticket.client_trial_id, last=False)
+        # It still is among the ready ones: the last of them.
+        self._ready.rotate(1)
+
+    def remove(self, trial: Trial) -> None:
+        """Take out a trial that waits."""
+        client, number = trial.client, trial.ticket.client_trial_id
+        if client.queue.pop(number, None) is None:
+            client.again.pop(number, None)
 
     def next(self) -> Trial | None:
         """Take out the trial whose turn it is."""
         ready = self._ready
         while ready:
             client = ready[0]
-            if client.queue and not client.stopped:
-                _, trial = client.queue.popitem(last=False)
+            if (queue := client.again or client.queue) and not client.stopped:
+                _, trial = queue.popitem(last=False)
                 if len(ready) > 1:
                     ready.rotate(-1)
                 return trial
@@ -142,7 +163,7 @@ class Queues:
         client = self.clients.get(number)
         if client is not None and client.stopped:
             client.stopped = False
-            if client.queue:
+            if client.again or client.queue:
                 self._wake(client)
 
     def forget(self, number: int) -> Client | None:
@@ -150,6 +171,14 @@ class Queues:
         client = self.clients.pop(number, None)
         if client is not None:
             client.queue.clear()
+            client.again.clear()
+            self._gone += client.ready
+            if 2 * self._gone > len(self._ready):
+                # While there is no free slot, nobody comes upon those whose turn it never will be.
+                for one in self._ready:
+                    one.ready = bool(one.again or one.queue)
+                self._ready = deque(one for one in self._ready if one.ready)
+                self._gone = 0
         return client
 
     def _wake(self, client: Client) -> None:

@@ -20,6 +20,9 @@ MOST_ATTEMPTS: Mapping[ErrorType, int] = {
 SAYS_LITTLE = frozenset({ErrorType.RATE_LIMITED, ErrorType.PROVIDER_UNAVAILABLE})
 """Types that look the same every time without being the trial's own doing."""
 
+_MOST_DOUBLINGS = 62
+"""More make no difference to any wait, and in the end no number."""
+
 
 class Fault(NamedTuple):
     """What a worker says of a failed attempt."""
@@ -56,7 +59,8 @@ class RetryPolicy:
 
         *history* holds the attempts before; *most_attempts* bounds the charged ones of all types, 0 for no bound.
         """
-        if not fault.retryable or fault.retry_after_s > self.longest_wait_s:
+        # What a worker says may be no number at all, and such a wait would never end.
+        if not (fault.retryable and fault.retry_after_s <= self.longest_wait_s):
             return None
         # A lost worker is not the trial's fault until it is found alone.
         charged = [attempt for attempt in history if attempt.type is not ErrorType.WORKER_LOST]
@@ -68,4 +72,5 @@ class RetryPolicy:
             same = sum(attempt.fingerprint == fault.fingerprint and attempt.type is fault.type for attempt in last)
             if same + 1 >= self.same_error:
                 return None
-        return fault.retry_after_s + rng.uniform(0.0, min(self.cap_s, self.base_s * 2.0 ** (of_type - 1)))
+        longest_s = min(self.cap_s, self.base_s * 2.0 ** min(of_type - 1, _MOST_DOUBLINGS))
+        return max(0.0, fault.retry_after_s) + rng.uniform(0.0, longest_s)

@@ -7,6 +7,7 @@ import random
 import pytest
 
 from dspex_pipelines.engine.dispatcher import Dispatcher
+from dspex_pipelines.engine.failures import MOST_RETURNS
 from dspex_pipelines.engine.fleet import REMEMBERED_SNAPSHOTS
 from dspex_pipelines.engine.quarantine import NEVER
 from dspex_pipelines.engine.retries import Fault, RetryPolicy
@@ -75,6 +76,38 @@ def test_what_a_worker_knows_is_bounded():
     (worker,) = dispatcher._fleet
     assert len(worker.warm) == REMEMBERED_SNAPSHOTS
     assert len(dispatcher._fleet._knowing) == REMEMBERED_SNAPSHOTS
+
+
+def wide(client: int, *ids: int, slots: int) -> list[Ticket]:
+    return [ticket._replace(slots=slots) for ticket in tickets(client, *ids)]
+
+
+def test_a_wide_trial_waits_for_room_and_no_other_client_takes_it():
+    dispatcher = Dispatcher()
+    dispatcher.attach("a", 4, 0.0)
+    sent = dispatcher.submit(1, tickets(1, 1, 2, 3, 4), 0.0).dispatch["a"]
+    dispatcher.submit(2, wide(2, 1, slots=3), 0.0)
+    dispatcher.submit(3, tickets(3, 1, 2), 0.0)
+    done = [dispatched(dispatcher.finish("a", attempt, "done", 1.0)) for attempt, _ in sent]
+    assert done == [[], [], [(2, 1)], [(3, 1)]]
+
+
+def test_a_wide_trial_makes_do_with_what_trials_that_do_not_stop_leave():
+    dispatcher = Dispatcher(silence_s=NEVER)
+    dispatcher.attach("a", 8, 0.0)
+    dispatcher.submit(1, tickets(1, 1, timeout_s=1.0), 0.0)
+    dispatcher.tick(1.0)
+    assert dispatched(dispatcher.submit(1, wide(1, 2, slots=8), 2.0)) == [(1, 2)]
+
+
+def test_clients_that_come_and_go_while_there_is_no_room_are_forgotten():
+    dispatcher = Dispatcher()
+    dispatcher.submit(1, tickets(1, 1), 0.0)
+    for client in range(2, 500):
+        dispatcher.submit(client, tickets(client, 1), 0.0)
+        dispatcher.disconnect(client, 0.0)
+    assert len(dispatcher._queues._ready) < 10
+    assert dispatched(dispatcher.attach("a", 4, 1.0)) == [(1, 1)]
 
 
 # ---------------------------------------------------------------------- lost workers
@@ -192,6 +225,121 @@ def test_a_quarantine_worker_that_is_drained_hands_its_group_on():
     assert quarantined(dispatcher.attach("s", 9, 2.0, quarantine=True), "s") == [3, 4]
 
 
+def leaving(slots: int, count: int, *, quarantine: bool) -> Dispatcher:
+    """A dispatcher whose worker "w" runs *count* trials, suspects or not, and has been asked to leave."""
+    dispatcher = Dispatcher()
+    dispatcher.attach("a" if quarantine else "w", slots, 0.0)
+    dispatcher.submit(1, tickets(1, *range(1, count + 1)), 0.0)
+    if quarantine:
+        dispatcher.lose("a", 1.0, "killed")
+        dispatcher.attach("w", slots, 1.0, quarantine=True)
+    dispatcher.drain_worker("w", 2.0)
+    return dispatcher
+
+
+def test_a_worker_that_was_asked_to_leave_makes_no_suspects_when_it_is_lost():
+    dispatcher = leaving(4, 4, quarantine=False)
+    assert dispatcher.lose("w", 30.0, "it took too long").quarantine is None
+    assert dispatched(dispatcher.attach("b", 4, 31.0)) == [(1, 1), (1, 2), (1, 3), (1, 4)]
+    dispatcher.drain_worker("b", 32.0)
+    assert dispatcher.lose("b", 33.0, "out of memory").quarantine == 2, "again, and it is no coincidence"
+
+
+def test_a_death_alone_on_a_worker_that_was_asked_to_leave_does_not_count_but_once():
+    dispatcher = leaving(1, 1, quarantine=True)
+    assert dispatcher.lose("w", 30.0, "it took too long").settle == []
+    for name in ("q1", "q2"):
+        assert quarantined(dispatcher.attach(name, 1, 31.0, quarantine=True), name) == [1]
+        dispatcher.drain_worker(name, 32.0)
+        orders = dispatcher.lose(name, 33.0, "out of memory")
+    (settled,) = orders.settle
+    assert (settled.error, len(settled.history)) == (ErrorType.POISON, 3)
+
+
+def test_a_suspect_that_may_run_for_ever_keeps_no_other_from_its_turn():
+    dispatcher = Dispatcher(patience_s=60.0, most_quarantined=1)
+    dispatcher.attach("a", 2, 0.0)
+    dispatcher.submit(1, tickets(1, 1, 2), 0.0)
+    assert dispatcher.lose("a", 1.0, "killed").quarantine == 1
+    assert quarantined(dispatcher.attach("q1", 2, 2.0, quarantine=True), "q1") == [1]
+    assert dispatcher.next_deadline() == 62.0
+    assert dispatcher.tick(62.0).quarantine == 2
+    assert quarantined(dispatcher.attach("q2", 2, 63.0, quarantine=True), "q2") == [2]
+    assert dispatcher.next_deadline() is None
+
+
+def test_a_suspect_with_a_deadline_is_waited_for():
+    dispatcher = Dispatcher(patience_s=60.0, most_quarantined=1)
+    dispatcher.attach("a", 2, 0.0)
+    dispatcher.submit(1, tickets(1, 1, 2, timeout_s=600.0), 0.0)
+    dispatcher.lose("a", 1.0, "killed")
+    dispatcher.attach("q", 2, 2.0, quarantine=True)
+    assert dispatcher.tick(62.0).quarantine is None
+    assert dispatcher.next_deadline() == 602.0
+
+
+def test_ordinary_trials_go_on_where_the_only_worker_is_kept_by_a_suspect_that_may_run_for_ever():
+    dispatcher = Dispatcher(patience_s=60.0, reserve_after_s=5.0)
+    dispatcher.attach("a", 2, 0.0)
+    dispatcher.submit(1, tickets(1, 1, 2), 0.0)
+    dispatcher.lose("a", 0.0, "killed")
+    dispatcher.attach("b", 2, 0.0)
+    assert quarantined(dispatcher.tick(5.0), "b") == [1]
+    assert dispatched(dispatcher.submit(1, tickets(1, 3), 6.0)) == []
+    dispatcher.tick(65.0)
+    assert dispatched(dispatcher.tick(70.0)) == [(1, 3)]
+    assert dispatcher.stats().suspects == 1
+
+
+def test_suspects_that_wait_behind_one_another_on_a_worker_that_is_given_back_are_kept():
+    dispatcher = Dispatcher(patience_s=60.0, reserve_after_s=5.0)
+    dispatcher.attach("a", 6, 0.0)
+    dispatcher.submit(1, tickets(1, 1, 2, 3, 4, 5, 6), 0.0)
+    dispatcher.lose("a", 0.0, "killed")
+    dispatcher.attach("b", 1, 0.0)
+    assert quarantined(dispatcher.tick(5.0), "b") == [1]
+    dispatcher.tick(65.0)
+    dispatcher.tick(70.0)
+    assert (dispatcher.stats().suspects, dispatcher.stats().in_flight) == (5, 1)
+
+
+def test_where_no_worker_is_free_of_trials_that_do_not_stop_one_is_replaced_for_the_suspects():
+    dispatcher = Dispatcher(grace_s=1.0, silence_s=NEVER, reserve_after_s=5.0)
+    dispatcher.attach("a", 8, 0.0)
+    dispatcher.submit(1, tickets(1, 1, timeout_s=2.0), 0.0)
+    dispatcher.tick(2.0)
+    assert dispatcher.tick(3.0).retire == [], "one of eight"
+    dispatcher.attach("b", 9, 3.0)
+    assert dispatched(dispatcher.submit(1, tickets(1, 2), 3.0)) == [(1, 2)]
+    dispatcher.lose("b", 4.0, "killed")
+    assert dispatcher.tick(9.0).retire == ["a"]
+    dispatcher.attach("c", 8, 10.0)
+    assert quarantined(dispatcher.tick(14.0), "c") == [2]
+
+
+def test_a_worker_set_apart_that_gets_stuck_is_replaced_at_once():
+    dispatcher = Dispatcher(grace_s=1.0, silence_s=NEVER, reserve_after_s=5.0)
+    dispatcher.attach("a", 8, 0.0)
+    dispatcher.submit(1, tickets(1, 1, 2, timeout_s=2.0), 0.0)
+    dispatcher.lose("a", 0.0, "killed")
+    dispatcher.attach("b", 8, 0.0)
+    assert quarantined(dispatcher.tick(5.0), "b") == [1]
+    dispatcher.tick(7.0)
+    assert dispatcher.tick(8.0).retire == ["b"]
+
+
+def test_suspects_that_nobody_waits_for_leave_nothing_behind():
+    dispatcher = Dispatcher()
+    dispatcher.attach("a", 8, 0.0)
+    dispatcher.submit(1, tickets(1, *range(8)), 0.0)
+    dispatcher.lose("a", 1.0, "killed")
+    dispatcher.cancel(1, [0, 1], 1.0)
+    dispatcher.disconnect(1, 1.0)
+    assert dispatcher.tick(11.0).quarantine == 0
+    assert not dispatcher._quarantine.active
+    assert dispatcher.next_deadline() is None
+
+
 def test_no_suspect_runs_beside_a_trial_that_does_not_stop():
     dispatcher = Dispatcher(grace_s=1.0)
     dispatcher.attach("a", 2, 0.0)
@@ -267,6 +415,40 @@ def test_a_trial_without_a_deadline_holds_up_none_that_has_one(settled: bool):
     orders = dispatcher.hung("a", [holder], 5.0, "held")
     assert dispatched(dispatcher.attach("b", 4, 7.0)) == [(1, 1)]
     assert dispatcher.stats().suspects == (0 if settled else 1)
+
+
+def test_a_long_deadline_holds_up_a_short_one_no_longer_than_the_short_one_takes():
+    dispatcher = Dispatcher(silence_s=1.5)
+    dispatcher.attach("a", 4, 0.0)
+    both = tickets(1, 1, timeout_s=2.0) + tickets(1, 2, timeout_s=600.0)
+    holder = dispatcher.submit(1, both, 0.0).dispatch["a"][1][0]
+    dispatcher.heard("a", 1.0, held_by=holder)
+    assert dispatcher.tick(2.0) == Orders()
+    assert dispatcher.next_deadline() == 4.0
+    orders = dispatcher.tick(4.0)
+    assert (orders.settle, orders.kill) == ([], {"a": holder})
+    dispatcher.hung("a", [holder], 4.0, "held")
+    assert dispatched(dispatcher.attach("b", 4, 5.0)) == [(1, 1)]
+
+
+@pytest.mark.parametrize("said_in_time", [True, False])
+def test_a_worker_held_by_what_nobody_waits_for_any_more_is_killed(said_in_time: bool):
+    dispatcher = Dispatcher(grace_s=1.0)
+    dispatcher.attach("a", 8, 0.0)
+    holder = dispatcher.submit(1, tickets(1, 1, 2), 0.0).dispatch["a"][0][0]
+    dispatcher.cancel(1, [1], 2.0)
+    if said_in_time:
+        dispatcher.heard("a", 2.5, held_by=holder)
+        now = 3.0
+    else:
+        assert dispatcher.tick(3.0) == Orders()
+        assert dispatcher.next_deadline() is None
+        dispatcher.heard("a", 4.0, held_by=holder)
+        now = 4.0
+    assert dispatcher.next_deadline() == now
+    assert dispatcher.tick(now).kill == {"a": holder}
+    dispatcher.hung("a", [holder], now, "held")
+    assert dispatched(dispatcher.attach("b", 4, 5.0)) == [(1, 2)]
 
 
 def test_a_worker_that_speaks_after_all_keeps_its_deadlines():
@@ -369,6 +551,39 @@ def test_a_trial_between_attempts_can_be_cancelled():
     assert (settled.error, settled.message) == (ErrorType.CANCELLED, "cancelled between attempts")
     assert dispatcher.next_deadline() is None
     assert dispatcher.stats().backing_off == 0
+
+
+def test_what_is_run_again_is_first_but_keeps_its_order():
+    dispatcher = Dispatcher(retries=RetryPolicy(base_s=0.0))
+    dispatcher.attach("a", 2, 0.0)
+    sent = dispatcher.submit(1, tickets(1, 1, 2, 3, 4, 5), 0.0).dispatch["a"]
+    dispatcher.finish_many("a", [(attempt, "failed", PASSING) for attempt, _ in sent], 1.0)
+    dispatcher.tick(1.0)
+    assert dispatched(dispatcher.attach("b", 3, 2.0)) == [(1, 1), (1, 2), (1, 5)]
+
+
+def test_each_attempt_says_how_long_it_waited_itself():
+    dispatcher = Dispatcher(retries=RetryPolicy(base_s=0.0))
+    dispatcher.submit(1, tickets(1, 1), 0.0)
+    _, attempt = only_attempt(dispatcher.attach("a", 1, 3.0))
+    dispatcher.finish("a", attempt, "failed", 4.0, PASSING)
+    orders = dispatcher.tick(9.0)
+    dispatcher.finish("a", only_attempt(orders)[1], "failed", 11.0, PASSING._replace(fingerprint="g"))
+    (settled,) = dispatcher.finish("a", only_attempt(dispatcher.tick(12.0))[1], "fine", 13.0).settle
+    assert [(past.queue_s, past.run_s) for past in settled.history] == [(3.0, 1.0), (5.0, 2.0)]
+    assert (settled.queue_s, settled.run_s) == (9.0, 1.0)
+
+
+def test_a_trial_that_no_worker_can_begin_fails_in_the_end():
+    dispatcher = Dispatcher()
+    dispatcher.submit(1, tickets(1, 1), 0.0)
+    for number in range(MOST_RETURNS):
+        assert dispatcher.next_deadline() is None
+        name, attempt = only_attempt(dispatcher.attach(f"w{number}", 1, 0.0))
+        dispatcher.drain_worker(name, 0.0)
+        orders = dispatcher.give_back(name, [attempt], 0.0)
+    (settled,) = orders.settle
+    assert (settled.error, settled.attempts) == (ErrorType.WORKER_LOST, MOST_RETURNS)
 
 
 def test_a_process_of_its_own_that_dies_twice_is_poison_without_quarantine():

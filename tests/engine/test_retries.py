@@ -84,3 +84,22 @@ def test_the_provider_is_obeyed_within_reason() -> None:
     assert wait is not None
     assert 30.0 <= wait <= 30.5
     assert delay(policy, asked._replace(retry_after_s=61.0)) is None
+
+
+@pytest.mark.parametrize("asked_s", [float("nan"), float("inf")])
+def test_a_provider_that_asks_for_no_number_of_seconds_ends_the_trial(asked_s: float):
+    assert delay(RetryPolicy(), RAISED._replace(retry_after_s=asked_s)) is None
+
+
+def test_a_provider_that_asks_for_less_than_nothing_asks_for_nothing():
+    wait = delay(RetryPolicy(base_s=0.5), RAISED._replace(retry_after_s=-9.0))
+    assert wait is not None
+    assert 0.0 <= wait <= 0.5
+
+
+def test_the_wait_stays_a_number_however_often_it_has_doubled():
+    policy = RetryPolicy(most={ErrorType.RATE_LIMITED: 10**9}, cap_s=30.0)
+    limited = Fault(ErrorType.RATE_LIMITED, retryable=True)
+    wait = delay(policy, limited, *[limited] * 5_000)
+    assert wait is not None
+    assert wait <= 30.0
