@@ -302,13 +302,14 @@ class Hub:
                 self._end(worker, [attempt_id], "a trial that did not end held it")
         if orders.quarantine is not None:
             self._tell({"quarantine": orders.quarantine})
+        if verdicts := sum(settled.error in _VERDICTS for settled in orders.settle):
+            # At once: the worker that it took may be one too many.
+            self._tell({"answered": verdicts})
         for settled in orders.settle:
             self._answer(settled)
         self._arm()
 
     def _answer(self, settled: Settled) -> None:
-        if settled.error in _VERDICTS:
-            self._answered += 1
         ticket = settled.ticket
         client = self.clients.get(ticket.client)
         if client is None:

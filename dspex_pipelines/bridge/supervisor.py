@@ -4,7 +4,8 @@ It loads no gRPC, so its children start clean. `python -m dspex_pipelines.bridge
 
 The bridge says on its standard output, a JSON object per line: `address` once it serves, `quarantine` for how many
 workers for suspects it wants, `lost` for a worker that is gone and how many trials were answered since the last one,
-`retired` for a worker that takes no more trials. It hears on its standard input `failing`, why the pool gives up.
+`answered` alone for how many were settled by what became of their worker, `retired` for a worker that takes no more
+trials. It hears on its standard input `failing`, why the pool gives up.
 """
 
 from __future__ import annotations
