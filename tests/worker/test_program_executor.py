@@ -175,6 +175,37 @@ async def test_a_cancelled_thread_keeps_its_slot_until_it_ends(bench: Bench, pip
     assert number not in bench.delivered
 
 
+async def test_a_trial_for_which_there_is_no_thread_is_given_back(bench: Bench, pipe: str, tmp_path: Path) -> None:
+    of = program("waits")
+    session = bench.open(of)
+
+    def submit(name: str) -> int:
+        inputs = {"x": 1, "started": str(tmp_path / name), "opened": pipe}
+        return bench.submit(spec(of, inputs, {}), session=session)
+
+    held = [submit("first")]
+    while not (tmp_path / "first").exists():
+        await asyncio.sleep(0)
+    # No stack is to be had of that size, as none is where there are no more threads.
+    before = threading.stack_size(1 << 46)
+    try:
+        # The thread that got it ready may be idle.
+        held += [submit(str(number)) for number in range(4)]
+    finally:
+        threading.stack_size(before)
+    await asyncio.sleep(0)
+    lost = [number for number in held if bench._outcomes[number].done()]
+    assert len(lost) >= 3
+    for number in lost:
+        outcome = await bench.outcome(number)
+        assert isinstance(outcome, TrialError)
+        assert (outcome.type, outcome.retryable) == (ErrorType.WORKER_LOST, True)
+        assert "no thread could be started" in outcome.message
+    await asyncio.to_thread(open_gate, pipe)
+    assert {type(await bench.outcome(number)) for number in held if number not in lost} == {TrialResult}
+    assert bench.executor.running == 0
+
+
 async def test_a_cancel_that_comes_too_late_only_frees_the_slot(bench: Bench) -> None:
     outcome = bench.run("async_function", values={"k": 1})
     assert isinstance(await outcome, TrialResult)
