@@ -144,12 +144,13 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
             reader.add_done_callback(lambda _: link.wake.set())
             while not reader.done() and not link.gone:
                 await grown(link.trials)
+                # Before it is looked: what happens from here on wakes this up again.
+                link.wake.clear()
                 frame = link.next_frame()
-                if frame is None:
-                    link.wake.clear()
-                    await link.wake.wait()
-                else:
+                if frame is not None:
                     await context.write(frame)
+                elif not reader.done() and not link.gone:
+                    await link.wake.wait()
             if reader.done() and not reader.cancelled() and (error := reader.exception()):
                 reason = f"its stream broke: {error}"
             await _end_as_told(reader, context)

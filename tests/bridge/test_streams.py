@@ -7,7 +7,7 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sized
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import grpc.aio
 import pytest
 
 from dspex.v1 import execution_pb2, execution_pb2_grpc, types_pb2, worker_pb2, worker_pb2_grpc
+from dspex_pipelines.bridge import services
 from dspex_pipelines.bridge.client import PoolClient
 from dspex_pipelines.bridge.hub import Hub
 from dspex_pipelines.bridge.server import Bridge
@@ -288,6 +289,34 @@ async def test_a_silent_worker_is_lost_and_its_trial_runs_on_another(address: st
                 status = await client.status()
                 assert ([worker.worker_id for worker in status.workers], status.workers_lost) == (["alive"], 1)
         assert bridge.hub.dispatcher.stats().in_flight == 0
+
+
+async def test_a_worker_that_leaves_while_frames_are_filled_is_missed_at_once(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = asyncio.Event()
+
+    async def grown(waiting: Sized) -> None:
+        await gate.wait()
+
+    async with (
+        Bridge(address, heartbeat_timeout_s=1_000) as bridge,
+        PoolClient(address) as client,
+        FakeWorker(bridge.address, "w", 1) as worker,
+    ):
+        monkeypatch.setattr(services, "grown", grown)
+        # It is in there once a heartbeat has woken it up, whatever it was at before.
+        (link,) = bridge.hub.workers.values()
+        link.wake.set()
+        await worker.call.done_writing()
+        for _ in range(50):
+            assert len((await client.status()).workers) == 1
+        gate.set()
+        async with asyncio.timeout(30):
+            with pytest.raises(EOFError):
+                await worker.read()
+            while (await client.status()).workers:
+                pass
 
 
 async def test_a_trial_that_breaks_two_workers_alone_is_poison(address: str) -> None:
