@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice, pairwise
 from pathlib import Path
+from random import Random
 from statistics import median
 from types import TracebackType
 from typing import Any, cast
@@ -43,20 +44,20 @@ SCORING = digest(b"labels and metrics")
 def outcomes(seed: str) -> Iterator[TrialResult]:
     """Yield results without end, as evaluations do: a configuration after the other, with ids that begin like it."""
     outputs, scores = encode(5), encode({"same": True})
-    number = 0
+    random = Random(seed)
     while True:
-        configuration = digest(f"{seed}-{number // PER_CONFIGURATION}".encode())
-        yield TrialResult(
-            trial_id=configuration[:2] + digest(f"{seed}{number}".encode())[:14],
-            configuration_digest=configuration,
-            session_version=3,
-            worker="w-0123ab",
-            queue_s=0.001,
-            run_s=0.0001,
-            outputs_payload=outputs,
-            scores_payload=scores,
-        )
-        number += 1
+        configuration = random.randbytes(16)
+        for _ in range(PER_CONFIGURATION):
+            yield TrialResult(
+                trial_id=configuration[:2] + random.randbytes(14),
+                configuration_digest=configuration,
+                session_version=3,
+                worker="w-0123ab",
+                queue_s=0.001,
+                run_s=0.0001,
+                outputs_payload=outputs,
+                scores_payload=scores,
+            )
 
 
 def entries(seed: str, count: int) -> list[Entry]:
