@@ -57,6 +57,8 @@ _MEANT = frozenset(
     }
 )
 """How a bridge ends a stream on purpose; whatever else ends one is a bridge that is gone."""
+_BROKEN = frozenset({grpc.StatusCode.UNKNOWN, grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.INVALID_ARGUMENT})
+"""How a bridge that is there fails a call: it would fail the next one too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -392,6 +394,8 @@ class PoolClient:
         try:
             return await self._ask(self._methods[method], request)
         except PoolUnreachable as error:
+            if isinstance(error.__cause__, grpc.aio.AioRpcError) and error.__cause__.code() in _BROKEN:
+                raise
             await asyncio.sleep(RETRY_S)
             raise self._lost or PoolInterrupted(address=self.address) from error
 

@@ -22,6 +22,8 @@ from dspex_pipelines.bridge.hub import Hub
 from dspex_pipelines.bridge.server import Bridge
 from dspex_pipelines.bridge.sessions import SessionStore
 from dspex_pipelines.engine.dispatcher import Dispatcher
+from dspex_pipelines.engine.runner import TrialRunner
+from dspex_pipelines.errors import PoolUnreachable
 from dspex_pipelines.model.outcome import ErrorType, TrialError, TrialOutcome, TrialResult
 from dspex_pipelines.model.payload import decode
 from dspex_pipelines.model.space import Configuration
@@ -402,3 +404,18 @@ async def test_another_protocol_version_is_refused(
         assert json.loads(refusal.value.details() or "") == {"protocol_version": PROTOCOL_VERSION}
     status = await client.status()
     assert (status.workers, status.clients, status.workers_lost) == ((), 1, 0)
+
+
+async def test_a_run_ends_over_a_call_that_its_bridge_breaks_over(
+    bridge: Bridge, client: PoolClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would break over the next one too: sending it again and again is a hang."""
+
+    def broken(*_: object, **__: object) -> None:
+        raise TypeError("not like this")
+
+    monkeypatch.setattr(SessionStore, "open", broken)
+    runner = TrialRunner(client, metrics=[], space_json="", timeout_s=1)
+    await asyncio.wait_for(runner.run(TRIAL), 20)
+    assert isinstance(runner.pool_lost, PoolUnreachable)
+    assert "not like this" in str(runner.pool_lost)
