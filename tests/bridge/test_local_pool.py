@@ -45,8 +45,14 @@ def family(pid: int) -> list[psutil.Process]:
 
 
 def workers(pool: local_pool.LocalPoolStatus) -> list[psutil.Process]:
-    alive = [child for child in psutil.Process(pool.pid).children() if not gone(child)]
-    return [child for child in alive if "dspex_pipelines.worker" in child.cmdline()]
+    return [child for child in psutil.Process(pool.pid).children() if "dspex_pipelines.worker" in command_of(child)]
+
+
+def command_of(process: psutil.Process) -> list[str]:
+    """Its command line; none of one that has ended."""
+    with contextlib.suppress(psutil.NoSuchProcess):  # a zombie is none either
+        return process.cmdline()
+    return []
 
 
 def test_leases_share_one_pool_that_ends_when_idle(root: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import tempfile
 from collections import Counter
@@ -60,8 +61,14 @@ async def run(lease: local_pool.LocalPoolLease, trials: list[TrialSpec], timeout
 
 def children(lease: local_pool.LocalPoolLease, module: str) -> list[psutil.Process]:
     (status,) = local_pool.status(runtime_root=lease.runtime_dir.parent)
-    found = psutil.Process(status.pid).children()
-    return [child for child in found if child.is_running() and module in child.cmdline()]
+    return [child for child in psutil.Process(status.pid).children() if module in command_of(child)]
+
+
+def command_of(process: psutil.Process) -> list[str]:
+    """Its command line; none of one that has ended."""
+    with contextlib.suppress(psutil.NoSuchProcess):  # a zombie is none either
+        return process.cmdline()
+    return []
 
 
 @pytest.mark.parametrize(
