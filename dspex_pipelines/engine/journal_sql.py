@@ -94,7 +94,7 @@ class _Sqlite:
 
 
 class _PostgreSql:
-    """A list for each column."""
+    """A list for each column, in binary: as text it takes four times as long."""
 
     def upsert(self, connection: sa.Connection, table: sa.Table, rows: Sequence[Row], failures_since: float) -> None:
         width = len(_KEYS[table.name])
@@ -126,12 +126,12 @@ class _PostgreSql:
     def _insert(table: sa.Table) -> str:
         dialect = postgresql.dialect()
         types = (table.c[name].type.compile(dialect) for name in columns(table))
-        lists = ", ".join(f"%s::{kind}[]" for kind in types)
+        lists = ", ".join(f"%b::{kind}[]" for kind in types)
         return f"{_into(table)} SELECT * FROM unnest({lists})"  # noqa: S608 - our own names
 
     @cache  # noqa: B019 - one instance
     def _select(self, table: sa.Table) -> str:
-        return f"{_from(table)} WHERE generation = %s AND trial_id = ANY(%s)"
+        return f"{_from(table)} WHERE generation = %s AND trial_id = ANY(%b)"
 
 
 SQLITE, _POSTGRESQL = _Sqlite(), _PostgreSql()

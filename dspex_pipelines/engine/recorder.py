@@ -84,7 +84,8 @@ class Recorder:
         while (self._waiting or self._writing is not None) and self._error is None:
             if self._writing is None:
                 self._start()
-            await self._written_next()
+            if self._writing is not None:
+                await self._written_next()
 
     async def _written_next(self) -> None:
         self._moved = self._loop.create_future()

@@ -93,6 +93,22 @@ async def test_what_needs_no_waiting_is_recorded_on_the_spot_and_the_rest_in_its
     assert set(where) == (set() if all(waits) else {threading.current_thread().name})
 
 
+@pytest.mark.parametrize("now", [True, False])
+async def test_flushing_waits_for_all_that_was_added(now: bool) -> None:
+    disk = Disk()
+
+    def record_now(group: list[Entry]) -> bool:
+        if now:
+            disk.groups.append(numbers(group))
+        return now
+
+    with Recorder(disk.record, record_now=record_now, durable=disk.durable, failed=disk.failed) as recorder:
+        await recorder.add(entries(0, 7))
+        await asyncio.wait_for(recorder.flush(), 10)
+        assert disk.told == list(range(7))
+        await asyncio.wait_for(recorder.flush(), 10)
+
+
 async def test_a_failure_on_the_spot_ends_it_too() -> None:
     disk = Disk()
 
