@@ -35,7 +35,8 @@ class Dispatcher:
     * A worker that has been silent for `silence_s` at a trial's deadline is held by some trial. If it has said by
       which, that one's deadline decides, or the overdue one's time over again if that is shorter, and the worker is
       named in `Orders.kill`. If not, it is named in `Orders.inspect`, and whoever looks calls `hung` with the suspects;
-      if nobody does within `inspect_s`, the deadline holds.
+      if nobody does within `inspect_s`, the deadline holds. One that has been quiet for half of `silence_s` is given
+      the rest of it, so that a worker held shortly before the deadline does not cost its other trials theirs.
     * The trials of a lost worker are suspects. They go, in halves, to workers that run suspects only; what kills such a
       worker is halved again, and a trial that does so `MOST_DEATHS` times alone is settled as `POISON`. A worker that
       had been asked to leave says nothing about a trial when it is lost, but only once. Orders say how many such

@@ -18,6 +18,8 @@ MOST_RETURNS = 10
 """A trial that so many workers could not begin is not offered to any other."""
 FEW_SUSPECTS = 4
 """So many at most are run alone each, without halving."""
+_SURELY = 1.01
+"""Of the time after which a worker counts as silent."""
 _RETURNED = "its worker could not begin it"
 
 
@@ -83,8 +85,13 @@ class Failures:
 
     def overdue(self, orders: Orders, trial: Trial, worker: Worker, now: float) -> None:
         """Settle a trial at its deadline, unless another one is, or may be, what held it up."""
-        silent = bool(worker.held_by) or now - worker.heard > self._silence_s
+        quiet_s = now - worker.heard
+        silent = bool(worker.held_by) or quiet_s > self._silence_s
         holds = worker.held_by == trial.attempt_id or (worker.group is not None and worker.group.alone)
+        if not silent and not holds and quiet_s > self._silence_s / 2:
+            # A heartbeat is late: in a moment it is known whether something holds the worker.
+            self._board.timers.arm(trial, worker.heard + _SURELY * self._silence_s)
+            return
         if silent and not holds and self._postponed(orders, trial, worker, now):
             return
         message = f"no outcome within {trial.ticket.timeout_s:g} s of its start"

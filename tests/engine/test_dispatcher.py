@@ -386,6 +386,31 @@ def test_a_deadline_on_a_silent_worker_waits_for_somebody_to_look():
     assert orders.kill == {"q": quarantine.dispatch["q"][0][0]}, "alone and silent: it is what hangs"
 
 
+def test_a_worker_that_is_held_shortly_before_a_deadline_is_found_out_first():
+    dispatcher = Dispatcher(silence_s=1.5)
+    dispatcher.attach("a", 4, 0.0)
+    dispatcher.submit(1, tickets(1, 1, 2, timeout_s=2.0), 0.0)
+    dispatcher.heard("a", 1.0)
+    orders = dispatcher.tick(2.0)
+    assert (orders.settle, orders.inspect) == ([], []), "nobody knows yet"
+    due = dispatcher.next_deadline()
+    assert due == pytest.approx(2.5, abs=0.05)
+    orders = dispatcher.tick(due)
+    assert (orders.settle, orders.inspect) == ([], ["a"])
+
+
+def test_a_late_heartbeat_puts_a_deadline_off_and_no_more():
+    dispatcher = Dispatcher(silence_s=1.5)
+    dispatcher.attach("a", 4, 0.0)
+    dispatcher.submit(1, tickets(1, 1, 2, timeout_s=2.0), 0.0)
+    dispatcher.heard("a", 1.0)
+    assert dispatcher.tick(2.0).settle == []
+    dispatcher.heard("a", 2.1)
+    orders = dispatcher.tick(2.6)
+    assert [settled.error for settled in orders.settle] == [ErrorType.TIMEOUT_RUN] * 2
+    assert orders.inspect == []
+
+
 def test_a_worker_that_says_what_holds_it_is_killed_at_that_trials_deadline():
     dispatcher = Dispatcher(silence_s=1.5)
     dispatcher.attach("a", 4, 0.0)
