@@ -12,7 +12,7 @@ from dspex_pipelines.engine.batch import BatchSummary, planned_outcomes, run_bat
 from dspex_pipelines.engine.executor import Progress
 from dspex_pipelines.engine.ledger import Ledger, why_stopped
 from dspex_pipelines.engine.programs import inspect_program, metric_version, program_version
-from dspex_pipelines.errors import DspexError, EvaluationIncomplete, PoolUnreachable
+from dspex_pipelines.errors import DspexError, PoolUnreachable
 from dspex_pipelines.model.budget import Budget
 from dspex_pipelines.model.evaluation import Evaluation
 from dspex_pipelines.model.payload import digest_of
@@ -247,14 +247,14 @@ def collect_evaluation(
     """Check the journal against the manifest and make the partition's results."""
     plan = Plan.from_json(json.loads(manifest)["plan"])
     folder = store.datasets(context.instance, plan.evaluation, plan.partition)
-    examples = load_examples(folder, plan.dataset_digest, limit=plan.rows)
-    with store.journal(context.instance) as journal:
-        stopped = why_stopped(journal, context.run_id)
-        try:
+    try:
+        examples = load_examples(folder, plan.dataset_digest, limit=plan.rows)
+        with store.journal(context.instance) as journal:
+            stopped = why_stopped(journal, context.run_id)
             outcomes = planned_outcomes(plan, examples, journal, stopped=stopped)
             table, version = collect_trials(plan, outcomes)
-        except EvaluationIncomplete as error:
-            raise dg.Failure(str(error), allow_retries=False) from error
+    except DspexError as error:
+        raise dg.Failure(str(error), allow_retries=False) from error
     ran, rescored = (sum(batch[what] for batch in done) for what in ("ran", "rescored"))
     return dg.Output(
         EvaluatedPartition(plan=plan, trials=table, data_version=version),

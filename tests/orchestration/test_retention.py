@@ -272,3 +272,17 @@ def test_results_that_are_being_written_are_let_be(lab: Lab) -> None:
         assert pruning.survey().paths == ()
         assert pruning.prune().paths == 0
     assert unfinished.exists()
+
+
+def test_a_journal_that_is_damaged_before_it_is_collected_is_named(lab: Lab) -> None:
+    class Damages(ProgressReporter):
+        def ended(self, *, complete: bool) -> None:
+            for end in ("", "-wal", "-shm"):
+                lab.folder.joinpath(f"journal.sqlite{end}").unlink(missing_ok=True)
+            lab.folder.joinpath("journal.sqlite").write_text("damaged " * 1_000)
+
+    lab.declare(declare("fifth_raises", rows(2)), progress=ProgressResource.to(Damages()))
+    result = lab.evaluate()
+    assert not result.success
+    assert "is not an SQLite database, or is damaged" in failure(result)
+    assert "restore it from a back-up" in failure(result)
