@@ -71,8 +71,8 @@ PARTS = (
     Part("awaited", "awaited", "shared", 0.55, 24, PATIENT_S, _ACTS),
     Part("threaded", "threaded", "shared", 0.45, 20, PATIENT_S, _ACTS),
     Part("alone", "alone", "process", 0.0, 2, PATIENT_S, {"exits": 0.2, "moves": 0.2, "raises": 0.2}),
-    Part("awaited, hanging", "awaited", "shared", 0.0, 8, 2.5, {**_HANGS, "holds computing": 0.8}),
-    Part("threaded, hanging", "threaded", "shared", 0.0, 8, 2.5, {**_HANGS, "holds waiting": 0.8}),
+    Part("awaited, hanging", "awaited", "shared", 0.0, 3, 2.5, {**_HANGS, "holds computing": 0.8}),
+    Part("threaded, hanging", "threaded", "shared", 0.0, 3, 2.5, {**_HANGS, "holds waiting": 0.8}),
     Part("alone, hanging", "alone", "process", 0.0, 2, 5.0, {"holds computing": 0.2, "sleeps": 0.2}),
 )
 KINDS = sum(len(part.acts) for part in PARTS[1:])
