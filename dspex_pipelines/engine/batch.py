@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -105,16 +105,16 @@ async def run_batch(
         pool, metrics=plan.metrics, space_json=plan.space_json, timeout_s=timeout_s, most_attempts=most_attempts
     )
     executor = ParallelExecutor[Missing, TrialOutcome](
-        max_concurrency=max_concurrency, is_failure=lambda outcome: isinstance(outcome, TrialError)
+        max_concurrency=max_concurrency,
+        is_failure=lambda outcome: isinstance(outcome, TrialError),
+        # An outcome that is not durable is in flight too: its trial runs again if this process is killed.
+        hold_outcomes=True,
     )
     missing = _LookedUp(plan, plan.trials(batch, examples), journal)
-    window = asyncio.Semaphore(max_concurrency)
     rescored = 0
 
-    async def run(one: Missing) -> TrialOutcome:
-        # An outcome that is not durable is in flight too: its trial runs again if this process is killed.
-        await window.acquire()
-        return await runner.run(one.spec, one.outputs)
+    def run(one: Missing) -> Awaitable[TrialOutcome]:
+        return runner.run(one.spec, one.outputs)
 
     def record(entries: list[Entry]) -> None:
         journal.record(plan.generation, entries, failures_since=plan.failures_since)
@@ -130,8 +130,7 @@ async def run_batch(
     def durable(entries: list[Entry]) -> None:
         nonlocal rescored
         pool.commit(len(entries))
-        for _ in entries:
-            window.release()
+        executor.let_go(len(entries))
         rescored += sum(entry.rescored for entry in entries)
         stopping.look()
         on_progress(executor.get_progress())

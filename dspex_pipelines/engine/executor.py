@@ -71,8 +71,9 @@ class ParallelExecutor(Generic[Item, Result]):
     """At most `max_concurrency` items in flight; input is pulled only as there is room.
 
     A runner that raises is an outcome, one that takes longer than *timeout_per_trial_s* is a `TimeoutError`.
-    *is_failure* says which returned results count as failed in the progress. One executor makes one run at
-    a time (`RuntimeError` otherwise); a second run starts its progress anew.
+    *is_failure* says which returned results count as failed in the progress. With *hold_outcomes* an outcome keeps the
+    place of its item until `let_go` is told of it: at most `max_concurrency` items are in flight or held. One executor
+    makes one run at a time (`RuntimeError` otherwise); a second run starts its progress anew.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class ParallelExecutor(Generic[Item, Result]):
         max_concurrency: int,
         timeout_per_trial_s: float | None = None,
         is_failure: Callable[[Result], bool] = _never,
+        hold_outcomes: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if isinstance(max_concurrency, bool) or max_concurrency < 1:
@@ -90,6 +92,7 @@ class ParallelExecutor(Generic[Item, Result]):
         self.max_concurrency = max_concurrency
         self._timeout_s = timeout_per_trial_s
         self._is_failure = is_failure
+        self._hold_outcomes = hold_outcomes
         self._clock = clock
         self._run: _Run[Item, Result] | None = None
         self._jobs: set[asyncio.Task[None]] = set()
@@ -120,7 +123,12 @@ class ParallelExecutor(Generic[Item, Result]):
     def stop(self) -> None:
         """Pull no more input; what is in flight ends and is yielded, then the iterator ends."""
         if self._run is not None:
-            self._run.stopped = True
+            self._run.stop()
+
+    def let_go(self, count: int) -> None:
+        """The consumer is done with so many outcomes that were held: as many items may start."""
+        if self._run is not None:
+            self._run.let_go(count)
 
     async def run(
         self, items: Items[Item], runner: Runner[Item, Result], *, total: int | None = None
@@ -185,7 +193,11 @@ class ParallelExecutor(Generic[Item, Result]):
             msg = "this executor has a run already; close its iterator first, or make another executor"
             raise RuntimeError(msg)
         self._run = _Run(
-            total=total, max_concurrency=self.max_concurrency, is_failure=self._is_failure, clock=self._clock
+            total=total,
+            max_concurrency=self.max_concurrency,
+            is_failure=self._is_failure,
+            hold_outcomes=self._hold_outcomes,
+            clock=self._clock,
         )
         return self._run
 
@@ -210,6 +222,7 @@ class _Run(Generic[Item, Result]):
         total: int | None,
         max_concurrency: int,
         is_failure: Callable[[Result], bool],
+        hold_outcomes: bool,
         clock: Callable[[], float],
     ) -> None:
         self.total = total
@@ -219,6 +232,9 @@ class _Run(Generic[Item, Result]):
         self.ended: float | None = None
         self._max_concurrency = max_concurrency
         self._is_failure = is_failure
+        self._hold_outcomes = hold_outcomes
+        self._held = 0
+        """Outcomes that the consumer has not taken, or not let go."""
         self._clock = clock
         self._lanes: set[asyncio.Task[None]] = set()
         self._finished: deque[Outcome[Item, Result]] = deque()
@@ -231,6 +247,14 @@ class _Run(Generic[Item, Result]):
         for lane in self._lanes:
             lane.cancel()
         self._wake.set()
+
+    def stop(self) -> None:
+        self.stopped = True
+        self._make_room(len(self._waiting))
+
+    def let_go(self, count: int) -> None:
+        self._held -= count
+        self._make_room(count)
 
     async def outcomes(
         self, items: Items[Item], runner: Runner[Item, Result]
@@ -248,7 +272,8 @@ class _Run(Generic[Item, Result]):
                 self._wake.clear()
                 if batch := list(self._finished):
                     self._finished.clear()
-                    self._make_room(len(batch))
+                    if not self._hold_outcomes:
+                        self.let_go(len(batch))
                     yield batch
             if self._error is not None:
                 raise self._error
@@ -265,12 +290,11 @@ class _Run(Generic[Item, Result]):
         this = asyncio.current_task()
         assert this is not None
         while not (self.cancelled or self.stopped) and self._error is None:
-            while len(self._finished) >= self._max_concurrency:
+            if self._held + (self.in_flight if self._hold_outcomes else 0) >= self._max_concurrency and not source.over:
                 room = asyncio.get_running_loop().create_future()
                 self._waiting.append(room)
                 await room
-                if self.stopped:
-                    return
+                continue
             try:
                 # Without a coroutine for each item where there is nothing to await.
                 item = source.take() if source.is_synchronous else await source.next()
@@ -290,6 +314,7 @@ class _Run(Generic[Item, Result]):
             finally:
                 self.in_flight -= 1
             self.done += 1
+            self._held += 1
             self._finished.append(Outcome(item=item, result=result, error=error))
             if error is not None or self._is_failure(result):  # type: ignore[arg-type]
                 self.failed += 1
@@ -300,6 +325,8 @@ class _Run(Generic[Item, Result]):
         # The input's exception, or a bug of ours: it must end the run, not thin it out.
         if not lane.cancelled() and (error := lane.exception()) is not None and self._error is None:
             self._error = error
+        # What ends this one, such as the end of the input, ends those that wait too.
+        self._make_room(len(self._waiting))
         self._wake.set()
 
     def _make_room(self, count: int) -> None:
@@ -314,7 +341,7 @@ class _Source(Generic[Item]):
 
     def __init__(self, items: Items[Item]) -> None:
         self._lock = asyncio.Lock()
-        self._over = False
+        self.over = False
         self._asynchronous: AsyncIterator[Item] | None = None
         if isinstance(items, AsyncIterable):
             self._asynchronous = aiter(items)
@@ -332,10 +359,10 @@ class _Source(Generic[Item]):
         try:
             return next(self._synchronous)
         except StopIteration:
-            self._over = True
+            self.over = True
             raise StopAsyncIteration from None
         except BaseException:
-            self._over = True
+            self.over = True
             raise
 
     async def next(self) -> Item:
@@ -346,16 +373,16 @@ class _Source(Generic[Item]):
             try:
                 return await anext(self._asynchronous)
             except BaseException:
-                self._over = True
+                self.over = True
                 raise
 
     def _check(self) -> None:
-        if self._over:
+        if self.over:
             raise StopAsyncIteration
 
     async def close(self) -> None:
         """Let a generator run its `finally`."""
-        self._over = True
+        self.over = True
         generator: Any = self._asynchronous or self._synchronous
         if hasattr(generator, "aclose"):
             await generator.aclose()

@@ -76,6 +76,40 @@ async def test_stop_lets_what_is_in_flight_end_and_pulls_nothing_more(concurrenc
     assert executor.get_progress().in_flight == 0
 
 
+@pytest.mark.parametrize("concurrency", [1, 3, 8])
+async def test_a_held_outcome_keeps_its_place(concurrency: int) -> None:
+    started = let_go = 0
+
+    async def runner(item: int) -> int:
+        nonlocal started
+        started += 1
+        assert started - let_go <= concurrency
+        await asyncio.sleep(0)
+        return item
+
+    executor = ParallelExecutor[int, int](max_concurrency=concurrency, hold_outcomes=True)
+    held: list[int] = []
+    found: list[int] = []
+    async for batch in executor.run_batches(iter(range(100)), runner):
+        held += [outcome.item for outcome in batch]
+        if len(held) == min(concurrency, 100 - len(found)):
+            found += held
+            let_go += len(held)
+            executor.let_go(len(held))
+            held = []
+    assert sorted([*found, *held]) == list(range(100))
+
+
+async def test_stop_ends_those_that_wait_for_a_held_place() -> None:
+    executor = ParallelExecutor[int, int](max_concurrency=2, hold_outcomes=True)
+    found: list[int] = []
+    async for outcome in executor.run(iter(range(100)), double):
+        found.append(outcome.item)
+        if len(found) == 2:
+            asyncio.get_running_loop().call_soon(executor.stop)
+    assert found == [0, 1]
+
+
 async def test_input_is_pulled_only_as_there_is_room() -> None:
     pulled = 0
 
