@@ -30,6 +30,22 @@ from dspex_pipelines.errors import InvalidValue, PoolUnreachable
 START_S = 60.0
 STOP_S = 15.0
 SOCKET_PATH_BYTES = 107
+_WHEREABOUTS = (
+    *("_", "PWD", "OLDPWD", "SHLVL", "TERM", "COLUMNS", "LINES", "TTY", "GPG_TTY", "SSH_", "TMUX", "STY", "WINDOWID"),
+    *(
+        "XDG_",
+        "DBUS_",
+        "DISPLAY",
+        "DAGSTER_",
+        "PYTEST_",
+        "PYTHONBREAKPOINT",
+        "MAKE",
+        "MFLAGS",
+        "INVOCATION_ID",
+        "JOURNAL_",
+    ),
+)
+"""Beginnings of the names of variables that tell terminals, calls and runs apart, and no two ways to evaluate."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,9 +78,10 @@ def lease(
 ) -> Generator[LocalPoolLease]:
     """Join the local pool of this identity, starting it if there is none, and hold it.
 
-    The identity is interpreter, package source, working directory, declared *environment*, *workers*,
-    *slots* and *recycling*. After the last lease the pool waits *idle_s* for another one, then ends. Raises
-    `PoolUnreachable` when it does not start, and `InvalidValue` for a folder that cannot hold its socket.
+    The identity is interpreter, package source, working directory, environment (the caller's and what *environment*
+    declares, but for what says only where it was called from), *workers*, *slots* and *recycling*. After the last
+    lease the pool waits *idle_s* for another one, then ends. Raises `PoolUnreachable` when it does not start, and
+    `InvalidValue` for a folder that cannot hold its socket.
     """
     count = workers or os.cpu_count() or 1
     folder = cwd or Path.cwd()
@@ -114,10 +131,10 @@ def stop(*, runtime_root: Path | None = None) -> int:
 def _identity(workers: int, slots: int, folder: Path, environment: Mapping[str, str], recycling: Recycling) -> str:
     source = Path(dspex_pipelines.__file__).parent
     files = [[str(path), path.stat().st_mtime_ns] for path in sorted(source.rglob("*.py"))]
-    parts = [sys.executable, files, str(folder.resolve()), sorted(environment.items()), workers, slots]
+    # What a program sees of the environment decides what it does: a model's name, a key, a path.
+    seen = {name: value for name, value in os.environ.items() if not name.startswith(_WHEREABOUTS)}
+    parts = [sys.executable, files, str(folder.resolve()), sorted({**seen, **environment}.items()), workers, slots]
     parts += [recycling.max_rss_mb, recycling.max_trials]
-    # What a program sees of the caller's environment decides what it does, so it decides the pool.
-    parts.append(os.environ.get("PYTHONPATH", ""))
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=6).hexdigest()
 
 

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pandas as pd
@@ -18,6 +19,8 @@ from dspex_pipelines.orchestration.tags import PARTIAL, RESULTS
 
 TRIALS_FILE = "trials.parquet"
 PLAN_FILE = "plan.json"
+SHORT = 12
+_TELLING = ["trial_id", "error_type", "error_message"]
 PLAN = "plan file"
 """Name of the metadata that says where the plan is whose trials the results are of."""
 
@@ -101,6 +104,17 @@ def _kept_plan(plan: Plan, folder: Path) -> Path:
     return path
 
 
+def _tells_otherwise(path: Path, trials: Any) -> bool:
+    """Return whether the results at *path* are of other trials than *trials*, or of other errors."""
+    return path.exists() and _told(pq.read_table(path, columns=_TELLING)) != _told(trials)
+
+
+def _told(trials: Any) -> str:
+    columns = trials.select(_TELLING).to_pydict()
+    rows = zip(*columns.values(), strict=True)
+    return digest(*("\0".join(str(value) for value in row).encode(errors="replace") for row in rows)).hex()[:SHORT]
+
+
 class TrialsIOManager(dg.IOManager):
     """Writes an evaluated partition; loads all partitions whose plan is like the newest one's."""
 
@@ -108,11 +122,17 @@ class TrialsIOManager(dg.IOManager):
         self._store = store
 
     def handle_output(self, context: dg.OutputContext, obj: EvaluatedPartition) -> None:
-        """Write the version's folder unless it is there: equal versions have equal results."""
+        """Write the version's folder unless it is there: equal versions have equal results.
+
+        Which trials they are of, and what the failed ones said, is not in the version: where that differs, as after an
+        edit that changes one error for another of its type, the folder's name says so.
+        """
         instance = context.step_context.instance
         folder = self._store.results(instance, obj.plan.evaluation, obj.plan.partition) / obj.data_version
+        if _tells_otherwise(folder / TRIALS_FILE, obj.trials):
+            folder = folder.with_name(f"{obj.data_version}-{_told(obj.trials)}")
         if not (folder / TRIALS_FILE).exists():
-            unfinished = folder.with_name(f".{obj.data_version}-{context.run_id}")
+            unfinished = folder.with_name(f".{folder.name}-{context.run_id}")
             unfinished.mkdir(parents=True, exist_ok=True)
             (unfinished / PLAN_FILE).write_text(obj.plan.to_json(), encoding="utf-8")
             write_table(obj.trials, unfinished / TRIALS_FILE)

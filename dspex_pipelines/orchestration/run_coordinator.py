@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from dagster import DagsterRun, QueuedRunCoordinator, SubmitRunContext
 
 from dspex_pipelines.orchestration.tags import EVALUATION, RESULTS, run_tags
@@ -27,4 +29,10 @@ class EvaluationRunCoordinator(QueuedRunCoordinator):
         planning = [step.tags for step in plan.steps if step.tags and EVALUATION in step.tags]
         declared = {name: value for tags in planning for name, value in tags.items()}
         paths = [[tags[EVALUATION], RESULTS] for tags in planning]
-        return {**declared, **run_tags(paths, run.tags.get("dagster/partition", ""))}
+        return {**declared, **run_tags(paths, _partition(run.tags))}
+
+
+def _partition(tags: Mapping[str, str]) -> str:
+    """Return the partition of a run; a backfill says it as a range of one. Empty for several, or none."""
+    first, last = tags.get("dagster/asset_partition_range_start"), tags.get("dagster/asset_partition_range_end")
+    return tags.get("dagster/partition") or (first if first and first == last else "")

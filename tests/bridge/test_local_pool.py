@@ -137,3 +137,14 @@ def test_a_folder_that_others_may_read_is_refused(root: Path) -> None:
 def test_a_path_too_long_for_a_socket_is_refused(root: Path) -> None:
     with pytest.raises(InvalidValue, match="107 bytes"), local_pool.lease(runtime_root=root / ("x" * 100)):
         pass
+
+
+def test_another_environment_is_another_pool(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODEL", "one")
+    with local_pool.lease(workers=1, slots=1, idle_s=0, runtime_root=root) as first:
+        monkeypatch.setenv("TERM", "another-terminal")
+        with local_pool.lease(workers=1, slots=1, idle_s=0, runtime_root=root) as same:
+            assert same.address == first.address
+        monkeypatch.setenv("MODEL", "two")
+        with local_pool.lease(workers=1, slots=1, idle_s=0, runtime_root=root) as other:
+            assert other.address != first.address

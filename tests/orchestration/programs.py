@@ -94,3 +94,9 @@ async def costs(x: int, k: int) -> int:
 def costs_in_a_thread(x: int, k: int) -> int:
     report_usage(tokens=10, cost_usd=0.01)
     return x * k
+
+
+def fifth_raises_otherwise(x: int, k: int) -> int:
+    if x % 5 == 0:
+        raise ValueError("something else")
+    return x * k

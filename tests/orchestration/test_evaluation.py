@@ -304,3 +304,17 @@ def test_another_program_runs_all_again_and_another_metric_scores_all_again(
     assert [after["trials run"], after["trials scored again"]] == [ran_again, scored_again]
     assert after["plan"] != before["plan"]
     assert not [name for name in table.columns if name.startswith("score.") and table[name].isna().any()]
+
+
+def test_another_error_of_the_same_type_is_what_the_table_says(lab: Lab) -> None:
+    """As after an edit: what was found is of the same version, but of other trials."""
+    first = declare("fifth_raises", rows(6), version="1")
+    before, one = lab.declare(first).evaluated()
+    after, other = lab.declare(declare("fifth_raises_otherwise", rows(6), version="2")).evaluated()
+    assert one["version"] == other["version"]
+    assert set(before["trial_id"]) & set(after["trial_id"]) == set()
+    failed = after[after["status"] == "error"]
+    assert set(failed["error_message"]) == {"ValueError: something else"}
+    again, third = lab.declare(first).evaluated()
+    assert third["path"] == one["path"], "every version stays"
+    assert list(again["error_message"].dropna()) == list(before["error_message"].dropna())

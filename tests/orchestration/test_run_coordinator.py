@@ -119,3 +119,12 @@ def test_the_limits_of_the_shipped_instance_are_loaded(workspace: WorkspaceReque
         ("dspex/target", 1),
         ("dspex/kind", 2),
     ]
+
+
+@pytest.mark.parametrize(("last", "target"), [("text", "served/text"), ("data", "served")])
+def test_a_backfills_run_is_of_the_partition_that_its_range_is(
+    workspace: WorkspaceRequestContext, last: str, target: str
+) -> None:
+    name = "dagster/asset_partition_range"
+    run = launch(workspace, "__ASSET_JOB", "served/evaluation", tags={f"{name}_start": "text", f"{name}_end": last})
+    assert run.tags["dspex/target"] == target
