@@ -77,10 +77,8 @@ class Quarantine:
 
     def dismiss(self, worker: Worker) -> None:
         """The worker takes no more, or is gone: what it has not been sent of its group waits for another."""
-        if self._keepers.pop(worker.worker_id, None) is not None and worker.group is not None and worker.group.waiting:
-            group = Group(list(worker.group.waiting))
-            self._groups[group] = None
-            self._groups.move_to_end(group, last=False)
+        if self._keepers.pop(worker.worker_id, None) is not None:
+            self._hand_on(worker)
 
     def halve(self, trials: Sequence[Trial]) -> None:
         """Suspect *trials*, in two groups."""
@@ -103,23 +101,27 @@ class Quarantine:
         """Give each group of suspects a worker to itself, and say how many such workers there should be."""
         keepers = self._keepers.values()
         busy = sum([self._serve(orders, worker, now) for worker in keepers])
+        self._impatient_at = NEVER
+        late: list[Worker] = []
+        if self._groups or any(worker.group is not None and worker.group.waiting for worker in keepers):
+            late = [worker for worker in keepers if self._is_late(worker, now)]
+            for worker in late:
+                self._hand_on(worker)
+            ends = (worker.kept_since + self._patience_s for worker in keepers)
+            self._impatient_at = min((end for end in ends if end > now), default=NEVER)
         waiting = len(self._groups)
-        late = [worker for worker in keepers if self._is_late(worker, now)] if waiting else []
         held = sum(worker.group is not None for worker in late)
         self._want(orders, held + min(self._most_workers, busy - held + waiting), now)
-        self._impatient_at = NEVER
         if not waiting:
             self._reserve_at = NEVER
             self._give_back([worker for worker in keepers if worker.group is None])
         elif len(late) < len(keepers):
             self._reserve_at = NEVER
-            ends = (worker.kept_since + self._patience_s for worker in keepers)
-            self._impatient_at = min((end for end in ends if end > now), default=NEVER)
         elif self._reserve_at == NEVER:
             self._reserve_at = now + self._reserve_after_s
         elif now >= self._reserve_at:
             self._reserve_at = NEVER
-            self._impatient_at = now + self._patience_s
+            self._impatient_at = min(self._impatient_at, now + self._patience_s)
             self._set_apart(orders, now)
 
     def _serve(self, orders: Orders, worker: Worker, now: float) -> bool:
@@ -137,6 +139,14 @@ class Quarantine:
             del group.waiting[trial]
             self._dispatch(orders, trial, worker, now)
         return True
+
+    def _hand_on(self, worker: Worker) -> None:
+        """What the worker has not been sent of its group is the next one's."""
+        if worker.group is not None and worker.group.waiting:
+            group = Group(list(worker.group.waiting))
+            worker.group.waiting.clear()
+            self._groups[group] = None
+            self._groups.move_to_end(group, last=False)
 
     def _next_group(self) -> Group | None:
         return self._groups.popitem(last=False)[0] if self._groups else None
@@ -182,6 +192,6 @@ class Quarantine:
         """Let those that were set apart be ordinary workers again, whatever they run."""
         for worker in workers:
             if not worker.quarantine:
-                self.dismiss(worker)
+                del self._keepers[worker.worker_id]
                 worker.group = None
                 self._fleet.open(worker)

@@ -156,10 +156,21 @@ def schedule(seed: int) -> Schedule:
     if rng.random() < 0.2:
         kinds += ENDLESS
         # What never ends takes a slot for good, and there have to be some for the others.
-        workers, slots, process_slots, small = max(workers, 2 if supervised else 4), max(slots, 4), 1, 0.0
+        workers, slots, process_slots = max(workers, 2 if supervised else 4), max(slots, 8), 1
     bad = rng.choice([0.05, 0.2, 0.5]) if kinds else 0.0
     left = dict(MOST_OF)
     deadline = rng.choice([0.0, 5.0, 5.0, 30.0])
+    if rng.random() < 0.1:
+        # Little happens that would wake anybody, and of what is suspected some never ends.
+        kinds, bad, deadline, workers, slots, process_slots, supervised = (
+            [*ENDLESS, Kind.DEADLY],
+            0.5,
+            0.0,
+            4,
+            8,
+            1,
+            False,
+        )
 
     def plan(number: int) -> TrialPlan:
         kind = rng.choice(kinds) if rng.random() < bad else Kind.HEALTHY

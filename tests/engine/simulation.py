@@ -26,6 +26,7 @@ SILENT_S = 10.0
 """The bridge gives up a worker that is silent for so long."""
 LOOK_S = 0.2
 MOST_LEAVING = 4
+MOST_EVENTS = 20_000
 TELLS_S = 0.01
 """The supervisor hears of a worker's end, and of what is wanted, after so long."""
 
@@ -213,6 +214,8 @@ class Simulation:
 
     def _do(self, event: Callable[[float], Orders], answers: Sequence[Any] = ()) -> None:
         self.records.events += 1
+        if self.records.events > MOST_EVENTS:
+            raise Wrong(f"it takes more than {MOST_EVENTS} events")
         orders = event(self.clock.now)
         self.records.answered(answers, orders)
         self._perform(orders)

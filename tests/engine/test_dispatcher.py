@@ -289,6 +289,10 @@ def test_ordinary_trials_go_on_where_the_only_worker_is_kept_by_a_suspect_that_m
     dispatcher.tick(65.0)
     assert dispatched(dispatcher.tick(70.0)) == [(1, 3)]
     assert dispatcher.stats().suspects == 1
+    dispatcher.lose("b", 71.0, "killed")
+    for name in ("q1", "q2", "q3"):
+        assert len(quarantined(dispatcher.attach(name, 1, 72.0, quarantine=True), name)) == 1
+        assert dispatcher.lose(name, 73.0, "killed").settle == [], "on an ordinary worker nobody is alone"
 
 
 def test_suspects_that_wait_behind_one_another_on_a_worker_that_is_given_back_are_kept():

@@ -23,6 +23,7 @@ GRACE_S = 1.0
 SILENCE_S = 1.5
 INSPECT_S = 2.0
 CLIENTS = (1, 2, 3)
+WIDEST = 3
 TIMEOUTS_S = (0.0, 2.0, 5.0)
 Key: TypeAlias = tuple[int, int]
 FAULTS = (
@@ -68,6 +69,10 @@ class Dispatching(RuleBasedStateMachine):
         self.due: dict[int, float] = {}
         self.seen_attempts: set[int] = set()
         self.killed: list[tuple[str, int]] = []
+        self.width: dict[int, int] = {}
+        """By attempt, how many slots it takes."""
+        self.stopped: set[int] = set()
+        """Clients whose ordinary trials are not to be dispatched."""
         self.numbers = 0
 
     # ------------------------------------------------------------------ what comes back
@@ -119,6 +124,10 @@ class Dispatching(RuleBasedStateMachine):
                 assert not worker.quarantine, "no suspect"
                 assert not keepers[worker_id] or worker.running, "no suspect"
                 assert self.fresh[ticket.client].pop(0) == ticket.client_trial_id, "out of turn"
+            if ticket.client in self.stopped:
+                assert keepers[worker_id], "its client was stopped"
+            self.width[attempt_id] = min(ticket.slots, worker.slots - self.taken(worker))
+            assert self.width[attempt_id] == ticket.slots or keepers[worker_id] or not worker.running, "squeezed in"
             worker.running[attempt_id] = ticket
             self.attempts[key] += 1
             if ticket.timeout_s:
@@ -143,6 +152,9 @@ class Dispatching(RuleBasedStateMachine):
             self.fresh[key[0]].remove(key[1])
         self.between.discard(key)
 
+    def taken(self, worker: ModelWorker) -> int:
+        return sum(self.width[attempt_id] for attempt_id in (*worker.running, *worker.held))
+
     def running_keys(self) -> set[Key]:
         return {
             (ticket.client, ticket.client_trial_id)
@@ -162,15 +174,16 @@ class Dispatching(RuleBasedStateMachine):
         assert stats.queue_depth + stats.backing_off + stats.suspects == len(fresh) + len(self.between)
         assert stats.in_flight == len(running)
         assert stats.settled == len(self.answered)
-        room = 0
         for worker_id, worker in self.fleet.items():
-            taken = len(worker.running) + len(worker.held)
-            assert taken <= worker.slots, "more than its slots"
+            room = worker.slots - self.taken(worker)
+            assert room >= 0, "more than its slots"
+            assert all(self.width[attempt_id] for attempt_id in worker.running), "less than a slot"
             shown = stats.workers[worker_id]
             assert (shown.in_flight, shown.abandoned) == (len(worker.running), len(worker.held))
             assert shown.draining is not worker.open
-            room += worker.slots - taken if worker.open and not shown.quarantine else 0
-        assert not (stats.queue_depth and room), "a slot is free while trials wait"
+            if stats.queue_depth and worker.open and not shown.quarantine and not self.stopped:
+                assert room < WIDEST, "slots are free while trials wait"
+                assert not room or worker.running, "a worker does nothing while trials wait"
         soonest = min(self.due.values(), default=None)
         deadline = self.dispatcher.next_deadline()
         assert soonest is None or deadline is not None
@@ -193,12 +206,13 @@ class Dispatching(RuleBasedStateMachine):
         client=st.sampled_from(CLIENTS),
         states=st.lists(st.tuples(st.integers(1, 2), st.integers(1, 3), st.sampled_from(TIMEOUTS_S)), max_size=6),
         most_attempts=st.sampled_from([0, 2]),
+        slots=st.sampled_from([1, 1, WIDEST]),
     )
-    def submit(self, client: int, states: list[tuple[int, int, float]], most_attempts: int) -> None:
+    def submit(self, client: int, states: list[tuple[int, int, float]], most_attempts: int, slots: int) -> None:
         tickets: list[Ticket] = []
         for session, version, timeout_s in states:
             self.numbers += 1
-            ticket = Ticket(client, self.numbers, session, version, timeout_s, object(), most_attempts)
+            ticket = Ticket(client, self.numbers, session, version, timeout_s, object(), most_attempts, slots)
             tickets.append(ticket)
             self.open_trials[client, self.numbers] = ticket
             self.attempts[client, self.numbers] = 0
@@ -258,6 +272,32 @@ class Dispatching(RuleBasedStateMachine):
             self.fleet[worker_id].open = False
         self.take(self.dispatcher.drain_worker(worker_id, self.now))
 
+    @rule(worker_id=workers, data=st.data())
+    def give_back(self, worker_id: str, data: st.DataObject) -> None:
+        """A worker cannot begin some, which it says after it has asked for no more."""
+        worker = self.fleet.get(worker_id)
+        if worker is None:
+            return
+        self.drain(worker_id)
+        chosen = data.draw(st.lists(st.sampled_from([*worker.running, *worker.held, 10**9]), max_size=3, unique=True))
+        for attempt_id in chosen:
+            ticket = worker.running.pop(attempt_id, None)
+            worker.held.discard(attempt_id)
+            self.due.pop(attempt_id, None)
+            if ticket is not None:
+                self.between.add((ticket.client, ticket.client_trial_id))
+        self.take(self.dispatcher.give_back(worker_id, chosen, self.now))
+
+    @rule(client=st.sampled_from(CLIENTS), stopped=st.booleans())
+    def stop(self, client: int, stopped: bool) -> None:
+        known = self.dispatcher._queues.clients.get(client) is not None
+        if stopped and known:
+            self.stopped.add(client)
+            self.dispatcher.stop(client)
+        elif not stopped:
+            self.stopped.discard(client)
+            self.take(self.dispatcher.resume(client, self.now))
+
     @rule(worker_id=consumes(workers), data=st.data(), hung=st.booleans())
     def lose(self, worker_id: str, data: st.DataObject, hung: bool) -> None:
         if worker_id not in self.fleet:
@@ -292,6 +332,7 @@ class Dispatching(RuleBasedStateMachine):
             del self.open_trials[key]
             self.between.discard(key)
         self.fresh[client].clear()
+        self.stopped.discard(client)
         self.take(self.dispatcher.disconnect(client, self.now))
 
     @rule(seconds=st.sampled_from([0.0, 0.5, 2.0, 10.0]))
@@ -300,7 +341,7 @@ class Dispatching(RuleBasedStateMachine):
         expected: dict[Key, object] = {}
         allowed: dict[Key, object] = {}
         for worker in self.fleet.values():
-            silent = worker.held_by or self.now - worker.heard > SILENCE_S
+            silent = worker.held_by or self.now - worker.heard > SILENCE_S / 2
             for attempt_id, ticket in worker.running.items():
                 if self.due.get(attempt_id, float("inf")) <= self.now:
                     # Where another trial may be what holds the worker, somebody looks first.
@@ -309,9 +350,10 @@ class Dispatching(RuleBasedStateMachine):
                     answered[ticket.client, ticket.client_trial_id] = ErrorType.TIMEOUT_RUN
         self.take(self.dispatcher.tick(self.now), expected=expected, allowed=allowed)
         for worker in self.fleet.values():
+            in_doubt = not worker.held_by and self.now - worker.heard <= SILENCE_S
             for attempt_id in worker.running:
                 if self.due.get(attempt_id, float("inf")) <= self.now:
-                    self.due[attempt_id] = self.now + INSPECT_S
+                    self.due[attempt_id] = worker.heard + 1.01 * SILENCE_S if in_doubt else self.now + INSPECT_S
         while self.killed:
             worker_id, attempt_id = self.killed.pop()
             worker = self.fleet.pop(worker_id)
@@ -324,6 +366,8 @@ class Dispatching(RuleBasedStateMachine):
         """From wherever it is, everything can be brought to an end."""
         if not hasattr(self, "fleet"):
             return
+        for client in CLIENTS:
+            self.stop(client, False)
         self.attach(4, False)
         self.attach(4, True)
         for _ in range(200):
