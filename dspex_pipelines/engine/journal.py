@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -23,18 +24,24 @@ from dspex_pipelines.engine.journal_rows import (
     Entry,
     Row,
     execution_row,
+    is_plain,
     judged_again,
     outcome_of,
+    plain_row,
     scores_row,
 )
 from dspex_pipelines.engine.journal_schema import executions, generations, scores
-from dspex_pipelines.engine.journal_sql import SQLITE, columns, statements
+from dspex_pipelines.engine.journal_sql import SQLITE, Statements, columns, statements
 from dspex_pipelines.model.outcome import TrialOutcome
+from dspex_pipelines.model.payload import DIGEST_BYTES
+from dspex_pipelines.model.trial import BEGINNING_BYTES
 
 __all__ = ["Entry", "Found", "Journal"]
 
 PAGE = 512
 """Executions that a look-up reads at a time."""
+WORTH_A_LOOK = 32
+"""Trials with the same beginning that are worth a statement of their own."""
 _INSERT: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 _RECORDED_AT = columns(executions).index("recorded_at")
 _OUTPUTS = columns(executions).index("outputs")
@@ -117,8 +124,12 @@ class Journal:
             return False
 
         def write(connection: sqlite3.Connection) -> None:
-            for table, rows in _rows(entries, number):
-                SQLITE.upsert_now(connection, table, rows, failures_since)
+            now = time.time()
+            if plain := [plain_row(entry, number, now) for entry in entries if is_plain(entry)]:
+                SQLITE.upsert_plain(connection, plain, failures_since)
+            if len(plain) < len(entries):
+                for table, rows in _rows([entry for entry in entries if not is_plain(entry)], number):
+                    SQLITE.upsert_now(connection, table, rows, failures_since)
 
         return self.database.write_now(write)
 
@@ -134,8 +145,8 @@ class Journal:
             if number is None:
                 return {}
         found: dict[bytes, Found] = {}
-        trial_ids = list(wanted)
         sql = statements(connection.dialect.name)
+        trial_ids = list(_possible(sql, connection, number, wanted))
         for start in range(0, len(trial_ids), PAGE):
             unlike: list[bytes] = []
             for row in sql.select(connection, executions, number, trial_ids[start : start + PAGE]):
@@ -160,6 +171,26 @@ class Journal:
         """Return how many executions are recorded."""
         query = sa.select(sa.func.count()).select_from(executions)
         return self.database.read(lambda connection: connection.execute(query).scalar_one())
+
+
+def _possible(sql: Statements, connection: sa.Connection, generation: int, wanted: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield those that may be recorded; where few are that lie among them, only those that are.
+
+    So a look at the index settles a configuration that was never run, instead of a search for each of its trials.
+    """
+    trial_ids = sorted(wanted)
+    start = 0
+    while start < len(trial_ids):
+        last = trial_ids[start][:BEGINNING_BYTES].ljust(DIGEST_BYTES, b"\xff")
+        alike = trial_ids[start : bisect_right(trial_ids, last, start + 1)]
+        start += len(alike)
+        if len(alike) >= WORTH_A_LOOK:
+            most = 2 * len(alike)
+            there = sql.between(connection, generation, (alike[0], alike[-1]), most)
+            if len(there) < most:
+                yield from there.intersection(alike) if there else ()
+                continue
+        yield from alike
 
 
 def _rows(entries: Sequence[Entry], generation: int) -> Iterator[tuple[sa.Table, list[Row]]]:

@@ -56,6 +56,38 @@ def execution_row(entry: Entry, generation: int, now: float) -> Row:
     )
 
 
+PLAIN = {"status": str(OK), "final": "1", "trace": "X''", "usage": "X''", "failure": "X''", "history": "X''"}
+"""What the rows of most results have alike, as SQLite writes it: what is not handed over costs nothing."""
+
+
+def is_plain(entry: Entry) -> bool:
+    """Return whether `plain_row` says all of it."""
+    outcome = entry.outcome
+    return isinstance(outcome, TrialResult) and not (
+        entry.rescored or outcome.trace_payload or outcome.usage_payload or outcome.history
+    )
+
+
+def plain_row(entry: Entry, generation: int, now: float) -> Row:
+    """Return the values of `executions` that are not in `PLAIN`."""
+    scoring, outcome, _ = entry
+    assert isinstance(outcome, TrialResult)
+    return (
+        _blob(outcome.trial_id),
+        generation,
+        _blob(scoring),
+        _blob(outcome.configuration_digest),
+        outcome.session_version,
+        outcome.attempts,
+        outcome.worker,
+        outcome.queue_s,
+        outcome.run_s,
+        now,
+        _blob(outcome.outputs_payload),
+        _blob(outcome.scores_payload),
+    )
+
+
 def scores_row(entry: Entry, generation: int, now: float) -> Row:
     """Return the values of `scores`, but for its id, in the order of its columns."""
     scoring, outcome, _ = entry

@@ -11,7 +11,7 @@ from typing import Any, Protocol, cast
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
-from dspex_pipelines.engine.journal_rows import OK, STATUS, Row
+from dspex_pipelines.engine.journal_rows import OK, PLAIN, STATUS, Row
 from dspex_pipelines.engine.journal_schema import executions, scores
 
 _KEYS = {executions.name: ("trial_id", "generation"), scores.name: ("trial_id", "generation", "scoring")}
@@ -46,6 +46,10 @@ class Statements(Protocol):
         """Return the rows of these trials."""
         ...
 
+    def between(self, connection: sa.Connection, generation: int, bounds: tuple[bytes, bytes], most: int) -> set[bytes]:
+        """Return the trials from the first to the second of *bounds* that have an execution, at most so many."""
+        ...
+
 
 def statements(dialect: str) -> Statements:
     """Return those of a dialect, by SQLAlchemy's name for it."""
@@ -63,8 +67,14 @@ class _Sqlite:
     def upsert_now(
         self, connection: sqlite3.Connection, table: sa.Table, rows: Sequence[Row], failures_since: float
     ) -> None:
-        """Do the same by the driver alone; row by row it is cheaper, where no other thread is waited for."""
-        connection.executemany(self._upsert(table, 1), [(*row, failures_since) for row in rows])
+        """Do the same by the driver alone."""
+        for block in _blocks(rows):
+            connection.execute(self._upsert(table, len(block)), (*chain.from_iterable(block), failures_since))
+
+    def upsert_plain(self, connection: sqlite3.Connection, rows: Sequence[Row], failures_since: float) -> None:
+        """Do the same with executions that are `plain_row`."""
+        for block in _blocks(rows):
+            connection.execute(self._upsert_plain(len(block)), (*chain.from_iterable(block), failures_since))
 
     def add(self, connection: sa.Connection, table: sa.Table, rows: Sequence[Row]) -> None:
         for block in _blocks(rows):
@@ -79,9 +89,18 @@ class _Sqlite:
             found += connection.exec_driver_sql(self._select(table, len(block)), (generation, *block)).fetchall()
         return found
 
+    def between(self, connection: sa.Connection, generation: int, bounds: tuple[bytes, bytes], most: int) -> set[bytes]:
+        given = (*map(bytearray, bounds), generation, most)
+        return set(connection.exec_driver_sql(_between("?"), given).scalars())
+
     @cache  # noqa: B019 - one instance, few sizes
     def _upsert(self, table: sa.Table, count: int) -> str:
         return f"{self._insert(table, count)} {_on_conflict(table, '?')}"
+
+    @cache  # noqa: B019 - one instance, few sizes
+    def _upsert_plain(self, count: int) -> str:
+        row = f"({', '.join(PLAIN.get(name, '?') for name in columns(executions))})"
+        return f"{_into(executions)} VALUES {', '.join([row] * count)} {_on_conflict(executions, '?')}"
 
     @staticmethod
     def _insert(table: sa.Table, count: int) -> str:
@@ -118,6 +137,9 @@ class _PostgreSql:
         found = connection.exec_driver_sql(self._select(table), (generation, list(trial_ids))).fetchall()
         return cast("Sequence[Row]", found)
 
+    def between(self, connection: sa.Connection, generation: int, bounds: tuple[bytes, bytes], most: int) -> set[bytes]:
+        return set(connection.exec_driver_sql(_between("%s"), (*bounds, generation, most)).scalars())
+
     @cache  # noqa: B019 - one instance
     def _upsert(self, table: sa.Table) -> str:
         return f"{self._insert(table)} {_on_conflict(table, '%s')}"
@@ -147,6 +169,11 @@ def _into(table: sa.Table) -> str:
 
 def _from(table: sa.Table) -> str:
     return f"SELECT {', '.join(columns(table))} FROM {table.name}"  # noqa: S608 - our own names
+
+
+def _between(parameter: str) -> str:
+    where = f"trial_id >= {parameter} AND trial_id <= {parameter} AND generation = {parameter}"
+    return f"SELECT trial_id FROM executions WHERE {where} LIMIT {parameter}"  # noqa: S608 - our own names
 
 
 def _on_conflict(table: sa.Table, parameter: str) -> str:

@@ -12,7 +12,7 @@ from dspex_pipelines.engine import journal_database
 from dspex_pipelines.engine.journal import Entry, Journal
 from dspex_pipelines.errors import JournalError
 from dspex_pipelines.model.outcome import ErrorType, TrialError, TrialResult
-from tests.engine.test_journal import OTHER, RESULT, SCORING, _entries, _error, _found, _id
+from tests.engine.test_journal import HISTORY, OTHER, RESULT, SCORING, _entries, _error, _found, _id
 
 
 @pytest.fixture
@@ -37,6 +37,33 @@ def test_it_is_the_same_as_recording(file: Path) -> None:
         assert journal.count() == 2
     with Journal(str(file)) as journal:
         assert len(_found(journal, 1, 2)) == 2
+
+
+PLAIN = replace(RESULT, trace_payload=b"", usage_payload=b"")
+
+
+@pytest.mark.parametrize("count", [1, 77, 600])
+def test_every_field_comes_back(file: Path, count: int) -> None:
+    kinds = [PLAIN, RESULT, replace(PLAIN, history=HISTORY), *(_error(kind) for kind in ErrorType), PLAIN]
+    outcomes = [
+        replace(kinds[number % len(kinds)], trial_id=_id(number), session_version=number) for number in range(count)
+    ]
+    with Journal(str(file)) as journal:
+        journal.record("", _entries(10_000))
+        assert journal.record_now("", [Entry(SCORING, outcome) for outcome in outcomes])
+        found = _found(journal, *range(count))
+    assert [found[_id(number)].outcome for number in range(count)] == outcomes
+
+
+@pytest.mark.parametrize("first", [PLAIN, RESULT])
+def test_the_first_final_outcome_stays_whichever_way_it_came(file: Path, first: TrialResult) -> None:
+    late = replace(PLAIN, worker="late")
+    with Journal(str(file)) as journal:
+        journal.record("", _entries(1, outcome=_error(ErrorType.TIMEOUT_RUN)))
+        assert journal.record_now("", _entries(1, outcome=first))
+        assert journal.record_now("", _entries(1, outcome=late))
+        journal.record("", _entries(1, outcome=late))
+        assert _found(journal, 1)[_id(1)].outcome == replace(first, trial_id=_id(1))
 
 
 def test_a_generation_is_made_by_recording_first(file: Path) -> None:
