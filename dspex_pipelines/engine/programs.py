@@ -38,7 +38,7 @@ class ProgramKind(Enum):
     CLASS_CONFIGURE = "class_configure"
     """Variables go to its `configure(variables)`: an instance per configuration."""
     DSPY_MODULE = "dspy_module"
-    """A `dspy.Module` without `configure`: variables reach a copy of its language model."""
+    """A `dspy.Module` without `configure`: variables its constructor does not take reach its language model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +48,7 @@ class ProgramShape:
     kind: ProgramKind
     target: Any
     variables: frozenset[str]
-    """Variables that go to the call (or, where configured, to the constructor)."""
+    """Variables that go to the call (or, where configured, to the constructor); not a DSPy model's settings."""
     takes_seed: bool
     is_async: bool
 
@@ -127,7 +127,7 @@ def inspect_program(
         )
     call = _call_of(entry_point, target)
     is_dspy = is_dspy_module(target)
-    in_constructor = names & _parameters(target, skip_self=False).keys()
+    in_constructor = names & _constructor(target).keys()
     if callable(getattr(target, "configure", None)) and names:
         kind, to_call = ProgramKind.CLASS_CONFIGURE, frozenset[str]()
         _check_constructor(entry_point, target, set(init))
@@ -136,7 +136,7 @@ def inspect_program(
         _check_constructor(entry_point, target, set(init) | names)
     elif is_dspy:
         kind, to_call = ProgramKind.DSPY_MODULE, frozenset[str]()
-        _check_constructor(entry_point, target, set(init))
+        _check_constructor(entry_point, target, set(init) | in_constructor)
     else:
         kind, to_call = ProgramKind.CLASS_SHARED, names
         _check_constructor(entry_point, target, set(init))
@@ -144,7 +144,7 @@ def inspect_program(
     return ProgramShape(
         kind=kind,
         target=target,
-        variables=names,
+        variables=in_constructor if kind is ProgramKind.DSPY_MODULE else names,
         takes_seed=takes_seed,
         is_async=_is_async(call),
     )
@@ -181,8 +181,15 @@ def _parameters(call: Callable[..., Any], *, skip_self: bool) -> dict[str, inspe
     return {parameter.name: parameter for parameter in parameters[1 if skip_self else 0 :]}
 
 
+def _constructor(target: type) -> dict[str, inspect.Parameter]:
+    if type(target).__call__ is not type.__call__:
+        # A metaclass that builds the instances, as DSPy's, takes anything and hands it on.
+        return _parameters(target.__init__, skip_self=True)
+    return _parameters(target, skip_self=False)
+
+
 def _check_constructor(entry_point: str, target: type, given: set[str]) -> None:
-    parameters = _parameters(target, skip_self=False)
+    parameters = _constructor(target)
     _check_supplied(f"{entry_point} (its constructor)", parameters, given, "init parameters and variables")
 
 

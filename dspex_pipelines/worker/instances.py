@@ -29,6 +29,7 @@ from dspex_pipelines.errors import ProgramUnavailable
 from dspex_pipelines.model.payload import digest
 from dspex_pipelines.model.space import Configuration
 from dspex_pipelines.model.trial import MetricSpec, ProgramSpec
+from dspex_pipelines.model.variables import Value
 
 MOST_INSTANCES = 64
 
@@ -218,7 +219,9 @@ def _build(program: LoadedProgram, configuration: Configuration) -> Any:
             instance.configure(dict(configuration.values))
             return instance
         case ProgramKind.DSPY_MODULE:
-            return _configured_module(shape.target(**init), configuration)
+            taken = {name: configuration.values[name] for name in shape.variables}
+            settings = {name: value for name, value in configuration.values.items() if name not in taken}
+            return _configured_module(shape.target(**{**init, **taken}), settings)
         case _:
             return shape.target(**init)
 
@@ -229,22 +232,22 @@ def _called(program: LoadedProgram, instance: Any) -> Any:
     return instance.acall if later else instance
 
 
-def _configured_module(module: Any, configuration: Configuration) -> Any:
-    """Return the DSPy module with a language model of its own that has the variables as its settings."""
-    if not configuration.values:
+def _configured_module(module: Any, values: Mapping[str, Value]) -> Any:
+    """Return the DSPy module with a language model of its own that has *values* as its settings."""
+    if not values:
         return module
     settings: Any = importlib.import_module("dspy").settings
     model = module.get_lm() if _own_models(module) else settings.lm
     if model is None:
-        names = ", ".join(configuration.values)
+        names = ", ".join(values)
         raise ValueError(
             f"the variables {names} set up a language model, but the module has none: set one in its "
             "constructor with set_lm, or give the module a configure(variables) method"
         )
     mine = copy.copy(model)
-    mine.kwargs = {**model.kwargs, **{n: v for n, v in configuration.values.items() if n != "model"}}
-    if "model" in configuration.values:
-        mine.model = configuration.values["model"]
+    mine.kwargs = {**model.kwargs, **{n: v for n, v in values.items() if n != "model"}}
+    if "model" in values:
+        mine.model = values["model"]
     mine.history = []
     module.set_lm(mine)
     return module

@@ -48,6 +48,21 @@ class Configured(Answers):
         self.answer.lm.kwargs["temperature"] = variables["temperature"]
 
 
+class Taking(Answers):
+    """Takes two variables, and leaves others to its language model."""
+
+    def __init__(self, words: int, ellipsis: str) -> None:
+        super().__init__()
+        self.words, self.ellipsis = words, ellipsis
+
+    def forward(self, question: str) -> dspy.Prediction:
+        prediction = super().forward(question)
+        prediction.shown = " ".join(question.split()[: self.words]) + self.ellipsis
+        prediction.built = id(self)
+        prediction.settings = {n: v for n, v in self.answer.lm.kwargs.items() if n in {"words", "temperature"}}
+        return prediction
+
+
 class Unset(dspy.Module):
     def forward(self, question: str) -> dspy.Prediction:
         return dspy.Prediction(answer=question)

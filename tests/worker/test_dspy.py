@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from dspex_pipelines.engine.programs import inspect_program
+from dspex_pipelines.errors import InvalidValue
 from dspex_pipelines.model.outcome import ErrorType, TrialError, TrialResult
 from tests.worker.conftest import Bench, program, spec
 
@@ -33,6 +35,32 @@ async def test_each_configuration_has_a_module_and_a_language_model_of_its_own(b
     (first, first_model), (second, second_model) = seen.values()
     assert first != second
     assert first_model != second_model
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0.7}], ids=["all-of-them", "some-of-them"])
+async def test_a_module_is_built_with_the_variables_that_its_constructor_takes(
+    bench: Bench, settings: dict[str, float]
+) -> None:
+    of = program(f"{HERE}:Taking")
+    session = bench.open(of)
+    built: dict[int, set[object]] = {}
+    for _ in range(2):
+        for words, shown in ((1, "How…"), (2, "How are…")):
+            values = {"words": words, "ellipsis": "…", **settings}
+            trial = spec(of, {"question": "How are you?"}, values)
+            outcome = await bench.outcome(bench.submit(trial, session=session, version=words))
+            assert isinstance(outcome, TrialResult), outcome
+            assert outcome.outputs["shown"] == shown
+            assert outcome.outputs["settings"].get("temperature") == settings.get("temperature", 0.0)
+            assert "words" not in outcome.outputs["settings"]
+            built.setdefault(words, set()).add(outcome.outputs["built"])
+    assert [len(instances) for instances in built.values()] == [1, 1]
+    assert built[1] != built[2]
+
+
+def test_a_module_whose_constructor_is_not_given_all_it_needs_is_refused() -> None:
+    with pytest.raises(InvalidValue, match="nobody supplies it"):
+        inspect_program(f"{HERE}:Taking", {}, inputs=["question"], variables=["words", "temperature"])
 
 
 async def test_a_module_without_a_language_model_says_what_to_do(bench: Bench) -> None:
