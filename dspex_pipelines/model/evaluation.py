@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from dspex_pipelines.errors import InvalidValue
 from dspex_pipelines.model.budget import Budget
@@ -14,6 +15,10 @@ from dspex_pipelines.model.space import ConfigurationSpace
 from dspex_pipelines.model.trial import ISOLATIONS, Isolation, check_entry_point
 
 Row = Mapping[str, Any]
+NAME_CHARACTERS = 100
+"""Of names that become folders."""
+_FOLDER_BYTES = 255
+_AT_MOST = f"give at most {NAME_CHARACTERS} characters"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +50,8 @@ class Dataset:
             object.__setattr__(self, name, tuple(given))
         if not self.inputs:
             raise InvalidValue(field="dataset.inputs", value=(), fix="name at least one input column")
+        for partition in self.partitions:
+            _check_partition(partition)
         if not self.partitions or len(set(self.partitions)) != len(self.partitions):
             raise InvalidValue(field="dataset.partitions", value=self.partitions, fix="name each partition once")
         if len(self.partitions) > 1 and not self.partition_by:
@@ -82,21 +89,75 @@ class Evaluation:
     tags: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.name):
-            raise InvalidValue(field="evaluation.name", value=self.name, fix="give letters, digits and underscores")
+        _check_name(self.name)
         check_entry_point("program", self.program)
         if isinstance(self.metrics, str):
             raise InvalidValue(field="metrics", value=self.metrics, fix="give a tuple of entry points")
         object.__setattr__(self, "metrics", tuple(self.metrics))
         if not self.metrics:
             raise InvalidValue(field="metrics", value=(), fix="name at least one metric")
-        for metric in self.metrics:
-            check_entry_point("metrics", metric)
+        _check_metrics(self.metrics)
+        object.__setattr__(self, "files", _paths(self.files))
         if self.isolation not in ISOLATIONS:
             raise InvalidValue(field="isolation", value=self.isolation, fix=f"give one of {', '.join(ISOLATIONS)}")
-        if self.score_range[0] >= self.score_range[1]:
-            raise InvalidValue(field="score_range", value=self.score_range, fix="give (worst, best), worst first")
-        if not self.timeout_s > 0:
+        object.__setattr__(self, "score_range", _range(self.score_range))
+        if not _is_number(self.timeout_s) or not self.timeout_s > 0:
             raise InvalidValue(field="timeout_s", value=self.timeout_s, fix="give seconds above 0")
-        if isinstance(self.max_concurrency, bool) or self.max_concurrency < 1:
+        if type(self.max_concurrency) is not int or self.max_concurrency < 1:
             raise InvalidValue(field="max_concurrency", value=self.max_concurrency, fix="give an integer of 1 or more")
+
+
+def _check_partition(name: object) -> None:
+    field = "dataset.partitions"
+    if not isinstance(name, str) or name in ("", ".", ".."):
+        raise InvalidValue(field=field, value=name, fix="give a string that can name a folder")
+    # Dagster refuses the three dots, and what cannot be seen in its pages.
+    if "/" in name or "..." in name or any(letter < " " or "\ud800" <= letter <= "\udfff" for letter in name):
+        raise InvalidValue(field=field, value=name, fix="a partition names a folder: leave out /, ... and controls")
+    if len(name) > NAME_CHARACTERS or len(name.encode()) > _FOLDER_BYTES:
+        raise InvalidValue(field=field, value=name, fix=f"a partition names a folder: {_AT_MOST}")
+
+
+def _check_name(name: object) -> None:
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        raise InvalidValue(field="evaluation.name", value=name, fix="give letters, digits and underscores")
+    if len(name) > NAME_CHARACTERS:
+        raise InvalidValue(field="evaluation.name", value=name, fix=f"it names a folder: {_AT_MOST}")
+
+
+def _check_metrics(metrics: tuple[str, ...]) -> None:
+    named: dict[str, str] = {}
+    for metric in metrics:
+        check_entry_point("metrics", metric)
+        name = metric.partition(":")[2].rpartition(".")[2]
+        if name in named:
+            raise InvalidValue(
+                field="metrics", value=metric, fix=f"its scores would be named {name}, as those of {named[name]} are"
+            )
+        named[name] = metric
+
+
+def _paths(given: object) -> tuple[Path, ...]:
+    if not isinstance(given, tuple | list):
+        raise InvalidValue(field="files", value=given, fix="give a tuple of paths; one alone needs a comma")
+    paths: list[Path] = []
+    for path in cast("tuple[object, ...]", given):
+        if not isinstance(path, str | Path) or not str(path) or "\0" in str(path):
+            raise InvalidValue(field="files", value=path, fix="give paths of files")
+        paths.append(Path(path))
+    return tuple(paths)
+
+
+def _range(given: object) -> tuple[float, float]:
+    fix = "give (worst, best), two finite numbers, worst first"
+    ends = cast("tuple[object, ...]", tuple(given)) if isinstance(given, tuple | list) else ()
+    if len(ends) != 2 or not all(_is_number(end) and math.isfinite(cast("float", end)) for end in ends):  # noqa: PLR2004
+        raise InvalidValue(field="score_range", value=given, fix=fix)
+    worst, best = cast("tuple[float, float]", ends)
+    if worst >= best:
+        raise InvalidValue(field="score_range", value=given, fix=fix)
+    return worst, best
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
