@@ -15,11 +15,14 @@ from dspex_pipelines.model.payload import digest_of
 from dspex_pipelines.model.variables import (
     Value,
     Variable,
+    values_drawn,
     variable_from_json,
     variable_to_json,
 )
 
 _TRIES_PER_SAMPLE = 1_000
+_MOST_COUNTED = 1_000_000
+"""Combinations that are gone through to see how many of them are allowed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,11 +235,17 @@ class ConfigurationSpace:
         Raises `InvalidValue` when so many cannot be found (a small discrete space, or constraints that
         almost nothing satisfies).
         """
-        if isinstance(count, bool) or count < 1:
+        if type(count) is not int or count < 1:
             raise InvalidValue(field="samples", value=count, fix="give an integer of 1 or more")
         rng = random.Random(seed)  # noqa: S311 - reproducible, not secret
         found: dict[bytes, Configuration] = {}
-        for _ in range(_TRIES_PER_SAMPLE * count):
+        size = self._size()
+        if size is not None and size < count:
+            self._check_enough(size, count)
+        for drawn in range(_TRIES_PER_SAMPLE * count):
+            # So many draws have met most of them: what is still missing is worth drawing on for only if it exists.
+            if size is not None and drawn == size <= _MOST_COUNTED:
+                self._check_enough(size, count)
             values = {variable.name: variable.sample(rng) for variable in self.variables}
             if all(constraint.holds(values) for constraint in self.constraints):
                 configuration = Configuration(values)
@@ -246,6 +255,26 @@ class ConfigurationSpace:
         raise InvalidValue(
             field="samples", value=count, fix=f"only {len(found)} different allowed configurations were found"
         )
+
+    def _size(self) -> int | None:
+        """Return how many combinations can be drawn, allowed or not; None when real numbers are among them."""
+        drawn = [values_drawn(variable) for variable in self.variables]
+        # `len` ends at what an index can be; integers go on.
+        sizes = [values[-1] - values[0] + 1 if isinstance(values, range) else len(values or ()) for values in drawn]
+        return math.prod(sizes) or None
+
+    def _check_enough(self, size: int, count: int) -> None:
+        """Raise unless *count* of the *size* combinations keep every constraint."""
+        there = size
+        if size <= _MOST_COUNTED:
+            combinations = itertools.product(*(values_drawn(variable) or () for variable in self.variables))
+            named = (dict(zip(self.names, combination, strict=True)) for combination in combinations)
+            allowed = (1 for values in named if all(constraint.holds(values) for constraint in self.constraints))
+            there = sum(itertools.islice(allowed, count))
+        if there < count:
+            raise InvalidValue(
+                field="samples", value=count, fix=f"there are only {there} different allowed configurations"
+            )
 
     def to_json(self) -> str:
         """Return the space as JSON text that `from_json` reads back to an equal space."""

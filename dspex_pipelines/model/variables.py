@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import ClassVar, TypeAlias, cast
 
@@ -261,6 +261,19 @@ Variable: TypeAlias = Float | Integer | Boolean | Choice | Text | Module
 VARIABLE_KINDS: dict[str, type[Float | Integer | Boolean | Choice | Text | Module]] = {
     variable.kind: variable for variable in (Float, Integer, Boolean, Choice, Text, Module)
 }
+
+
+def values_drawn(variable: Variable) -> Sequence[Value] | None:
+    """Return every value that `sample` may draw, each once; None for the real numbers of an interval."""
+    match variable:
+        case Float():
+            return (float(variable.low),) if variable.low == variable.high else None
+        case Integer():
+            return range(variable.low, variable.high + 1)
+        case Text() | Module():
+            return tuple(dict.fromkeys(variable.grid()))
+        case Boolean() | Choice():
+            return variable.grid()
 
 
 def variable_to_json(variable: Variable) -> dict[str, object]:

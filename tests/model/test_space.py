@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import random
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -29,6 +31,13 @@ SPACE = ConfigurationSpace(
         Implies(when={"stem": (True,)}, then={"mode": ("fast",)}),
         AtMost(weights={"few": 1, "many": 1}, bound=10),
     ),
+)
+SPACE_OF_FORTY = ConfigurationSpace(
+    variables=(
+        Boolean(name="stem"),
+        Choice(name="mode", options=tuple(range(10))),
+        Integer(name="few", low=0, high=1),
+    )
 )
 GOOD = {"few": 1, "many": 2, "stem": False, "mode": "fast", "instruction": "x", "strategy": "a.b:C"}
 
@@ -87,6 +96,90 @@ def test_a_sample_is_allowed_and_the_same_for_its_seed(seed: int) -> None:
     assert drawn == SPACE.sample(5, seed=seed)
     assert len(set(drawn)) == 5
     assert all(SPACE.validate(configuration.values) == configuration for configuration in drawn)
+
+
+@pytest.mark.parametrize(
+    ("space", "count", "there"),
+    [
+        pytest.param(ConfigurationSpace(variables=(Integer(name="few", low=1, high=10),)), 100_000, 10, id="far-more"),
+        pytest.param(
+            ConfigurationSpace(
+                variables=(Integer(name="few", low=1, high=100), Integer(name="many", low=1, high=100)),
+                constraints=(AtMost(weights={"few": 1, "many": 1}, bound=4),),
+            ),
+            100_000,
+            6,
+            id="constrained",
+        ),
+        pytest.param(
+            ConfigurationSpace(
+                variables=(Integer(name="few", low=1, high=200), Integer(name="many", low=1, high=200)),
+                constraints=(AtMost(weights={"few": 1, "many": 1}, bound=4),),
+            ),
+            30_000,
+            6,
+            id="more-combinations-than-are-asked-for",
+        ),
+        pytest.param(
+            ConfigurationSpace(variables=(Float(name="x", low=1, high=1), Choice(name="mode", options=(1, 1.0, True)))),
+            100_000,
+            3,
+            id="a-fixed-number",
+        ),
+        pytest.param(
+            ConfigurationSpace(
+                variables=(Text(name="t", candidates=("a", "a", "b")), Module(name="m", allowed=("a:b", "a:b")))
+            ),
+            100_000,
+            2,
+            id="given-twice",
+        ),
+        pytest.param(ConfigurationSpace(), 2, 1, id="no-variables"),
+    ],
+)
+def test_far_more_samples_than_there_are_are_refused_without_drawing_for_them(
+    space: ConfigurationSpace, count: int, there: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draws = 0
+
+    class Counted(random.Random):
+        def random(self) -> float:
+            return self.counted(super().random())
+
+        def getrandbits(self, k: int, /) -> int:
+            return self.counted(super().getrandbits(k))
+
+        def counted(self, drawn: Any) -> Any:
+            nonlocal draws
+            draws += 1
+            assert draws < 10 * count
+            return drawn
+
+    monkeypatch.setattr("dspex_pipelines.model.space.random.Random", Counted)
+    with pytest.raises(InvalidValue, match=f"only {there} different"):
+        space.sample(count, seed=1)
+
+
+def test_all_there_are_can_be_drawn() -> None:
+    drawn = SPACE_OF_FORTY.sample(40, seed=1)
+    assert set(drawn) == set(SPACE_OF_FORTY.grid())
+    assert [str(one) for one in drawn[:3]] == [
+        "few=1 mode=1 stem=True",
+        "few=1 mode=7 stem=True",
+        "few=0 mode=3 stem=False",
+    ]
+
+
+def test_an_integer_may_have_more_values_than_an_index() -> None:
+    space = ConfigurationSpace(variables=(Integer(name="few", low=0, high=2**64 - 1), Float(name="x", low=0, high=1)))
+    assert len(set(space.sample(3, seed=1))) == 3
+    assert len(set(ConfigurationSpace(variables=space.variables[:1]).sample(3, seed=1))) == 3
+
+
+@pytest.mark.parametrize("count", [0, True, 2.0, "3"])
+def test_a_sample_is_of_a_whole_number(count: Any) -> None:
+    with pytest.raises(InvalidValue, match="give an integer of 1 or more"):
+        SPACE.sample(count, seed=1)
 
 
 def test_asking_for_more_samples_than_there_are_says_so() -> None:
