@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import difflib
 import functools
 import importlib
@@ -275,8 +276,14 @@ def is_version_here(spec: ProgramSpec) -> bool:
 
 
 def metric_version(entry_point: str) -> str:
-    """Return a hex digest of a metric's source; raises `ProgramUnavailable` when it cannot be imported."""
-    resolve(entry_point)
+    """Return a hex digest of a metric's source; raises `ProgramUnavailable` when it cannot be imported, or called."""
+    target = resolve(entry_point)
+    with contextlib.suppress(ValueError):  # some builtins have no signature
+        try:
+            inspect.signature(target).bind(None, None)
+        except TypeError as error:
+            reason = f"a metric is called with two arguments, (example, outputs); this one cannot be: {error}"
+            raise ProgramUnavailable(entry_point=entry_point, reason=reason) from error
     return digest_of([entry_point, _source(entry_point)]).hex()
 
 

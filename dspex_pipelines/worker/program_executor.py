@@ -352,6 +352,8 @@ async def _judge(ready: Ready, example: Any, outputs: Any) -> dict[str, Any] | B
             if inspect.isawaitable(value):
                 value = await value
             if isinstance(value, Mapping):
+                if not value:
+                    raise ValueError("the metric returned an empty dict, which is no score")
                 scores.update({f"{spec.name}.{name}": one for name, one in value.items()})
             else:
                 scores[spec.name] = value

@@ -209,6 +209,10 @@ def parts(example, outputs) -> dict[str, float]:
     return {"precision": 0.5, "found": 1}
 
 
+def no_parts(example, outputs) -> dict[str, float]:
+    return {}
+
+
 def numpy_scalar(example, outputs) -> object:
     import numpy as np
 

@@ -87,6 +87,7 @@ async def test_the_same_error_has_the_same_fingerprint_whatever_numbers_it_names
         ("infinite", "metric infinite.part returned inf"),
         ("text", "metric text returned 'good'"),
         ("nothing", "metric nothing returned None"),
+        ("no_parts", "the metric returned an empty dict"),
         ("huge", "metric huge returned 1180591620717411303424"),
         ("two_numbers", "ValueError"),
         ("unnameable", "SerializationError"),
