@@ -50,7 +50,8 @@ class PoolUnreachable(DspexError):
         self.waited_s = waited_s
         super().__init__(
             f"no worker pool answered at {address} within {waited_s:g} s ({reason}); "
-            "start one with `dspex pool start`, or leave the address empty for a local pool"
+            "leave the address (--pool-address) empty for a local pool, or start one there: a bridge with "
+            "`python -m dspex_pipelines.bridge --address …`, workers with `python -m dspex_pipelines.worker …`"
         )
 
 

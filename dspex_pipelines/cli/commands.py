@@ -1,17 +1,22 @@
 """The commands of `dspex`: what each takes and prints; the work is done below."""
 
+from __future__ import annotations
+
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from dspex_pipelines.cli.journal import journal_app
-from dspex_pipelines.errors import DspexError, Interrupted
+from dspex_pipelines.cli.output import console, errors, shortened, write_anything
+from dspex_pipelines.errors import DspexError, Interrupted, InvalidValue
+
+if TYPE_CHECKING:
+    from dspex_pipelines.analysis.leaderboard import Leaderboard
 
 app = typer.Typer(
     name="dspex",
@@ -23,9 +28,6 @@ app = typer.Typer(
 pool_app = typer.Typer(help="The local worker pool, which starts and ends by itself.", no_args_is_help=True)
 app.add_typer(pool_app, name="pool")
 app.add_typer(journal_app, name="journal")
-# Without a terminal there is nobody to fold lines for.
-console = Console(width=None if sys.stdout.isatty() else 150)
-errors = Console(stderr=True)
 INTERRUPTED_EXIT = 130
 
 Target = Annotated[
@@ -33,6 +35,25 @@ Target = Annotated[
     typer.Argument(help="A shipped evaluation (stdlib_search), or module:attribute; default: ./evaluation.py."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def _say_version(asked: bool) -> None:  # noqa: FBT001 - the shape of an option's callback
+    if asked:
+        from importlib.metadata import version
+
+        print(f"dspex-pipelines {version('dspex-pipelines')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Evaluate programs with variables: how good is each configuration, which is best, what failed."""
+    del version
 
 
 @app.command()
@@ -43,7 +64,7 @@ def init(
     from dspex_pipelines.cli.starter import write_starter
 
     for path in write_starter(folder):
-        console.print(f"wrote {path}", highlight=False)
+        console.print(f"wrote {path}", highlight=False, soft_wrap=True)
     console.print("Next: dspex evaluate", highlight=False)
 
 
@@ -97,11 +118,12 @@ def evaluate(
         address=pool_address,
         console=console,
     )
-    console.print(_leaderboard_table(results.board, None))
+    _print_leaderboard(results.board, None)
     _say_partial(results.partial)
-    if results.left_out:
-        names = ", ".join(results.left_out)
-        console.print(f"Left out, because they were last evaluated by another plan: {names}")
+    _say_left_out(results.left_out)
+    failures = sum(standing.failures for standing in results.board.standings)
+    if failures:
+        _say(f"{failures:,} failed: dspex trials {target} --failed".replace("  ", " "))
     console.print(f"Results: {results.folder}", soft_wrap=True, highlight=False)
 
 
@@ -115,17 +137,28 @@ def leaderboard(
 ) -> None:
     """Print the configurations of the newest results, best first."""
     from dspex_pipelines.analysis.leaderboard import leaderboard as rank
+    from dspex_pipelines.cli.board import leaderboard_documents
     from dspex_pipelines.cli.results import newest_results
     from dspex_pipelines.cli.targets import find_evaluation
 
+    _check_limit(limit)
     evaluation = find_evaluation(target)
     trials, newest = newest_results(evaluation)
     board = rank(trials, metric=metric or None, score_range=evaluation.score_range)
     if as_json:
-        print(json.dumps(board.rows(limit or None), indent=2))
-    else:
-        console.print(_leaderboard_table(board, limit or None))
-        _say_partial(newest.partial)
+        print(json.dumps(leaderboard_documents(board, limit or None), indent=2))
+        return
+    _print_leaderboard(board, limit or None)
+    shown = len(board.standings[: limit or None])
+    if shown < len(board.standings):
+        _say(f"{shown:,} of {len(board.standings):,} configurations shown")
+    examples = len(trials[["partition", "example_id"]].drop_duplicates())
+    _say(f"Of {examples:,} examples in {', '.join(newest.paths)}")
+    _say_partial(newest.partial)
+    _say_left_out(newest.left_out)
+    missing = [name for name in evaluation.dataset.partitions if name not in {*newest.paths, *newest.left_out}]
+    if missing:
+        _say(f"Left out, because they have not been evaluated yet: {', '.join(missing)}")
 
 
 @app.command()
@@ -141,6 +174,7 @@ def trials(
     from dspex_pipelines.cli.results import newest_results
     from dspex_pipelines.cli.targets import find_evaluation
 
+    _check_limit(limit)
     evaluation = find_evaluation(target)
     frame, _ = newest_results(evaluation)
     if failed:
@@ -152,7 +186,10 @@ def trials(
         print(shown.to_json(orient="records", indent=2))
         return
     if frame.empty:
-        console.print("No trial failed." if failed else "No trial is of that configuration.")
+        if configuration:
+            _say(f"No {'failed ' if failed else ''}trial is of that configuration.")
+        else:
+            _say("No trial failed.")
         return
     table = Table("trial", "configuration", "example", "outcome", "message")
     for row in shown.to_dict("records"):
@@ -161,18 +198,17 @@ def trials(
             for name, value in ((str(key), one) for key, one in row.items())
             if name.startswith("score.") and row["status"] == "ok"
         )
-        message = str(row["error_message"] or scores).splitlines()[0:1]
         table.add_row(
             row["trial_id"][:12],
             row["configuration"],
             str(row["example_id"]),
-            row["error_type"] or "ok",
-            (message or [""])[0][:120],
+            _text(row["error_type"]) or "ok",
+            shortened(_text(row["error_message"]) or scores),
         )
     console.print(table)
     console.print(f"{len(shown):,} of {len(frame):,} trials shown", highlight=False)
     if failed:
-        console.print(f"Look closer: dspex replay {shown['trial_id'].iloc[0][:12]} {target}".rstrip(), highlight=False)
+        _say(f"Look closer: dspex replay {shown['trial_id'].iloc[0][:12]} {target}".rstrip())
 
 
 @app.command()
@@ -207,31 +243,51 @@ def pool_stop() -> None:
     console.print(f"{local_pool.stop()} ended", highlight=False)
 
 
+def _say(text: str, style: str = "") -> None:
+    console.print(text, style=style, highlight=False, soft_wrap=True)
+
+
 def _say_partial(partial: Mapping[str, str]) -> None:
     for name, what in partial.items():
-        console.print(
-            f"Partial: {name}: {what}. Evaluate it again to go on.", style="yellow", highlight=False, soft_wrap=True
-        )
+        _say(f"Partial: {name}: {what}. Evaluate it again to go on.", "yellow")
 
 
-def _leaderboard_table(board: object, limit: int | None) -> Table:
-    from dspex_pipelines.analysis.leaderboard import Leaderboard
+def _say_left_out(names: Sequence[str]) -> None:
+    if names:
+        _say(f"Left out, because they were last evaluated by another plan: {', '.join(names)}")
 
-    assert isinstance(board, Leaderboard)
-    rows = board.rows(limit)
-    table = Table(title=f"By {board.metric}: mean and 95% interval clustered by group", title_justify="left")
-    for name in rows[0]:
-        numeric = name in {"#", "n", "failures", "not run"}
-        table.add_column(name, justify="right" if numeric else "left", no_wrap=name != "configuration")
-    for row in rows:
-        table.add_row(*row.values())
-    return table
+
+def _print_leaderboard(board: Leaderboard, limit: int | None) -> None:
+    from dspex_pipelines.cli.board import leaderboard_table
+
+    table, dropped = leaderboard_table(board, limit, width=console.width)
+    console.print(table, crop=False)
+    if dropped:
+        _say(f"No room for {', '.join(dropped)}; dspex leaderboard --json has all")
+
+
+def _text(value: object) -> str:
+    """Return a cell's text; pandas makes a missing one NaN, which is true."""
+    return value if isinstance(value, str) else ""
+
+
+def _check_limit(limit: int) -> None:
+    if limit < 0:
+        raise InvalidValue(field="limit", value=limit, fix="give how many to print, 0 for all")
 
 
 def main() -> None:
     """Run the command line; an error of ours is one line that says what to do, and exit code 2 (130 after a signal)."""
+    write_anything()
     try:
         app()
     except DspexError as error:
-        errors.print(f"error: {error}", style="red", soft_wrap=True, highlight=False)
-        sys.exit(INTERRUPTED_EXIT if isinstance(error, Interrupted) else 2)
+        _fail(str(error), INTERRUPTED_EXIT if isinstance(error, Interrupted) else 2)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(f"{where}{error.strerror or error}", 2)
+
+
+def _fail(text: str, code: int) -> None:
+    errors.print(f"error: {text}", style="red", soft_wrap=True, highlight=False)
+    sys.exit(code)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import dagster as dg
+from dagster_shared.error import SerializableErrorInfo
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
@@ -25,6 +26,8 @@ from dspex_pipelines.orchestration.resources import (
     WorkerPoolResource,
 )
 from dspex_pipelines.orchestration.tags import RESULTS, run_tags
+
+MOST_WORKERS = 1_024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +82,13 @@ class BarReporter(ProgressReporter):
         self._done[self._partition] += self._batch
         self._bars.update(self._tasks[self._partition], completed=self._done[self._partition])
 
+    def failed(self) -> None:
+        """The partition's run has failed: its bar says so, and one that never had a length goes."""
+        task = self._tasks[self._partition]
+        # Where there are no colours, a bar without a length looks full.
+        known = self._bars.tasks[self._bars.task_ids.index(task)].total is not None
+        self._bars.update(task, note="failed", visible=known)
+
 
 def evaluate_partitions(
     evaluation: Evaluation,
@@ -93,16 +103,22 @@ def evaluate_partitions(
 
     Raises `DspexError` with the first failed step's own message when a run fails.
     """
+    if not 0 <= workers <= MOST_WORKERS:
+        raise InvalidValue(
+            field="workers",
+            value=workers,
+            fix=f"give 0 (one for each core) to {MOST_WORKERS:,} workers of a local pool",
+        )
     known = evaluation.dataset.partitions
     for name in partitions:
         if name not in known:
             raise InvalidValue(field="partition", value=name, fix=f"give one of {', '.join(known)}")
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     with instance() as opened, Progress(*columns, console=console) as bars:
         end_abandoned_runs(opened)
@@ -118,14 +134,18 @@ def evaluate_partitions(
         job = definitions.resolve_implicit_global_asset_job_def()
         for partition in partitions or known:
             reporter.expect(partition)
-            _execute(
-                job,
-                opened,
-                [dataset, results],
-                partition=partition,
-                config=run_config(evaluation, config),
-                tags={**run_tags([[evaluation.name, RESULTS]], partition), **evaluation.tags},
-            )
+            try:
+                _execute(
+                    job,
+                    opened,
+                    [dataset, results],
+                    partition=partition,
+                    config=run_config(evaluation, config),
+                    tags={**run_tags([[evaluation.name, RESULTS]], partition), **evaluation.tags},
+                )
+            except DspexError:
+                reporter.failed()
+                raise
         _execute(job, opened, [board_key], partition=None, config={}, tags={})
         newest = NewestResults.find(opened, evaluation.name, known)
         folder = ResultStore().folder(opened) / "results" / evaluation.name
@@ -159,7 +179,7 @@ def _execute(
 
 
 def _reason(result: dg.ExecuteInProcessResult) -> DspexError:
-    """Return what the first failed step said, as an error of ours."""
+    """Return what the first failed step said, or the resource that could not start, as an error of ours."""
     for event in result.all_events:
         if event.is_step_failure:
             data = event.step_failure_data
@@ -168,6 +188,28 @@ def _reason(result: dg.ExecuteInProcessResult) -> DspexError:
             if data.error and data.error.cls_name == dg.DagsterExecutionInterruptedError.__name__:
                 return Interrupted()
             if data.error:
-                cause = data.error.cause or data.error
-                return DspexError(f"{event.step_key}: {cause.message.strip()}\n{''.join(cause.stack[-2:])}")
+                return _said(data.error, event.step_key or "step")
+    # A resource starts before any step; what it raised is in the event of the engine or of the run.
+    for event in result.all_events:
+        said = getattr(event.event_specific_data, "error", None)
+        if isinstance(said, SerializableErrorInfo):
+            return _said(said, "the run failed")
     return DspexError("the run failed; see its log with `dagster dev`")
+
+
+def _said(error: SerializableErrorInfo, where: str) -> DspexError:
+    """Return an error of ours by its own words alone; any other with the place that it comes from."""
+    cause: SerializableErrorInfo | None = error
+    while cause is not None:
+        if cause.cls_name in _OURS:
+            return DspexError(cause.message.strip().partition(": ")[2])
+        cause = cause.cause
+    cause = error.cause or error
+    return DspexError(f"{where}: {cause.message.strip()}\n{''.join(cause.stack[-2:])}")
+
+
+def _names(kind: type[DspexError]) -> frozenset[str]:
+    return frozenset({kind.__name__}).union(*(_names(one) for one in kind.__subclasses__()))
+
+
+_OURS = _names(DspexError)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from dspex_pipelines.cli.output import console
 from dspex_pipelines.errors import DspexError
 
 if TYPE_CHECKING:
@@ -28,7 +27,6 @@ journal_app = typer.Typer(
     help="The durable record of every trial's outcome: how large it is, and deleting what nothing refers to.",
     no_args_is_help=True,
 )
-console = Console(width=None if sys.stdout.isatty() else 150)
 
 Store = Annotated[str, typer.Option(help="Folder of the store, where it is not the instance's own.")]
 JournalUrl = Annotated[str, typer.Option(help="URL of the journal, where it is not DSPEX_JOURNAL_URL or in the store.")]
@@ -168,7 +166,7 @@ class _Bars:
     """A bar for whatever is being done; none where nobody looks."""
 
     def __init__(self, *, quiet: bool = False) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeRemainingColumn())
         self._progress = None if quiet else Progress(*columns, console=console, transient=True)
         self._task: TaskID | None = None
         self._what = ""

@@ -55,8 +55,10 @@ def _find(evaluation: Evaluation, trial: str) -> TrialSpec:
     spec = next(
         spec for spec in plan.trials(Batch(start=0, stop=plan.total), examples) if spec.trial_id.hex() == wanted
     )
-    version = program_version(evaluation.program, evaluation.init, declared=evaluation.version)
-    program = ProgramSpec(entry_point=evaluation.program, init=evaluation.init, version=version)
+    version = program_version(evaluation.program, evaluation.init, files=evaluation.files, declared=evaluation.version)
+    program = ProgramSpec(
+        entry_point=evaluation.program, init=evaluation.init, version=version, isolation=evaluation.isolation
+    )
     return TrialSpec(
         program=program,
         example=spec.example,

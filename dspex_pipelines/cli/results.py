@@ -10,7 +10,7 @@ from pathlib import Path
 import dagster as dg
 import pandas as pd
 
-from dspex_pipelines.errors import DspexError
+from dspex_pipelines.errors import DspexError, InvalidValue
 from dspex_pipelines.model.evaluation import Evaluation
 from dspex_pipelines.orchestration.io_managers import NewestResults
 
@@ -21,13 +21,23 @@ HOME = ".dagster_home"
 def instance() -> Generator[dg.DagsterInstance]:
     """Open the instance of DAGSTER_HOME, or of ./.dagster_home where that is not set."""
     home = Path(os.environ.get("DAGSTER_HOME") or Path.cwd() / HOME).absolute()
-    home.mkdir(parents=True, exist_ok=True)
-    os.environ["DAGSTER_HOME"] = str(home)
     settings = home / "dagster.yaml"
-    if not settings.exists():
-        settings.write_text("telemetry:\n  enabled: false\n")
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        if not settings.exists():
+            settings.write_text("telemetry:\n  enabled: false\n")
+    except OSError as error:
+        raise _unusable(home, error.strerror or str(error)) from error
+    if not os.access(home, os.W_OK | os.X_OK):
+        raise _unusable(home, "not writable")
+    os.environ["DAGSTER_HOME"] = str(home)
     with dg.DagsterInstance.get() as opened:
         yield opened
+
+
+def _unusable(home: Path, reason: str) -> InvalidValue:
+    fix = f"results cannot be kept there ({reason}); set DAGSTER_HOME to a folder that can be written to"
+    return InvalidValue(field="DAGSTER_HOME", value=str(home), fix=fix)
 
 
 def newest_results(evaluation: Evaluation) -> tuple[pd.DataFrame, NewestResults]:

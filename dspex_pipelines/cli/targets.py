@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
+import traceback
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 from dspex_pipelines.engine.programs import resolve_value
-from dspex_pipelines.errors import InvalidValue
+from dspex_pipelines.errors import DspexError, InvalidValue, ProgramUnavailable
 from dspex_pipelines.model.evaluation import Evaluation
 
 DECLARATION = "evaluation.py"
@@ -15,13 +19,15 @@ DECLARATION = "evaluation.py"
 def find_evaluation(target: str) -> Evaluation:
     """Return a shipped evaluation by name, one at ``module:attribute``, or the one in ./evaluation.py.
 
-    Raises `InvalidValue` or `ProgramUnavailable`, which say what there is.
+    Raises `InvalidValue` or `ProgramUnavailable`, which say what there is, and `DspexError` with file and line where
+    the declaration itself raises.
     """
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
     if ":" in target:
-        found = resolve_value(target)
+        with _located(target):
+            found = resolve_value(target)
         if not isinstance(found, Evaluation):
             raise InvalidValue(field="target", value=target, fix=f"it is a {type(found).__name__}, not an Evaluation")
         return found
@@ -32,7 +38,11 @@ def find_evaluation(target: str) -> Evaluation:
     if not Path(DECLARATION).exists():
         fix = f"give one of {', '.join(EVALUATIONS)}, module:attribute, or run `dspex init` to write {DECLARATION}"
         raise InvalidValue(field="target", value=target, fix=fix)
-    declared = [value for value in vars(_declaration()).values() if isinstance(value, Evaluation)]
+    with _located(DECLARATION):
+        names_there = vars(importlib.import_module(DECLARATION.removesuffix(".py")))
+    # One evaluation may have several names.
+    found = {id(value): value for value in names_there.values() if isinstance(value, Evaluation)}
+    declared = list(found.values())
     named = [evaluation for evaluation in declared if target in ("", evaluation.name)]
     if len(named) != 1:
         names = ", ".join(evaluation.name for evaluation in declared) or "no evaluation"
@@ -40,7 +50,40 @@ def find_evaluation(target: str) -> Evaluation:
     return named[0]
 
 
-def _declaration() -> object:
-    import importlib
+@contextmanager
+def _located(declaration: str) -> Generator[None]:
+    """Turn whatever importing *declaration* raises into an error of ours that names file, line and error."""
+    try:
+        yield
+    except ProgramUnavailable as error:
+        if not isinstance(error.__cause__, Exception) or isinstance(error.__cause__, InvalidValue):
+            raise
+        where = _place(error.__cause__)
+        if not where:
+            raise
+        raise DspexError(f"{where}: {error}") from error
+    except DspexError:
+        raise
+    except (Exception, SystemExit) as error:
+        said = error.msg if isinstance(error, SyntaxError) else str(error)
+        first = (said.splitlines() or [""])[0]
+        what = f"{type(error).__name__}: {first}".removesuffix(": ")
+        raise DspexError(f"{_place(error) or declaration}: {what}") from error
 
-    return importlib.import_module(DECLARATION.removesuffix(".py"))
+
+def _place(error: BaseException) -> str:
+    """Return file and line of the caller's own code that *error* comes from; empty where there is none."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{_relative(error.filename)}:{error.lineno}"
+    own = Path.cwd()
+    frames = traceback.extract_tb(error.__traceback__)
+    for frame in reversed(frames):
+        path = Path(frame.filename)
+        if path.is_absolute() and path.is_relative_to(own) and "site-packages" not in path.parts:
+            return f"{_relative(frame.filename)}:{frame.lineno}"
+    return ""
+
+
+def _relative(file: str) -> str:
+    path = Path(file)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else file

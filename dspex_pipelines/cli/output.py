@@ -1,0 +1,35 @@
+"""What the commands print through: text goes out as it is, whatever brackets or characters are in it."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+from rich.console import Console
+
+SHOWN_LENGTH = 120
+"""Characters of a message in a table."""
+UNFOLDED = 150
+"""Columns where there is no terminal, and so nobody to fold lines for."""
+
+
+def _is_terminal() -> bool:
+    # A process may be started with its standard output closed.
+    return sys.stdout is not None and sys.stdout.isatty()  # pyright: ignore[reportUnnecessaryComparison]
+
+
+def write_anything() -> None:
+    """Let standard output and error replace the characters that their encoding lacks, instead of raising."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def shortened(text: str, length: int = SHOWN_LENGTH) -> str:
+    """Return the first line of *text*, with an ellipsis where it is cut."""
+    first = (text.splitlines() or [""])[0]
+    return first if len(first) <= length else f"{first[: length - 1]}…"
+
+
+console = Console(width=None if _is_terminal() else UNFOLDED, markup=False, emoji=False)
+errors = Console(stderr=True, markup=False, emoji=False)
