@@ -11,7 +11,7 @@ from rich.table import Table
 from dspex_pipelines.analysis.leaderboard import Estimate, Leaderboard, Standing
 
 CONFIGURATION = "configuration"
-LEAST = 24
+LEAST = 20
 """Columns that a configuration gets before it is folded."""
 _PADDING = 3
 _RIGHT = {"#", "n", "failures", "not run"}

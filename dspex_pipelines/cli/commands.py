@@ -123,7 +123,7 @@ def evaluate(
     _say_left_out(results.left_out)
     failures = sum(standing.failures for standing in results.board.standings)
     if failures:
-        _say(f"{failures:,} failed: dspex trials {target} --failed".replace("  ", " "))
+        _say(f"{failures:,} trials failed: dspex trials {target} --failed".replace("  ", " "))
     console.print(f"Results: {results.folder}", soft_wrap=True, highlight=False)
 
 
