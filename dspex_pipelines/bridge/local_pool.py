@@ -29,6 +29,7 @@ from dspex_pipelines.errors import InvalidValue, PoolUnreachable
 
 START_S = 60.0
 STOP_S = 15.0
+MOST_WORKERS = 1_024
 SOCKET_PATH_BYTES = 107
 _WHEREABOUTS = (
     *("_", "PWD", "OLDPWD", "SHLVL", "TERM", "COLUMNS", "LINES", "TTY", "GPG_TTY", "SSH_", "TMUX", "STY", "WINDOWID"),
@@ -81,9 +82,12 @@ def lease(
     The identity is interpreter, package source, working directory, environment (the caller's and what *environment*
     declares, but for what says only where it was called from), *workers*, *slots* and *recycling*. After the last
     lease the pool waits *idle_s* for another one, then ends. Raises `PoolUnreachable` when it does not start, and
-    `InvalidValue` for a folder that cannot hold its socket.
+    `InvalidValue` for a folder that cannot hold its socket or a number of workers that cannot be.
     """
     count = workers or os.cpu_count() or 1
+    if not 1 <= count <= MOST_WORKERS:
+        fix = f"give 0 (one for each core) to {MOST_WORKERS:,} workers of a local pool"
+        raise InvalidValue(field="workers", value=workers, fix=fix)
     folder = cwd or Path.cwd()
     environment = environment or {}
     recycling = recycling or Recycling()

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from dspex_pipelines.analysis.leaderboard import Leaderboard, leaderboard
+from dspex_pipelines.bridge.local_pool import MOST_WORKERS
 from dspex_pipelines.cli.abandoned import end_abandoned_runs, process_tags
 from dspex_pipelines.cli.results import instance
 from dspex_pipelines.engine import executor
@@ -26,8 +27,6 @@ from dspex_pipelines.orchestration.resources import (
     WorkerPoolResource,
 )
 from dspex_pipelines.orchestration.tags import RESULTS, run_tags
-
-MOST_WORKERS = 1_024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

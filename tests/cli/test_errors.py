@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from dspex_pipelines.bridge.local_pool import lease
 from dspex_pipelines.cli import commands
 from dspex_pipelines.cli.results import instance
 from dspex_pipelines.cli.starter import DECLARATION
@@ -108,6 +109,13 @@ def test_a_number_of_workers_that_cannot_be_is_refused(run: Run, folder: Path, w
     done = run("evaluate", "--workers", workers)
     assert isinstance(done.exception, InvalidValue)
     assert (done.exception.field, done.exception.value) == ("workers", workers)
+
+
+@pytest.mark.parametrize("workers", [-1, 1_025])
+def test_no_local_pool_of_so_many_workers_is_started(tmp_path: Path, workers: int) -> None:
+    with pytest.raises(InvalidValue, match="workers"), lease(workers=workers, runtime_root=tmp_path / "pools"):
+        pass
+    assert not (tmp_path / "pools").exists()
 
 
 def test_a_pool_that_is_not_there_is_told_with_commands_that_exist() -> None:
