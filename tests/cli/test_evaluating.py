@@ -63,7 +63,7 @@ def test_a_replay_is_of_the_same_files_and_isolation(tmp_path: Path, monkeypatch
     frame = pd.DataFrame([{"trial_id": planned, "partition": "all"}])
     newest = NewestResults(paths={"all": tmp_path / "trials.parquet"}, left_out=(), partial={})
     monkeypatch.setattr(replaying, "newest_results", lambda _: (frame, newest))
-    monkeypatch.setattr(replaying, "instance", lambda: nullcontext())
+    monkeypatch.setattr(replaying, "instance", nullcontext)
     monkeypatch.setattr(replaying.ResultStore, "datasets", lambda *_: tmp_path)
     monkeypatch.setattr(replaying, "load_examples", lambda *_, **__: [example])
     found = replaying._find(evaluation, planned)
