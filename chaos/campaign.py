@@ -73,7 +73,8 @@ class Outcomes:
         try:
             if self._connection is None:
                 self._connection = sqlite3.connect(f"file:{self._file}?mode=ro", uri=True)
-            return int(self._connection.execute("SELECT count(*) FROM executions").fetchone()[0])
+            # Rows are added and never deleted; counting them a hundred times a second would be work.
+            return int(self._connection.execute("SELECT coalesce(max(id), 0) FROM executions").fetchone()[0])
         except sqlite3.OperationalError:
             return 0
 
