@@ -17,6 +17,7 @@ from dspex_pipelines.engine import journal_retention
 from dspex_pipelines.engine.journal import Journal
 from dspex_pipelines.engine.journal_retention import Count
 from dspex_pipelines.errors import DspexError, InvalidValue
+from dspex_pipelines.model.plan import Plan
 from dspex_pipelines.model.space import ConfigurationSpace
 from dspex_pipelines.orchestration.resources import ProgressReporter, ProgressResource, ResultStore
 from dspex_pipelines.orchestration.retention import DAY_S, Pruned, Pruning, Survey
@@ -77,15 +78,22 @@ def test_the_newest_few_are_kept_when_that_is_asked_for(lab: Lab) -> None:
     assert [lab.evaluated(seed=seed)[1]["trials run"] for seed in (3, 2, 1)] == [0, 0, 6]
 
 
-def test_equal_results_of_other_trials_keep_the_newest_ones(lab: Lab, count_lines: CountLines) -> None:
-    """Results that are equal share a folder, whose rows are of the first program that had them."""
+def test_equal_results_of_several_runs_keep_what_the_newest_one_recorded(lab: Lab, count_lines: CountLines) -> None:
+    """They share a folder, in which each run that reused nothing has left its plan."""
     log, ran = count_lines
-    first, second = versions(lab, 2, rows(6, log=log))
-    assert first["path"] == second["path"]
-    assert prune(lab, with_results=True)[1].deleted.executions == 12
-    assert lab.evaluated()[1]["trials run"] == 0
-    assert ran() == 24
+    lab.declare(declare("logged", rows(6, log=log), inputs=("x", "log")))
+    first, second, third = (lab.evaluated(reuse="none")[1] for _ in range(3))
+    assert first["path"] == second["path"] == third["path"]
+    plans = [Path(metadata["plan file"]) for metadata in (first, second, third)]
+    assert len({plan.read_text() for plan in plans}) == 3
+    survey, pruned = prune(lab, with_results=True)
+    assert pruned.deleted.executions == 24
+    assert survey.paths == (plans[1],), "the first one's lies beside the rows"
+    with ResultStore(root=str(lab.folder)).journal(lab.instance) as journal:
+        (kept,) = journal_retention.groups(journal)
+    assert kept.generation == Plan.from_json(plans[2].read_text()).generation
     assert prune(lab, with_results=True)[0].is_empty
+    assert ran() == 36
 
 
 def test_every_evaluation_and_partition_of_the_instance_is_live(lab: Lab) -> None:
