@@ -11,14 +11,14 @@ from dspex_pipelines.engine.dispatcher import Dispatcher
 from dspex_pipelines.engine.retries import Fault, RetryPolicy
 from dspex_pipelines.engine.tickets import Orders, Settled, Ticket
 from dspex_pipelines.model.outcome import ErrorType
-from tests.engine.schedules import HANGING, KILLING, Kind, Schedule, TrialPlan, Where, charged
+from tests.engine.deserts import earned, excused
+from tests.engine.schedules import HANGING, KILLING, Kind, Schedule, TrialPlan, Where
 
 if TYPE_CHECKING:
-    from tests.engine.simulated import Client, Clock, Link
+    from tests.engine.simulated import Client, Link
+    from tests.engine.virtual import Clock
 
-MOST_DEATHS = 2
 CLOSE = 1e-6
-SILENT_S = 10.0
 LATE_S = 0.03
 """A tick comes at most so late."""
 LOOKS_S = 2.0
@@ -99,7 +99,7 @@ class Records:
         self.stopped: set[int] = set()
         """Clients that read too slowly."""
         self._dispatcher = dispatcher
-        self._retries = retries
+        self.retries = retries
         self._clock = clock
         self._open: dict[tuple[int, int], Entry] = {}
         self._again: dict[int, dict[Entry, None]] = {}
@@ -149,7 +149,7 @@ class Records:
                 continue
             trial = self._dispatcher._queues.clients[entry.client].trials[entry.plan.number]
             failures = sum(past.by is fault.type for past in entry.attempts)
-            most_s = min(self._retries.cap_s, self._retries.base_s * 2 ** (failures - 1))
+            most_s = min(self.retries.cap_s, self.retries.base_s * 2 ** (failures - 1))
             wait_s = trial.due - self._clock.now
             if not fault.retry_after_s - CLOSE <= wait_s <= fault.retry_after_s + most_s + CLOSE:
                 self._wrong(f"{entry} waits {wait_s:g} s after its failure {failures} by {fault}")
@@ -323,28 +323,6 @@ class Records:
 
     # What holds in the end
 
-    def bound_s(self) -> float:
-        """Return how long everything may take: its work one after the other, and each misfortune with what it costs."""
-        plan = self.schedule
-        trials = [trial for client in plan.clients for trial in client.trials]
-        longest_s = max(max(trial.program.takes_s, trial.timeout_s) for trial in trials)
-        round_s = longest_s + plan.boot_s[1] + 15.0
-        rounds = math.ceil(math.log2(plan.slots)) + 4
-        total = 60.0 + len(plan.faults) * (20.0 + plan.drain_s + round_s)
-        for trial in trials:
-            program = trial.program
-            total += program.takes_s
-            if program.kind in KILLING or program.kind is Kind.HOLDS_INTERPRETER:
-                total += rounds * round_s
-            elif program.kind not in {Kind.HEALTHY, Kind.DEADLY_TO_ITS_OWN}:
-                total += round_s + plan.drain_s
-            if program.kind in {Kind.RECOVERS, Kind.REPEATS}:
-                most, _ = charged(trial, self._retries)
-                waits_s = (min(self._retries.cap_s, self._retries.base_s * 2**n) for n in range(most))
-                # They wait at the same time.
-                total += (sum(waits_s) + most * (program.retry_after_s + program.takes_s)) / 4
-        return total
-
     def at_rest(self, links: Iterable[Link], clients: Sequence[Client], *, wanted: int) -> None:
         """Everything is over: each trial got what it deserved, and nothing is left."""
         for client in clients:
@@ -380,7 +358,7 @@ class Records:
         most = (self.faults + deadly) * (math.ceil(math.log2(plan.slots)) + 6) + 4 * plan.workers
         if self.losses > most:
             self._wrong(f"{self.losses} workers were lost, with {self.faults} faults and {deadly} deadly trials")
-        most = 6 * len(self.attempts) + 12 * self.losses + 20 * len(plan.clients) + 40
+        most = 3 * len(self.attempts) + 6 * self.losses + 10 * len(plan.clients) + 40
         if self.events > most:
             self._wrong(f"{self.events} events for {len(self.attempts)} attempts and {self.losses} losses")
 
@@ -388,44 +366,5 @@ class Records:
         """Check that the outcome is what the program earns, whatever went on around it."""
         one = entry.settled
         assert one is not None
-        if not (self._earned(entry, one) or self._excused(entry, one)):
+        if not (earned(entry, one, self.retries) or excused(entry, one)):
             self._wrong(f"{entry} of {entry.plan} did not deserve {one}")
-
-    def _earned(self, entry: Entry, one: Settled) -> bool:
-        plan, kind = entry.plan, entry.plan.program.kind
-        match kind:
-            case Kind.DEADLY | Kind.DEADLY_TO_ITS_OWN | Kind.LEAKY:
-                earned = ErrorType.POISON
-            case Kind.HOLDS_INTERPRETER if not 0 < plan.timeout_s <= SILENT_S:
-                # The bridge does not wait for its deadline, not even when it is alone.
-                earned = ErrorType.POISON
-            case Kind.HANGS | Kind.RAISES_LATE | Kind.HOLDS_LOOP | Kind.HOLDS_INTERPRETER:
-                earned = ErrorType.TIMEOUT_RUN
-            case Kind.ENDLESS | Kind.ENDLESS_LOOP:
-                earned = ErrorType.CANCELLED
-            case _:
-                most, fails = charged(plan, self._retries)
-                answer = "failed" if fails else "done"
-                return one.error is None and entry.attempts[-1].answered[0] == answer and entry.failed == most
-        alone = sum(attempt.alone for attempt in entry.attempts)
-        return one.error is earned and (earned is not ErrorType.POISON or alone >= MOST_DEATHS)
-
-    @staticmethod
-    def _excused(entry: Entry, one: Settled) -> bool:
-        """Whether what came from outside explains the outcome."""
-        last = entry.attempts[-1] if entry.attempts else None
-        if one.error is ErrorType.CANCELLED:
-            return entry.cancelled
-        if last is None:
-            return False
-        match one.error:
-            case None:
-                # It was given more time than was promised, while it was found out what held its worker up.
-                late = entry.plan.program.kind is Kind.RAISES_LATE and one.run_s > entry.plan.timeout_s
-                return late and (last.disturbed or last.held_up)
-            case ErrorType.TIMEOUT_RUN:
-                # It was stopped for too short a time to be noticed, and for too long to end in time.
-                return last.disturbed
-            case _:
-                # It was alone each time, so that nobody can say that it was not what stopped its worker.
-                return sum(attempt.disturbed for attempt in entry.attempts) >= MOST_DEATHS

@@ -172,6 +172,11 @@ def schedule(seed: int) -> Schedule:
             False,
         )
 
+    most = (1, 5, 15, 30)
+    if rng.random() < 0.04:
+        # So many deadlines that were kept that their timers are cleared away, beside some that are still needed.
+        kinds, bad, deadline, most = [Kind.HANGS, Kind.RECOVERS], 0.05, 30.0, (200,)
+
     def plan(number: int) -> TrialPlan:
         kind = rng.choice(kinds) if rng.random() < bad else Kind.HEALTHY
         if kind in left:
@@ -188,7 +193,7 @@ def schedule(seed: int) -> Schedule:
             ClientPlan(
                 starts_s=rng.choice([0.0, 0.0, rng.uniform(0.0, 5.0)]),
                 window=rng.choice([1, 4, 16, 64]),
-                trials=tuple(plan(number) for number in range(1, 1 + rng.choice([1, 5, 15, 30]))),
+                trials=tuple(plan(number) for number in range(1, 1 + rng.choice(most))),
                 leaves_s=rng.uniform(0.1, 20.0) if rng.random() < 0.15 else None,
                 cut_s=rng.uniform(0.1, 10.0) if rng.random() < 0.1 else None,
                 reads_slowly=((3.0, 6.0), (7.0, 7.5)) if rng.random() < 0.1 else (),

@@ -1,11 +1,8 @@
-"""The ends of a simulated pool: workers, clients, the streams that they hold, and a clock for all of them."""
+"""The ends of a simulated pool: its workers and its clients."""
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import math
-import random
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,9 +12,9 @@ from typing import Any, Protocol, TypeAlias
 from dspex_pipelines.engine.retries import Fault
 from dspex_pipelines.engine.tickets import Settled
 from tests.engine.records import Attempt, Wrong
-from tests.engine.schedules import ClientPlan, Kind, Schedule, TrialPlan, Where, answer
+from tests.engine.schedules import ClientPlan, Kind, TrialPlan, Where, answer
+from tests.engine.virtual import NEVER, Pool, Stream
 
-NEVER = math.inf
 HEARTBEAT_S = 0.5
 BEAT_DELAY_S = 0.01
 CANCEL_S = 0.01
@@ -26,35 +23,8 @@ LOOK_S = 0.05
 Frame: TypeAlias = Sequence[tuple[str, Any]]
 
 
-class Clock:
-    """What is to happen, by time and then in the order in which it was said."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-        self._heap: list[tuple[float, int, Callable[[], object]]] = []
-        self._order = itertools.count()
-
-    def at(self, when: float, act: Callable[[], object]) -> None:
-        heapq.heappush(self._heap, (max(when, self.now), next(self._order), act))
-
-    def after(self, seconds: float, act: Callable[[], object]) -> None:
-        heapq.heappush(self._heap, (self.now + seconds, next(self._order), act))
-
-    def step(self) -> bool:
-        """Let the next thing happen; return False when there is none."""
-        if not self._heap:
-            return False
-        self.now, _, act = heapq.heappop(self._heap)
-        act()
-        return True
-
-
-class Bridge(Protocol):
+class Bridge(Pool, Protocol):
     """What the ends know of the rest."""
-
-    schedule: Schedule
-    rng: random.Random
-    clock: Clock
 
     def note(self, text: str, *values: object) -> None: ...
     def heard(self, link: Link, message: Any) -> None: ...
@@ -63,31 +33,6 @@ class Bridge(Protocol):
     def watch(self, link: Link) -> None: ...
     def listen(self) -> None: ...
     def ended(self, worker: Worker) -> None: ...
-
-
-class Stream:
-    """One direction of a connection: messages arrive in their order, each after a delay of its own."""
-
-    def __init__(self, bridge: Bridge, deliver: Callable[[Any], None]) -> None:
-        self._bridge = bridge
-        self._deliver = deliver
-        self._last = 0.0
-        self._cut = False
-        self.stalled_until = 0.0
-
-    def send(self, message: Any) -> None:
-        bridge = self._bridge
-        due = bridge.clock.now + bridge.rng.uniform(*bridge.schedule.delay_s)
-        self._last = max(self._last, due, self.stalled_until)
-        bridge.clock.at(self._last, partial(self._arrive, message))
-
-    def cut(self) -> None:
-        """Nothing arrives any more, not even what is on its way."""
-        self._cut = True
-
-    def _arrive(self, message: Any) -> None:
-        if not self._cut:
-            self._deliver(message)
 
 
 @dataclass(slots=True, eq=False)

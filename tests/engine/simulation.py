@@ -18,12 +18,12 @@ from typing import Any
 from dspex_pipelines.engine.dispatcher import Dispatcher
 from dspex_pipelines.engine.retries import RetryPolicy
 from dspex_pipelines.engine.tickets import Orders
+from tests.engine.deserts import SILENT_S, bound_s
 from tests.engine.records import Records, Wrong
 from tests.engine.schedules import FaultPlan, Schedule, schedule
-from tests.engine.simulated import BEAT_DELAY_S, NEVER, Client, Clock, Link, Stream, Worker
+from tests.engine.simulated import BEAT_DELAY_S, Client, Link, Worker
+from tests.engine.virtual import NEVER, Clock, Stream
 
-SILENT_S = 10.0
-"""The bridge gives up a worker that is silent for so long."""
 LOOK_S = 0.2
 MOST_LEAVING = 4
 MOST_EVENTS = 20_000
@@ -64,7 +64,8 @@ class Simulation:
 
     def run(self) -> None:
         """Play everything to its end, and until nothing more happens."""
-        bound = self.clock.now + self.records.bound_s()
+        longest_s = bound_s(self.schedule, self.records.retries)
+        bound = self.clock.now + longest_s
         while not all(client.done for client in self.clients):
             if all(client.only_endless for client in self.clients):
                 for client in self.clients:
@@ -74,7 +75,7 @@ class Simulation:
                 raise Wrong(f"no outcome within {bound - 100.0:.0f} s of {waiting}\n{self.dispatcher.stats()}")
         self.records.took_s = self.clock.now - 100.0
         # Faults that are planned still come, and who is idle leaves; then nothing happens any more.
-        quiet = self.clock.now + self.records.bound_s()
+        quiet = self.clock.now + longest_s
         while self.clock.step():
             if self.clock.now > quiet:
                 raise Wrong("it does not come to rest")

@@ -729,3 +729,14 @@ def test_timers_that_are_no_longer_needed_do_not_pile_up():
         worker_id, attempt = only_attempt(dispatcher.submit(1, tickets(1, number, timeout_s=1e6), 0.0))
         dispatcher.finish(worker_id, attempt, "done", 0.0)
     assert len(dispatcher._timers._heap) < 200
+
+
+def test_timers_that_are_needed_stay_when_others_are_cleared_away():
+    dispatcher = Dispatcher(silence_s=NEVER)
+    dispatcher.attach("a", 2, 0.0)
+    dispatcher.submit(1, tickets(1, 0, timeout_s=1e3), 0.0)
+    for number in range(1, 500):
+        worker_id, attempt = only_attempt(dispatcher.submit(1, tickets(1, number, timeout_s=1e6), 0.0))
+        dispatcher.finish(worker_id, attempt, "done", 0.0)
+    assert dispatcher.next_deadline() == 1e3
+    assert [settled.ticket.client_trial_id for settled in dispatcher.tick(1e3).settle] == [0]
