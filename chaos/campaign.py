@@ -97,12 +97,13 @@ class Campaign:
         self._due = schedule(seed=scenario.seed, count=faults, trials=self._total)
         self._faults = faults
         self._failures = 0
+        self._started = 0.0
         (folder / "scenario.json").write_text(scenario.to_json())
         (folder / "calls").touch()
 
     def run(self) -> Findings:
         """Run it to its end, check everything, and leave nothing behind."""
-        started = time.monotonic()
+        self._started = time.monotonic()
         try:
             self._run()
             if not self.findings.wrong:
@@ -110,7 +111,7 @@ class Campaign:
         finally:
             for process in of_campaign(self._token):
                 process.kill()
-        self.findings.elapsed_s = time.monotonic() - started
+        self.findings.elapsed_s = time.monotonic() - self._started
         if journal_file(self._folder).exists():
             self.findings.wrong += checks.wrong_outcomes(self._folder, self._planned)
         ran = checks.executions(self._folder)
@@ -162,6 +163,7 @@ class Campaign:
         scene.told_to_end = scene.pool_killed = False
         scene.run = scene.start("chaos.run_process")
         self.findings.runs += 1
+        self._note(scene, f"run {self.findings.runs} starts")
 
     def _ended(self, scene: Scene, code: int) -> None:
         """Judge a run that ended before it was done."""
@@ -180,9 +182,15 @@ class Campaign:
             if OUTSIDE[kind][1](scene):
                 del self._due[place]
                 self.findings.outside[kind] += 1
+                self._note(scene, kind)
                 if kind in FELT_BY_ALL:
                     scene.quiet_until = scene.outcomes + SERVED
                 return
+
+    def _note(self, scene: Scene, what: str) -> None:
+        """Keep what was done when, for whoever has to find out why."""
+        with (self._folder / "faults.log").open("a") as log:
+            log.write(f"{time.monotonic() - self._started:7.2f} s  {scene.outcomes:6,}  {what}\n")
 
     def _hangs(self, scene: Scene, silent_s: float, ending_s: float) -> str:
         if self._failures > MOST_FAILURES:

@@ -24,6 +24,7 @@ DONE, POOL_LOST, CANCELLED = 0, 3, 4
 WORKERS = 2
 SLOTS = 16
 IDLE_S = 2.0
+LOOK_S = 0.2
 RECONNECT_S = 10.0
 """Shorter than is usual: a supervisor that was killed takes its bridge with it for good."""
 
@@ -40,14 +41,19 @@ def journal_file(folder: Path) -> Path:
 
 async def run(folder: Path, address: str, scenario: Scenario) -> None:
     """Run all plans at once, each as a client of its own."""
+    planned = scenario.planned()
+    total = sum(one.plan.total for one in planned)
     async with asyncio.TaskGroup() as group:
-        for one in scenario.planned():
-            group.create_task(_run_one(folder, address, one, scenario.in_flight or one.part.max_concurrency))
+        for one in planned:
+            first = one.part.after * total
+            group.create_task(_run_one(folder, address, one, scenario.in_flight or one.part.max_concurrency, first))
 
 
-async def _run_one(folder: Path, address: str, planned: Planned, in_flight: int) -> None:
+async def _run_one(folder: Path, address: str, planned: Planned, in_flight: int, first: float) -> None:
     async with PoolClient(address, reconnect_s=RECONNECT_S) as pool:
         with Journal(str(journal_file(folder))) as journal:
+            while journal.count() < first:
+                await asyncio.sleep(LOOK_S)
             summary = await run_batch(
                 plan=planned.plan,
                 batch=Batch(start=0, stop=planned.plan.total),
