@@ -22,7 +22,7 @@ from tests.orchestration.declared import declare, rows
     [
         ({"limit": -1}, "limit: -1 is not accepted; give an integer in [0, 2147483647]"),
         ({"samples": -1}, "samples: -1 is not accepted"),
-        ({"samples": 5}, "samples: 5 is not accepted; only 3 different allowed configurations were found"),
+        ({"samples": 5}, "samples: 5 is not accepted; there are only 3 different allowed configurations"),
         ({"repeats": 0}, "repeats: 0 is not accepted; give an integer in [1, 2147483647]"),
         ({"seed": -1}, "seed: -1 is not accepted"),
         ({"seed": 2**63}, "seed: 9223372036854775808 is not accepted"),
