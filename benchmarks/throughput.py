@@ -75,7 +75,7 @@ async def trials_per_s(address: str, folder: Path, *, case: str, count: int, gen
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="make bench BENCH=throughput", description=__doc__)
-    parser.add_argument("--trials", type=int, default=40_000, help="in a round of a case")
+    parser.add_argument("--trials", type=int, default=100_000, help="in a round of a case")
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     rates: dict[str, list[float]] = {"ceiling": [], **{case: [] for case in PROGRAMS}}

@@ -110,7 +110,7 @@ def write(folder: Path, scenario: Scenario, change: Change) -> None:
 def as_run(outcome: TrialOutcome, act: str) -> TrialOutcome:
     """With the attempts that it takes."""
     failed = Attempt(number=1, worker="w", type=ErrorType.PROGRAM_EXCEPTION, message=act)
-    return replace(outcome, history=(failed,) * (checks.ATTEMPTS.get(act, 1) - 1))
+    return outcome._replace(history=(failed,) * (checks.ATTEMPTS.get(act, 1) - 1))
 
 
 def test_what_must_be_is_well(tmp_path: Path, scenario: Scenario) -> None:
@@ -128,23 +128,23 @@ def poisoned(outcome: TrialOutcome, act: str) -> TrialOutcome:
 
 
 def of_another_type(outcome: TrialOutcome, act: str) -> TrialOutcome:
-    return replace(outcome, type=ErrorType.TIMEOUT_RUN) if act == "raises" else outcome
+    return outcome._replace(type=ErrorType.TIMEOUT_RUN) if act == "raises" else outcome
 
 
 def with_other_outputs(outcome: TrialOutcome, act: str) -> TrialOutcome:
-    return replace(outcome, outputs_payload=encode({"y": 0})) if act == "moves" else outcome
+    return outcome._replace(outputs_payload=encode({"y": 0})) if act == "moves" else outcome
 
 
 def with_other_scores(outcome: TrialOutcome, act: str) -> TrialOutcome:
-    return replace(outcome, scores_payload=encode({"share.of": 0.0})) if act == "moves" else outcome
+    return outcome._replace(scores_payload=encode({"share.of": 0.0})) if act == "moves" else outcome
 
 
 def under_another_configuration(outcome: TrialOutcome, act: str) -> TrialOutcome:
-    return replace(outcome, configuration_digest=b"other") if act == "moves" else outcome
+    return outcome._replace(configuration_digest=b"other") if act == "moves" else outcome
 
 
 def tried_too_often(outcome: TrialOutcome, act: str) -> TrialOutcome:
-    return replace(outcome, history=outcome.history * 2) if act == "never recovers" else outcome
+    return outcome._replace(history=outcome.history * 2) if act == "never recovers" else outcome
 
 
 @pytest.mark.parametrize(

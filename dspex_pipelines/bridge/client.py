@@ -89,7 +89,8 @@ class PoolClient:
         """The unary calls by name."""
         self._up = asyncio.Event()
         """Whether there is a stream; also set once there never will be one again."""
-        self._outbox: deque[types_pb2.Trial] = deque()
+        self._outbox: deque[tuple[types_pb2.Trial, int]] = deque()
+        """Trials, and how many bytes their payloads have."""
         self._cancels: list[int] = []
         self._committed = 0
         self._credit = 0
@@ -261,7 +262,7 @@ class PoolClient:
             trial.outputs = outputs
         if most_attempts:
             trial.max_attempts = most_attempts
-        self._outbox.append(trial)
+        self._outbox.append((trial, size))
         self._wake.set()
         try:
             return await future
@@ -294,10 +295,12 @@ class PoolClient:
             trials: list[types_pb2.Trial] = []
             size = 0
             while self._outbox and len(trials) < FRAME_TRIALS:
-                size += len(self._outbox[0].example) + len(self._outbox[0].outputs)
+                trial, own = self._outbox[0]
+                size += own
                 if trials and size > FRAME_BYTES:
                     break
-                trials.append(self._outbox.popleft())
+                trials.append(trial)
+                self._outbox.popleft()
             # A cancel goes after the trial it is about.
             cancels = [] if self._outbox else self._cancels
             if cancels:

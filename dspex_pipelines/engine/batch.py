@@ -328,4 +328,4 @@ def _continued(earlier: TrialOutcome, outcome: TrialOutcome) -> TrialOutcome:
             )
         )
     own = (replace(attempt, number=attempt.number + earlier.attempts) for attempt in outcome.history)
-    return replace(outcome, attempts=outcome.attempts + earlier.attempts, history=(*past, *own))
+    return outcome._replace(attempts=outcome.attempts + earlier.attempts, history=(*past, *own))

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 from dspex_pipelines.errors import InvalidValue
 
@@ -20,8 +20,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome(Generic[Item, Result]):
+class Outcome(NamedTuple, Generic[Item, Result]):
     """What became of one item: its `result`, or the `error` that its runner raised."""
 
     item: Item
@@ -287,11 +286,11 @@ class _Run(Generic[Item, Result]):
 
     async def _lane(self, source: _Source[Item], runner: Runner[Item, Result]) -> None:
         """Take items and run them, one after the other: a task per item would cost three times as much."""
-        this = asyncio.current_task()
+        this, loop = asyncio.current_task(), asyncio.get_running_loop()
         assert this is not None
         while not (self.cancelled or self.stopped) and self._error is None:
             if self._held + (self.in_flight if self._hold_outcomes else 0) >= self._max_concurrency and not source.over:
-                room = asyncio.get_running_loop().create_future()
+                room = loop.create_future()
                 self._waiting.append(room)
                 await room
                 continue
@@ -315,7 +314,7 @@ class _Run(Generic[Item, Result]):
                 self.in_flight -= 1
             self.done += 1
             self._held += 1
-            self._finished.append(Outcome(item=item, result=result, error=error))
+            self._finished.append(Outcome(item, result, error))
             if error is not None or self._is_failure(result):  # type: ignore[arg-type]
                 self.failed += 1
             self._wake.set()

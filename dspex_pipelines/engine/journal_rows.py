@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
 from dspex_pipelines.model.outcome import Attempt, ErrorType, TrialError, TrialOutcome, TrialResult
@@ -144,8 +143,7 @@ def judged_again(outcome: TrialOutcome, row: Sequence[Any]) -> TrialOutcome:
     if status == OK:
         return _as_result(outcome, payload)
     message, traceback, retryable, fingerprint, retry_after_s = decode(failure)
-    return replace(
-        _as_error(outcome),
+    return _as_error(outcome)._replace(
         type=ERROR_TYPE[status],
         message=message,
         traceback=traceback,
@@ -185,7 +183,7 @@ def _history(payload: bytes) -> tuple[Attempt, ...]:
 
 def _as_result(outcome: TrialOutcome, scores_payload: bytes) -> TrialResult:
     if isinstance(outcome, TrialResult):
-        return replace(outcome, scores_payload=scores_payload)
+        return outcome._replace(scores_payload=scores_payload)
     return TrialResult(**_shared(outcome), scores_payload=scores_payload)
 
 

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from struct import Struct
 from typing import Any, Literal, TypeAlias
 
 from dspex_pipelines.errors import InvalidValue
@@ -14,6 +15,8 @@ from dspex_pipelines.model.space import Configuration
 
 Isolation: TypeAlias = Literal["shared", "process"]
 ISOLATIONS: tuple[Isolation, ...] = ("shared", "process")
+_identity = Struct(f">{DIGEST_BYTES}s{DIGEST_BYTES}s{DIGEST_BYTES}sIQ").pack
+"""Program, example, configuration, repeat and seed, each of a fixed length: their concatenation means one thing."""
 BEGINNING_BYTES = 2
 """So many bytes of a trial's id are its program's and configuration's; the rest tell their trials apart."""
 
@@ -105,14 +108,7 @@ class TrialSpec:
 
     def __post_init__(self) -> None:
         program, configuration = self.program.digest, self.configuration.digest
-        # Each of a fixed length, so that their concatenation means one thing.
-        identity = b"%b%b%b%b%b" % (
-            program,
-            self.example.digest,
-            configuration,
-            self.repeat.to_bytes(4, "big"),
-            self.seed.to_bytes(8, "big"),
-        )
+        identity = _identity(program, self.example.digest, configuration, self.repeat, self.seed)
         own = hashlib.blake2b(identity, digest_size=DIGEST_BYTES - BEGINNING_BYTES).digest()
         object.__setattr__(self, "trial_id", _beginning(program, configuration) + own)
 

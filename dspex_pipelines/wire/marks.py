@@ -35,12 +35,7 @@ class Marks:
 
     def mark(self, attempt_id: int) -> None:
         """Say what this thread runs from now on; 0 for nothing."""
-        try:
-            index = self._own.index
-        except AttributeError:
-            index = self._own.index = 2 * min(next(self._indices), PAIRS - 1) + 1
-            self._cells[index - 1] = threading.get_native_id()
-        self._cells[index] = attempt_id
+        self._cells[self._index()] = attempt_id
 
     def of(self, thread: int) -> int:
         """Return what the thread of that number in the system runs; 0 for nothing."""
@@ -51,21 +46,31 @@ class Marks:
     def marked(self, awaitable: Awaitable[Any], attempt_id: int) -> Generator[Any, Any, Any]:
         """Return what *awaitable* returns, with this thread marked while it is not waiting."""
         steps = awaitable.__await__()
-        mark = self.mark
+        # All its steps are taken by the thread of one loop.
+        cells, index = self._cells, self._index()
         value, error = None, None
         while True:
-            mark(attempt_id)
+            cells[index] = attempt_id
             try:
                 waits_for = steps.send(value) if error is None else steps.throw(error)
             except StopIteration as end:
                 return end.value
             finally:
-                mark(0)
+                cells[index] = 0
             value, error = None, None
             try:
                 value = yield waits_for
             except BaseException as thrown:  # noqa: BLE001 - a cancellation, for the awaitable to deal with
                 error = thrown
+
+    def _index(self) -> int:
+        """Return where this thread writes."""
+        try:
+            return self._own.index
+        except AttributeError:
+            index = self._own.index = 2 * min(next(self._indices), PAIRS - 1) + 1
+            self._cells[index - 1] = threading.get_native_id()
+            return index
 
 
 class MarksOfAnother:

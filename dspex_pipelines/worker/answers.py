@@ -19,6 +19,9 @@ OUTCOME_BYTES = PAYLOAD_BYTES
 SCORES_BYTES = 1 << 16
 """Of scores, for which there is room beside outputs of any size."""
 _NOTHING: Mapping[str, float] = {}
+_SCALARS = frozenset((type(None), str, int, float, bool, bytes))
+"""Exactly these are packed as they are, and can be read again."""
+_PLAIN = _SCALARS | {dict, list}
 
 
 def answer_result(
@@ -31,38 +34,38 @@ def answer_result(
     used: Mapping[str, float] = _NOTHING,
 ) -> types_pb2.Outcome:
     """Return the outcome of a program that returned; a metric's failure keeps the outputs."""
-    outcome = types_pb2.Outcome(
-        id=trial.id,
-        configuration_digest=configuration.digest,
-        session_version=trial.version,
-        run_s=run_s,
-        usage=encode(used) if used else b"",
-    )
+    payload, judged, failure = b"", b"", None
     try:
         payload = encode(plain(outputs))
         _check_size("outputs", len(payload), OUTCOME_BYTES)
-        _check_readable(payload)
+        if type(outputs) not in _SCALARS:
+            _check_readable(payload)
     except SerializationError as error:
-        outcome.failure.CopyFrom(failure_to_wire(ErrorType.SERIALIZATION, said(error)))
-        return outcome
+        payload, failure = b"", failure_to_wire(ErrorType.SERIALIZATION, said(error))
     except BaseException as error:  # noqa: BLE001 - the outputs' own methods may raise anything
-        outcome.failure.CopyFrom(failure_of(ErrorType.SERIALIZATION, error))
-        return outcome
-    outcome.outputs = payload
-    if not isinstance(scores, BaseException):
+        payload, failure = b"", failure_of(ErrorType.SERIALIZATION, error)
+    if failure is None and not isinstance(scores, BaseException):
         try:
             judged = encode({name: _score(name, value) for name, value in scores.items()})
         except BaseException as error:  # noqa: BLE001 - as above, of a score
             scores = error
-        else:
+        if len(judged) > SCORES_BYTES:
             try:
                 _check_size("scores", len(judged), max(SCORES_BYTES, OUTCOME_BYTES - len(payload)))
-                outcome.scores = judged
             except SerializationError as error:
-                outcome.failure.CopyFrom(failure_to_wire(ErrorType.SERIALIZATION, said(error)))
-            return outcome
-    outcome.failure.CopyFrom(failure_of(ErrorType.METRIC_EXCEPTION, scores))
-    return outcome
+                judged, failure = b"", failure_to_wire(ErrorType.SERIALIZATION, said(error))
+    if failure is None and isinstance(scores, BaseException):
+        failure = failure_of(ErrorType.METRIC_EXCEPTION, scores)
+    return types_pb2.Outcome(
+        id=trial.id,
+        configuration_digest=configuration.digest,
+        session_version=trial.version,
+        run_s=run_s,
+        outputs=payload,
+        scores=judged,
+        usage=encode(used) if used else b"",
+        failure=failure,
+    )
 
 
 def answer_failed(
@@ -108,7 +111,7 @@ def answer_unavailable(
 
 def plain(outputs: Any) -> Any:
     """Return outputs as plain values: DSPy predictions, pydantic models and dataclasses become maps."""
-    if outputs is None or isinstance(outputs, dict | list | str | int | float | bool | bytes):
+    if type(outputs) in _PLAIN or isinstance(outputs, dict | list | str | int | float | bool | bytes):
         return outputs
     for method in ("toDict", "model_dump"):
         convert = getattr(outputs, method, None)
@@ -134,6 +137,8 @@ def _check_size(part: str, size: int, most: int) -> None:
 
 
 def _score(name: str, value: Any) -> float | int | bool:
+    if value is True or value is False:
+        return value
     if hasattr(value, "item") and not isinstance(value, bool | int | float):
         value = value.item()
     if isinstance(value, int) and value.bit_length() < 64:  # noqa: PLR2004 - what msgpack carries

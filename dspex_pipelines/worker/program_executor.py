@@ -30,6 +30,7 @@ from dspex_pipelines.worker.session_context import KnownSession, SessionContext
 from dspex_pipelines.worker.threads import CannotStart, Threads
 
 MOST_READY = 64
+_NUMBERS = frozenset((bool, int, float))
 T = TypeVar("T")
 
 
@@ -151,7 +152,7 @@ class ProgramExecutor:
             except CannotStart as error:
                 self._give_back(trial.id, str(error))
                 return
-        self._tasks[trial.id] = asyncio.create_task(self._start_when_ready(trial, ready, configuration, example))
+        self._tasks[trial.id] = self._loop.create_task(self._start_when_ready(trial, ready, configuration, example))
 
     def cancel(self, attempt_id: int) -> None:
         """Stop a trial if that can be done; its slot is released when it really ends."""
@@ -229,7 +230,7 @@ class ProgramExecutor:
 
     def _start(self, trial: types_pb2.Trial, ready: Ready, example: Any) -> None:
         if ready.program.shape.is_async and ready.instance is not None:
-            self._tasks[trial.id] = asyncio.create_task(self._run_coroutine(trial, ready, example))
+            self._tasks[trial.id] = self._loop.create_task(self._run_coroutine(trial, ready, example))
         else:
             self._start_thread(trial, ready, example)
 
@@ -349,6 +350,9 @@ async def _judge(ready: Ready, example: Any, outputs: Any) -> dict[str, Any] | B
     for spec, metric in ready.program.metrics:
         try:
             value = metric(example, outputs)
+            if type(value) in _NUMBERS:
+                scores[spec.name] = value
+                continue
             if inspect.isawaitable(value):
                 value = await value
             if isinstance(value, Mapping):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from collections.abc import Callable
@@ -164,7 +163,7 @@ def test_what_a_worker_sends_that_cannot_be_read_is_a_malformed_output(sent: dic
     table, version = collect(
         make_plan(),
         result,
-        lambda spec: dataclasses.replace(result(spec), attempts=2, **sent),  # type: ignore[arg-type]
+        lambda spec: result(spec)._replace(attempts=2, **sent),  # type: ignore[arg-type]
     )
     good, bad = table.to_pylist()
     assert (good["status"], bad["status"], bad["error_type"]) == ("ok", "error", "malformed_output")
@@ -213,7 +212,7 @@ def test_the_version_is_the_same_whenever_and_wherever_trials_ran(changes: dict[
     _, version = collect(plan, result, error)
     _, other = collect(
         plan,
-        lambda spec: dataclasses.replace(result(spec), **changes),
+        lambda spec: result(spec)._replace(**changes),
         lambda spec: error(spec, traceback=traceback, message=traceback, **changes),
     )
     assert other == version

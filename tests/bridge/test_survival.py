@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import shutil
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,8 +26,12 @@ from tests.bridge.conftest import ROOT
 from tests.bridge.fatal_programs import HANGS
 
 SLOTS = 64
-NEIGHBOURS = 200
+NEIGHBOURS = 500
 TIMEOUT_S = 2.0
+ENDED_S = TIMEOUT_S + 1
+"""From the moment a trial begins to hang, so long at most until its outcome is here."""
+ENDED_ALONE_S = 2 * TIMEOUT_S + 3
+"""Of one that holds the interpreter, so that it takes another run, alone, to know that it was this one."""
 
 
 @pytest.fixture
@@ -51,12 +56,30 @@ def specs(name: str, count: int, *, isolation: Isolation = "shared", **inputs: o
     ]
 
 
-async def run(lease: local_pool.LocalPoolLease, trials: list[TrialSpec], timeout_s: float = 0) -> list[TrialOutcome]:
+async def run(
+    lease: local_pool.LocalPoolLease,
+    trials: list[TrialSpec],
+    timeout_s: float = 0,
+    ended: dict[bytes, float] | None = None,
+) -> list[TrialOutcome]:
+    """Return the outcomes; *ended* is told when each of them was here."""
     async with PoolClient(lease.address, connect_timeout_s=30) as client:
         runner = TrialRunner(client, metrics=[], space_json="", timeout_s=timeout_s)
-        outcomes = await asyncio.gather(*(runner.run(spec) for spec in trials))
+
+        async def one(spec: TrialSpec) -> TrialOutcome:
+            outcome = await runner.run(spec)
+            if ended is not None:
+                ended[spec.trial_id] = time.monotonic()
+            return outcome
+
+        outcomes = await asyncio.gather(*(one(spec) for spec in trials))
         client.commit(len(outcomes))
     return list(outcomes)
+
+
+def starts_of(spec: TrialSpec) -> list[float]:
+    """When each run of it began to hang."""
+    return [float(line) for line in Path(spec.example.inputs["began"]).read_text().split()]
 
 
 def children(lease: local_pool.LocalPoolLease, module: str) -> list[psutil.Process]:
@@ -84,34 +107,48 @@ def command_of(process: psutil.Process) -> list[str]:
     ],
 )
 async def test_a_trial_that_hangs_is_settled_and_its_neighbours_succeed(
-    pool: local_pool.LocalPoolLease, name: str
+    pool: local_pool.LocalPoolLease, name: str, tmp_path: Path
 ) -> None:
-    bad = NEIGHBOURS // 3
-    outcomes = await run(pool, specs(name, NEIGHBOURS, bad=bad), timeout_s=TIMEOUT_S)
+    bad, ended = NEIGHBOURS // 3, dict[bytes, float]()
+    trials = specs(name, NEIGHBOURS + 1, bad=bad, began=str(tmp_path / "began"))
+    outcomes = await run(pool, trials, timeout_s=TIMEOUT_S, ended=ended)
     hung = outcomes.pop(bad)
     assert isinstance(hung, TrialError), hung
     assert (hung.type, f"{TIMEOUT_S:g} s" in hung.message) == (ErrorType.TIMEOUT_RUN, True)
-    assert [type(outcome) for outcome in outcomes] == [TrialResult] * (NEIGHBOURS - 1), Counter(
+    starts = starts_of(trials[bad])
+    alone = name.startswith("holds")
+    assert len(starts) == 1 + alone
+    assert ended[trials[bad].trial_id] - starts[0] <= (ENDED_ALONE_S if alone else ENDED_S)
+    assert [type(outcome) for outcome in outcomes] == [TrialResult] * NEIGHBOURS, Counter(
         outcome.message for outcome in outcomes if isinstance(outcome, TrialError)
     )
-    again = await run(pool, specs(name, NEIGHBOURS, bad=-1), timeout_s=TIMEOUT_S)
+    again = await run(pool, specs(name, NEIGHBOURS, bad=-1, began=""), timeout_s=TIMEOUT_S)
     assert {type(outcome) for outcome in again} == {TrialResult}, "later trials find fresh slots"
 
 
 async def test_isolated_trials_that_hang_are_settled_and_500_neighbours_succeed(
-    pool: local_pool.LocalPoolLease,
+    pool: local_pool.LocalPoolLease, tmp_path: Path
 ) -> None:
     (workers,) = [{worker.pid for worker in children(pool, "dspex_pipelines.worker")}]
-    trials = specs("hangs_somehow", 500, isolation="process", how="")
-    bad = [spec for how in HANGS for spec in specs("hangs_somehow", 1, isolation="process", how=how)]
-    bad += specs("sleeps_later", 1, isolation="process", bad=0) + specs("spins_later", 1, isolation="process", bad=0)
+    trials = specs("hangs_somehow", NEIGHBOURS, isolation="process", how="", began="")
+
+    def alone(name: str, **inputs: object) -> TrialSpec:
+        began = str(tmp_path / "-".join((name, *map(str, inputs.values()))))
+        (spec,) = specs(name, 1, isolation="process", began=began, **inputs)
+        return spec
+
+    bad = [alone("hangs_somehow", how=how) for how in HANGS]
+    bad += [alone("sleeps_later", bad=0), alone("spins_later", bad=0)]
     trials[100:100] = bad
-    outcomes = await run(pool, trials, timeout_s=TIMEOUT_S)
+    ended: dict[bytes, float] = {}
+    outcomes = await run(pool, trials, timeout_s=TIMEOUT_S, ended=ended)
     for spec, hung in zip(bad, outcomes[100 : 100 + len(bad)], strict=True):
         assert isinstance(hung, TrialError), spec
         assert (hung.type, hung.attempts) == (ErrorType.TIMEOUT_RUN, 1)
+        (start,) = starts_of(spec)
+        assert ended[spec.trial_id] - start <= ENDED_S
     del outcomes[100 : 100 + len(bad)]
-    assert [type(outcome) for outcome in outcomes] == [TrialResult] * 500, Counter(
+    assert [type(outcome) for outcome in outcomes] == [TrialResult] * NEIGHBOURS, Counter(
         outcome.message for outcome in outcomes if isinstance(outcome, TrialError)
     )
     assert {outcome.attempts for outcome in outcomes} == {1}

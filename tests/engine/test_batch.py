@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -253,7 +252,7 @@ async def test_the_trials_of_two_processes_are_one_execution_each(tmp_path: Path
     url = str(tmp_path / "journal.sqlite")
 
     def answering(worker: str) -> Answer:
-        return lambda spec, outputs: replace(result(spec, outputs), worker=worker)
+        return lambda spec, outputs: result(spec, outputs)._replace(worker=worker)
 
     with Journal(url) as one, Journal(url) as other:
         await asyncio.gather(run(one, Pool(answering("one")), plan()), run(other, Pool(answering("other")), plan()))

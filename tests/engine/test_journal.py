@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -68,7 +67,7 @@ def _id(number: int) -> bytes:
 
 
 def _entries(*numbers: int, outcome: TrialOutcome = RESULT) -> list[Entry]:
-    return [Entry(SCORING, replace(outcome, trial_id=_id(number))) for number in numbers]
+    return [Entry(SCORING, outcome._replace(trial_id=_id(number))) for number in numbers]
 
 
 def _found(journal: Journal, *numbers: int, generation: str = "", scoring: bytes = SCORING) -> dict[bytes, Found]:
@@ -77,7 +76,7 @@ def _found(journal: Journal, *numbers: int, generation: str = "", scoring: bytes
 
 @pytest.mark.parametrize("outcome", [RESULT, *(_error(kind) for kind in ErrorType)])
 def test_every_field_comes_back(journal_url: str, outcome: TrialOutcome) -> None:
-    outcome = replace(outcome, trial_id=_id(1), history=HISTORY)
+    outcome = outcome._replace(trial_id=_id(1), history=HISTORY)
     with Journal(journal_url) as journal:
         journal.record("", [Entry(SCORING, outcome)])
     with Journal(journal_url) as journal:
@@ -91,8 +90,8 @@ def test_the_first_final_outcome_wins(journal_url: str) -> None:
         journal.record("", _entries(1, outcome=_error(ErrorType.TIMEOUT_RUN)))
         journal.record("", _entries(1))
         journal.record("", _entries(1, outcome=_error(ErrorType.PROGRAM_EXCEPTION)))
-        journal.record("", _entries(1, outcome=replace(RESULT, worker="another")))
-        assert _found(journal, 1)[_id(1)].outcome == replace(RESULT, trial_id=_id(1))
+        journal.record("", _entries(1, outcome=RESULT._replace(worker="another")))
+        assert _found(journal, 1)[_id(1)].outcome == RESULT._replace(trial_id=_id(1))
         assert journal.count() == 1
 
 
@@ -111,8 +110,8 @@ def test_a_failure_gives_way_to_a_run_that_does_not_want_it(journal_url: str) ->
 def test_generations_are_executions_of_their_own(journal_url: str) -> None:
     with Journal(journal_url) as journal:
         journal.record("", _entries(1, 2))
-        journal.record("run-a", _entries(1, outcome=replace(RESULT, worker="a")))
-        journal.record("run-b", _entries(1, outcome=replace(RESULT, worker="b")))
+        journal.record("run-a", _entries(1, outcome=RESULT._replace(worker="a")))
+        journal.record("run-b", _entries(1, outcome=RESULT._replace(worker="b")))
     with Journal(journal_url) as journal:
         workers = {name: _found(journal, 1, generation=name)[_id(1)].outcome.worker for name in ("", "run-a", "run-b")}
         assert workers == {"": "w", "run-a": "a", "run-b": "b"}
@@ -120,13 +119,13 @@ def test_generations_are_executions_of_their_own(journal_url: str) -> None:
 
 
 def test_scores_of_other_labels_are_kept_beside(journal_url: str) -> None:
-    again = replace(RESULT, trial_id=_id(1), scores_payload=b"other")
-    broken = replace(_error(ErrorType.METRIC_EXCEPTION), trial_id=_id(2))
+    again = RESULT._replace(trial_id=_id(1), scores_payload=b"other")
+    broken = _error(ErrorType.METRIC_EXCEPTION)._replace(trial_id=_id(2))
     with Journal(journal_url) as journal:
         journal.record("", _entries(1, 2))
         assert not _found(journal, 1, scoring=OTHER)[_id(1)].scored
         journal.record("", [Entry(OTHER, again, rescored=True), Entry(OTHER, broken, rescored=True)])
-        journal.record("", [Entry(OTHER, replace(again, scores_payload=b"late"), rescored=True)])
+        journal.record("", [Entry(OTHER, again._replace(scores_payload=b"late"), rescored=True)])
         found = _found(journal, 1, 2, scoring=OTHER)
         assert all(one.scored for one in found.values())
         assert found[_id(1)].outcome == again
@@ -134,13 +133,13 @@ def test_scores_of_other_labels_are_kept_beside(journal_url: str) -> None:
         assert isinstance(failed, TrialError)
         assert (failed.type, failed.message, failed.outputs_payload) == (ErrorType.METRIC_EXCEPTION, "why", b"o")
         assert (failed.worker, failed.attempts) == ("w", 2)
-        assert _found(journal, 1)[_id(1)].outcome == replace(RESULT, trial_id=_id(1)), "the first ones stay"
+        assert _found(journal, 1)[_id(1)].outcome == RESULT._replace(trial_id=_id(1)), "the first ones stay"
 
 
 def test_a_failed_metric_may_succeed_when_it_is_another(journal_url: str) -> None:
     with Journal(journal_url) as journal:
         journal.record("", _entries(1, outcome=_error(ErrorType.METRIC_EXCEPTION)))
-        journal.record("", [Entry(OTHER, replace(RESULT, trial_id=_id(1)), rescored=True)])
+        journal.record("", [Entry(OTHER, RESULT._replace(trial_id=_id(1)), rescored=True)])
         outcome = _found(journal, 1, scoring=OTHER)[_id(1)].outcome
         assert isinstance(outcome, TrialResult)
         assert (outcome.scores_payload, outcome.outputs_payload) == (b"s", b"o")
@@ -148,9 +147,9 @@ def test_a_failed_metric_may_succeed_when_it_is_another(journal_url: str) -> Non
 
 def test_scores_that_are_to_be_made_again_give_way(journal_url: str) -> None:
     """A worker that was lost amid the scoring must not be what is known of it for ever."""
-    lost = replace(_error(ErrorType.WORKER_LOST), trial_id=_id(1))
-    broken = replace(_error(ErrorType.METRIC_EXCEPTION), trial_id=_id(1))
-    scored = replace(RESULT, trial_id=_id(1), scores_payload=b"other")
+    lost = _error(ErrorType.WORKER_LOST)._replace(trial_id=_id(1))
+    broken = _error(ErrorType.METRIC_EXCEPTION)._replace(trial_id=_id(1))
+    scored = RESULT._replace(trial_id=_id(1), scores_payload=b"other")
     with Journal(journal_url) as journal:
         journal.record("", _entries(1))
 
@@ -173,7 +172,7 @@ def test_a_trial_twice_in_a_group_is_one_execution(journal_url: str) -> None:
     twice = [
         *_entries(1, outcome=_error(ErrorType.TIMEOUT_RUN)),
         *_entries(2, 1, 3),
-        *_entries(1, 3, outcome=replace(RESULT, worker="late")),
+        *_entries(1, 3, outcome=RESULT._replace(worker="late")),
     ]
     with Journal(journal_url) as journal:
         journal.record("", twice)
@@ -189,7 +188,7 @@ def test_groups_of_any_size_are_recorded_and_found(journal_url: str) -> None:
         for size in sizes:
             numbers = range(start, start + size)
             journal.record(
-                "", [Entry(SCORING, replace(RESULT, trial_id=_id(number), attempts=number)) for number in numbers]
+                "", [Entry(SCORING, RESULT._replace(trial_id=_id(number), attempts=number)) for number in numbers]
             )
             found = _found(journal, *numbers)
             assert [found[_id(number)].outcome.attempts for number in numbers] == list(numbers)

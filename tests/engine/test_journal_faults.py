@@ -9,7 +9,6 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -101,7 +100,7 @@ def test_all_may_open_it_at_once_when_it_is_new(journal_url: str) -> None:
 
 def test_no_execution_and_no_scoring_can_be_there_twice(journal_url: str) -> None:
     with Journal(journal_url) as journal:
-        journal.record("", [*_entries(1), Entry(b"o" * 16, replace(RESULT, trial_id=_id(1)), rescored=True)])
+        journal.record("", [*_entries(1), Entry(b"o" * 16, RESULT._replace(trial_id=_id(1)), rescored=True)])
         for name in ("executions", "scores"):
             table = sa.Table(name, sa.MetaData(), autoload_with=journal.engine)
             copied = [column for column in table.columns if column.name != "id"]
@@ -114,7 +113,7 @@ def test_a_transaction_that_fails_leaves_nothing_and_remembers_nothing(
     journal_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its generation's number is given to the next one."""
-    unwritable = [*_entries(*range(600)), Entry(SCORING, replace(RESULT, trial_id=_id(1), worker=object()))]  # type: ignore[arg-type]
+    unwritable = [*_entries(*range(600)), Entry(SCORING, RESULT._replace(trial_id=_id(1), worker=object()))]  # type: ignore[arg-type]
     with Journal(journal_url) as journal:
         with pytest.raises(JournalError, match="could not be written"):
             journal.record("run-a", unwritable)

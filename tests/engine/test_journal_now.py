@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,13 +24,13 @@ def test_it_is_the_same_as_recording(file: Path) -> None:
     with Journal(str(file)) as journal:
         assert journal.record_now("", _entries(1, outcome=_error(ErrorType.TIMEOUT_RUN)))
         assert journal.record_now("", [*_entries(1), *_entries(2, outcome=failed)])
-        assert journal.record_now("", _entries(1, 2, outcome=replace(RESULT, worker="late")))
+        assert journal.record_now("", _entries(1, 2, outcome=RESULT._replace(worker="late")))
         found = _found(journal, 1, 2)
-        assert found[_id(1)].outcome == replace(RESULT, trial_id=_id(1))
+        assert found[_id(1)].outcome == RESULT._replace(trial_id=_id(1))
         assert isinstance(found[_id(2)].outcome, TrialError)
         assert journal.record_now("", _entries(2), failures_since=found[_id(2)].recorded_at + 1)
         assert isinstance(_found(journal, 2)[_id(2)].outcome, TrialResult)
-        again = replace(RESULT, trial_id=_id(1), scores_payload=b"other")
+        again = RESULT._replace(trial_id=_id(1), scores_payload=b"other")
         assert journal.record_now("", [Entry(OTHER, again, rescored=True)])
         assert _found(journal, 1, scoring=OTHER)[_id(1)].outcome == again
         assert journal.count() == 2
@@ -39,14 +38,14 @@ def test_it_is_the_same_as_recording(file: Path) -> None:
         assert len(_found(journal, 1, 2)) == 2
 
 
-PLAIN = replace(RESULT, trace_payload=b"", usage_payload=b"")
+PLAIN = RESULT._replace(trace_payload=b"", usage_payload=b"")
 
 
 @pytest.mark.parametrize("count", [1, 77, 600])
 def test_every_field_comes_back(file: Path, count: int) -> None:
-    kinds = [PLAIN, RESULT, replace(PLAIN, history=HISTORY), *(_error(kind) for kind in ErrorType), PLAIN]
+    kinds = [PLAIN, RESULT, PLAIN._replace(history=HISTORY), *(_error(kind) for kind in ErrorType), PLAIN]
     outcomes = [
-        replace(kinds[number % len(kinds)], trial_id=_id(number), session_version=number) for number in range(count)
+        kinds[number % len(kinds)]._replace(trial_id=_id(number), session_version=number) for number in range(count)
     ]
     with Journal(str(file)) as journal:
         journal.record("", _entries(10_000))
@@ -57,13 +56,13 @@ def test_every_field_comes_back(file: Path, count: int) -> None:
 
 @pytest.mark.parametrize("first", [PLAIN, RESULT])
 def test_the_first_final_outcome_stays_whichever_way_it_came(file: Path, first: TrialResult) -> None:
-    late = replace(PLAIN, worker="late")
+    late = PLAIN._replace(worker="late")
     with Journal(str(file)) as journal:
         journal.record("", _entries(1, outcome=_error(ErrorType.TIMEOUT_RUN)))
         assert journal.record_now("", _entries(1, outcome=first))
         assert journal.record_now("", _entries(1, outcome=late))
         journal.record("", _entries(1, outcome=late))
-        assert _found(journal, 1)[_id(1)].outcome == replace(first, trial_id=_id(1))
+        assert _found(journal, 1)[_id(1)].outcome == first._replace(trial_id=_id(1))
 
 
 def test_a_generation_is_made_by_recording_first(file: Path) -> None:
@@ -91,7 +90,7 @@ def test_another_writer_is_not_waited_for(file: Path) -> None:
 
 
 def test_a_group_that_fails_leaves_nothing_of_itself(file: Path) -> None:
-    unwritable = Entry(SCORING, replace(RESULT, trial_id=_id(3), worker=object()))  # type: ignore[arg-type]
+    unwritable = Entry(SCORING, RESULT._replace(trial_id=_id(3), worker=object()))  # type: ignore[arg-type]
     with Journal(str(file)) as journal:
         journal.record("", _entries(0))
         with pytest.raises(JournalError, match=r"journal\.sqlite could not be written"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,7 +23,7 @@ def kept(*numbers: int, scoring: bytes = ANY_SCORING) -> Iterable[tuple[bytes, b
 
 
 def rescored(number: int, scoring: bytes = OTHER) -> list[Entry]:
-    return [Entry(scoring, replace(RESULT, trial_id=_id(number)), rescored=True)]
+    return [Entry(scoring, RESULT._replace(trial_id=_id(number)), rescored=True)]
 
 
 def test_executions_are_counted_by_generation_and_outcome(journal_url: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import threading
 
@@ -77,7 +76,7 @@ def test_what_a_trial_says_wrongly_breaks_no_account(journal_url: str, usage: by
         ledger = opened(journal, budget=Budget(max_tokens=2**60))
         (said,) = outcomes(good=1)
         for _ in range(3):
-            ledger.spend([dataclasses.replace(said, usage_payload=usage)])
+            ledger.spend([said._replace(usage_payload=usage)])
         assert ledger.stopped == ""
 
 
