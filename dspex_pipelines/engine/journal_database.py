@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import sqlite3
 import time
@@ -66,7 +67,7 @@ class Database:
         self.url = sa.make_url(url if "://" in url else f"sqlite:///{url}")
         self._engine: sa.Engine | None = None
         self._writer: sqlite3.Connection | None = None
-        self._log = Path(f"{self.file}-wal") if self.file else None
+        self._log = f"{self.file}-wal" if self.file else None
 
     @property
     def shown(self) -> str:
@@ -145,7 +146,7 @@ class Database:
 
         There is something to wait for with a server, with another writer, and when a checkpoint is due.
         """
-        if self._log is None or not self._log.exists() or self._log.stat().st_size >= CHECKPOINT_BYTES:
+        if self._log is None or not 0 <= self._log_bytes(self._log) < CHECKPOINT_BYTES:
             return False
         try:
             connection = self._writer or self._open_writer()
@@ -164,6 +165,14 @@ class Database:
         except sqlite3.Error as error:
             raise self.explained(error, "could not be written") from error
         return True
+
+    @staticmethod
+    def _log_bytes(log: str) -> int:
+        """Return how large it is; -1 where there is none."""
+        try:
+            return os.stat(log).st_size  # noqa: PTH116 - many times a second
+        except FileNotFoundError:
+            return -1
 
     def _open_writer(self) -> sqlite3.Connection:
         writer = sqlite3.connect(str(self.file), timeout=0, check_same_thread=False)

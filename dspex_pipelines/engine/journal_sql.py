@@ -18,7 +18,7 @@ _KEYS = {executions.name: ("trial_id", "generation"), scores.name: ("trial_id", 
 _PASSING = ", ".join(str(number) for kind, number in STATUS.items() if not kind.is_final)
 _GIVES_WAY = {executions.name: "NOT executions.final", scores.name: f"scores.status IN ({_PASSING})"}
 # SQLite before 3.32 takes 999 variables.
-_BLOCKS = (512, 64, 8, 1) if sqlite3.sqlite_version_info >= (3, 32) else (32, 8, 1)
+_BLOCKS = tuple(1 << power for power in reversed(range(10 if sqlite3.sqlite_version_info >= (3, 32) else 6)))
 
 
 def columns(table: sa.Table) -> tuple[str, ...]:
@@ -46,8 +46,10 @@ class Statements(Protocol):
         """Return the rows of these trials."""
         ...
 
-    def between(self, connection: sa.Connection, generation: int, bounds: tuple[bytes, bytes], most: int) -> set[bytes]:
-        """Return the trials from the first to the second of *bounds* that have an execution, at most so many."""
+    def between(
+        self, connection: sa.Connection, generation: int, bounds: tuple[bytes, bytes], most: int
+    ) -> set[bytes] | None:
+        """Return the trials between the *bounds*, these included, that have an execution; None for *most* or more."""
         ...
 
 
@@ -89,9 +91,10 @@ class _Sqlite:
             found += connection.exec_driver_sql(self._select(table, len(block)), (generation, *block)).fetchall()
         return found
 
-    def between(self, connection: sa.Connection, generation: int, bounds: tuple[bytes, bytes], most: int) -> set[bytes]:
-        given = (*map(bytearray, bounds), generation, most)
-        return set(connection.exec_driver_sql(_between("?"), given).scalars())
+    def between(
+        self, connection: sa.Connection, generation: int, bounds: tuple[bytes, bytes], most: int
+    ) -> set[bytes] | None:
+        return _few_between(connection, "?", (*map(bytearray, bounds), generation, most))
 
     @cache  # noqa: B019 - one instance, few sizes
     def _upsert(self, table: sa.Table, count: int) -> str:
@@ -137,8 +140,10 @@ class _PostgreSql:
         found = connection.exec_driver_sql(self._select(table), (generation, list(trial_ids))).fetchall()
         return cast("Sequence[Row]", found)
 
-    def between(self, connection: sa.Connection, generation: int, bounds: tuple[bytes, bytes], most: int) -> set[bytes]:
-        return set(connection.exec_driver_sql(_between("%s"), (*bounds, generation, most)).scalars())
+    def between(
+        self, connection: sa.Connection, generation: int, bounds: tuple[bytes, bytes], most: int
+    ) -> set[bytes] | None:
+        return _few_between(connection, "%s", (*bounds, generation, most))
 
     @cache  # noqa: B019 - one instance
     def _upsert(self, table: sa.Table) -> str:
@@ -169,6 +174,15 @@ def _into(table: sa.Table) -> str:
 
 def _from(table: sa.Table) -> str:
     return f"SELECT {', '.join(columns(table))} FROM {table.name}"  # noqa: S608 - our own names
+
+
+def _few_between(connection: sa.Connection, parameter: str, given: tuple[Any, ...]) -> set[bytes] | None:
+    between, most = _between(parameter), given[-1]
+    # Counted first: that is done where they are, and to bring them here for nothing costs more than what it saves.
+    count = connection.exec_driver_sql(f"SELECT count(*) FROM ({between}) AS few", given).scalar_one()  # noqa: S608
+    if count >= most:
+        return None
+    return {row[0] for row in connection.exec_driver_sql(between, given).fetchall()} if count else set()
 
 
 def _between(parameter: str) -> str:
