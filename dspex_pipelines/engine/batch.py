@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 
 from dspex_pipelines.engine.executor import Outcome, ParallelExecutor, Progress
 from dspex_pipelines.engine.journal import Entry, Found, Journal
+from dspex_pipelines.engine.journal_rows import entry_of
 from dspex_pipelines.engine.ledger import Ledger
 from dspex_pipelines.engine.recorder import Recorder
 from dspex_pipelines.engine.runner import TrialPool, TrialRunner
@@ -309,7 +310,7 @@ def _entry(done: Outcome[Missing, TrialOutcome]) -> Entry:
         return Entry(missing.scoring, outcome, rescored=True)
     if missing.known is not None:
         outcome = _continued(missing.known, outcome)
-    return Entry(missing.scoring, outcome)
+    return entry_of(missing.scoring, outcome)
 
 
 def _continued(earlier: TrialOutcome, outcome: TrialOutcome) -> TrialOutcome:

@@ -24,10 +24,8 @@ from dspex_pipelines.engine.journal_rows import (
     Entry,
     Row,
     execution_row,
-    is_plain,
     judged_again,
     outcome_of,
-    plain_row,
     scores_row,
 )
 from dspex_pipelines.engine.journal_schema import executions, generations, scores
@@ -126,11 +124,10 @@ class Journal:
             return False
 
         def write(connection: sqlite3.Connection) -> None:
-            now = time.time()
-            if plain := [plain_row(entry, number, now) for entry in entries if is_plain(entry)]:
-                SQLITE.upsert_plain(connection, plain, failures_since)
+            if plain := [entry.plain for entry in entries if entry.plain is not None]:
+                SQLITE.upsert_plain(connection, plain, (number, time.time()), failures_since)
             if len(plain) < len(entries):
-                for table, rows in _rows([entry for entry in entries if not is_plain(entry)], number):
+                for table, rows in _rows([entry for entry in entries if entry.plain is None], number):
                     SQLITE.upsert_now(connection, table, rows, failures_since)
 
         return self.database.write_now(write)

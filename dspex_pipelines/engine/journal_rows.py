@@ -27,11 +27,20 @@ class Entry(NamedTuple):
     outcome: TrialOutcome
     rescored: bool = False
     """Whether only the scores are new: the program's outputs were recorded before."""
+    plain: Row | None = None
+    """What `plain_row` says, for those of which it says all."""
+
+
+def entry_of(scoring: bytes, outcome: TrialOutcome) -> Entry:
+    """Return the entry of an outcome that has just come: its row costs twice as much once it is out of the caches."""
+    if isinstance(outcome, TrialResult) and not (outcome.trace_payload or outcome.usage_payload or outcome.history):
+        return Entry(scoring, outcome, plain=plain_row(scoring, outcome))
+    return Entry(scoring, outcome)
 
 
 def execution_row(entry: Entry, generation: int, now: float) -> Row:
     """Return the values of `executions`, but for its id, in the order of its columns."""
-    scoring, outcome, _ = entry
+    scoring, outcome, *_ = entry
     succeeded = isinstance(outcome, TrialResult)
     return (
         _blob(outcome.trial_id),
@@ -57,23 +66,14 @@ def execution_row(entry: Entry, generation: int, now: float) -> Row:
 
 PLAIN = {"status": str(OK), "final": "1", "trace": "X''", "usage": "X''", "failure": "X''", "history": "X''"}
 """What the rows of most results have alike, as SQLite writes it: what is not handed over costs nothing."""
+SHARED = ("generation", "recorded_at")
+"""What all rows of a statement have alike: handed over once."""
 
 
-def is_plain(entry: Entry) -> bool:
-    """Return whether `plain_row` says all of it."""
-    outcome = entry.outcome
-    return isinstance(outcome, TrialResult) and not (
-        entry.rescored or outcome.trace_payload or outcome.usage_payload or outcome.history
-    )
-
-
-def plain_row(entry: Entry, generation: int, now: float) -> Row:
-    """Return the values of `executions` that are not in `PLAIN`."""
-    scoring, outcome, _ = entry
-    assert isinstance(outcome, TrialResult)
+def plain_row(scoring: bytes, outcome: TrialResult) -> Row:
+    """Return the values of `executions` that are neither in `PLAIN` nor in `SHARED`."""
     return (
         _blob(outcome.trial_id),
-        generation,
         _blob(scoring),
         _blob(outcome.configuration_digest),
         outcome.session_version,
@@ -81,7 +81,6 @@ def plain_row(entry: Entry, generation: int, now: float) -> Row:
         outcome.worker,
         outcome.queue_s,
         outcome.run_s,
-        now,
         _blob(outcome.outputs_payload),
         _blob(outcome.scores_payload),
     )
@@ -89,7 +88,7 @@ def plain_row(entry: Entry, generation: int, now: float) -> Row:
 
 def scores_row(entry: Entry, generation: int, now: float) -> Row:
     """Return the values of `scores`, but for its id, in the order of its columns."""
-    scoring, outcome, _ = entry
+    scoring, outcome, *_ = entry
     key = (_blob(outcome.trial_id), generation, _blob(scoring))
     if isinstance(outcome, TrialResult):
         return (*key, OK, now, _blob(outcome.scores_payload), _NOTHING)

@@ -11,7 +11,7 @@ from typing import Any, Protocol, cast
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
-from dspex_pipelines.engine.journal_rows import OK, PLAIN, STATUS, Row
+from dspex_pipelines.engine.journal_rows import OK, PLAIN, SHARED, STATUS, Row
 from dspex_pipelines.engine.journal_schema import executions, scores
 
 _KEYS = {executions.name: ("trial_id", "generation"), scores.name: ("trial_id", "generation", "scoring")}
@@ -73,10 +73,13 @@ class _Sqlite:
         for block in _blocks(rows):
             connection.execute(self._upsert(table, len(block)), (*chain.from_iterable(block), failures_since))
 
-    def upsert_plain(self, connection: sqlite3.Connection, rows: Sequence[Row], failures_since: float) -> None:
+    def upsert_plain(
+        self, connection: sqlite3.Connection, rows: Sequence[Row], shared: Row, failures_since: float
+    ) -> None:
         """Do the same with executions that are `plain_row`."""
         for block in _blocks(rows):
-            connection.execute(self._upsert_plain(len(block)), (*chain.from_iterable(block), failures_since))
+            values = (*shared, failures_since, *chain.from_iterable(block))
+            connection.execute(self._upsert_plain(len(block)), values)
 
     def add(self, connection: sa.Connection, table: sa.Table, rows: Sequence[Row]) -> None:
         for block in _blocks(rows):
@@ -102,8 +105,14 @@ class _Sqlite:
 
     @cache  # noqa: B019 - one instance, few sizes
     def _upsert_plain(self, count: int) -> str:
-        row = f"({', '.join(PLAIN.get(name, '?') for name in columns(executions))})"
-        return f"{_into(executions)} VALUES {', '.join([row] * count)} {_on_conflict(executions, '?')}"
+        numbers = iter(range(len(SHARED) + 2, 1 << 16))
+        shared = {name: f"?{number}" for number, name in enumerate(SHARED, start=1)}
+
+        def row() -> str:
+            return ", ".join(PLAIN.get(name) or shared.get(name) or f"?{next(numbers)}" for name in columns(executions))
+
+        rows = ", ".join(f"({row()})" for _ in range(count))
+        return f"{_into(executions)} VALUES {rows} {_on_conflict(executions, f'?{len(SHARED) + 1}')}"
 
     @staticmethod
     def _insert(table: sa.Table, count: int) -> str:

@@ -18,6 +18,7 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 
 from dspex_pipelines.engine.journal import Entry, Found, Journal
+from dspex_pipelines.engine.journal_rows import entry_of
 from dspex_pipelines.engine.journal_schema import HEAD, metadata
 from dspex_pipelines.errors import DspexError
 from dspex_pipelines.model.outcome import Attempt, ErrorType, TrialError, TrialOutcome, TrialResult
@@ -67,7 +68,7 @@ def _id(number: int) -> bytes:
 
 
 def _entries(*numbers: int, outcome: TrialOutcome = RESULT) -> list[Entry]:
-    return [Entry(SCORING, outcome._replace(trial_id=_id(number))) for number in numbers]
+    return [entry_of(SCORING, outcome._replace(trial_id=_id(number))) for number in numbers]
 
 
 def _found(journal: Journal, *numbers: int, generation: str = "", scoring: bytes = SCORING) -> dict[bytes, Found]:

@@ -9,6 +9,7 @@ import pytest
 
 from dspex_pipelines.engine import journal_database
 from dspex_pipelines.engine.journal import Entry, Journal
+from dspex_pipelines.engine.journal_rows import entry_of
 from dspex_pipelines.errors import JournalError
 from dspex_pipelines.model.outcome import ErrorType, TrialError, TrialResult
 from tests.engine.test_journal import HISTORY, OTHER, RESULT, SCORING, _entries, _error, _found, _id
@@ -49,7 +50,7 @@ def test_every_field_comes_back(file: Path, count: int) -> None:
     ]
     with Journal(str(file)) as journal:
         journal.record("", _entries(10_000))
-        assert journal.record_now("", [Entry(SCORING, outcome) for outcome in outcomes])
+        assert journal.record_now("", [entry_of(SCORING, outcome) for outcome in outcomes])
         found = _found(journal, *range(count))
     assert [found[_id(number)].outcome for number in range(count)] == outcomes
 
