@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import dspex_pipelines
 from tests import conftest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,6 +33,11 @@ def tracked_files() -> list[Path]:
 
 def canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_what_is_loaded_lazily_is_listed():
+    assert set(dspex_pipelines.__all__) <= set(dir(dspex_pipelines))
+    assert all(getattr(dspex_pipelines, name) is not None for name in dspex_pipelines.__all__)
 
 
 def test_importing_the_package_is_cheap():

@@ -71,6 +71,8 @@ class Leaderboard:
     metric: str
     metrics: tuple[str, ...]
     standings: tuple[Standing, ...]
+    outside: str = ""
+    """Which scores lie outside the range that failures are ranked by; empty where none does."""
 
     def rows(self, limit: int | None = None) -> list[dict[str, str]]:
         """Return one row of readable text per configuration; variables that never differ are left out."""
@@ -136,6 +138,7 @@ def leaderboard(
     found.sort(key=lambda one: (-one[6][0], -_or(one[5][metric].mean, -math.inf), one[0]))
     best = frames[found[0][0]]
     return Leaderboard(
+        outside=_outside(trials[f"score.{metric}"], metric, score_range),
         metric=metric,
         metrics=metrics,
         standings=tuple(
@@ -152,6 +155,17 @@ def leaderboard(
             )
             for rank, (configuration, variables, n, failures, not_run, scores, bounds) in enumerate(found, start=1)
         ),
+    )
+
+
+def _outside(scores: pd.Series[float], metric: str, score_range: tuple[float, float]) -> str:
+    worst, best = score_range
+    count = int(((scores < worst) | (scores > best)).sum())
+    if not count:
+        return ""
+    return (
+        f"{count:,} scores of {metric} lie outside score_range ({worst:g}, {best:g}), from {scores.min():g} to "
+        f"{scores.max():g}: a failure is not ranked as the worst. Declare score_range=(worst, best)"
     )
 
 

@@ -264,6 +264,8 @@ def _print_leaderboard(board: Leaderboard, limit: int | None) -> None:
     console.print(table, crop=False)
     if dropped:
         _say(f"No room for {', '.join(dropped)}; dspex leaderboard --json has all")
+    if board.outside:
+        _say(board.outside, "yellow")
 
 
 def _text(value: object) -> str:

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import dagster as dg
 import pandas as pd
+from dagster_shared.check import CheckError
+from dagster_shared.error import DagsterError
+from yaml import YAMLError
 
 from dspex_pipelines.errors import DspexError, InvalidValue
 from dspex_pipelines.model.evaluation import Evaluation
@@ -31,7 +34,12 @@ def instance() -> Generator[dg.DagsterInstance]:
     if not os.access(home, os.W_OK | os.X_OK):
         raise _unusable(home, "not writable")
     os.environ["DAGSTER_HOME"] = str(home)
-    with dg.DagsterInstance.get() as opened:
+    try:
+        opened = dg.DagsterInstance.get()
+    except (DagsterError, CheckError, YAMLError) as error:
+        fix = f"Dagster cannot use it; mend it, or remove it for the defaults. It says: {error}"
+        raise InvalidValue(field="settings", value=str(settings), fix=fix) from error
+    with opened:
         yield opened
 
 

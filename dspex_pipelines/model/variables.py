@@ -83,8 +83,9 @@ class Integer:
     def __post_init__(self) -> None:
         _check_name(self.name)
         for end, bound in (("low", self.low), ("high", self.high)):
-            if type(bound) is not int:
-                raise InvalidValue(field=f"{self.name}.{end}", value=bound, fix="give an integer")
+            if type(bound) is not int or not -(2**63) <= bound < 2**64:
+                fix = "give an integer of 64 bits; what is larger can be a Choice of strings"
+                raise InvalidValue(field=f"{self.name}.{end}", value=bound, fix=fix)
         _check_bounds(self.name, self.low, self.high)
         _check_declared(self, (*self.points, *_given(self.default)))
 

@@ -37,8 +37,10 @@ def leaderboard_asset(evaluation: Evaluation) -> dg.AssetsDefinition:
         kinds={"python"},
         description=f"The configurations of {evaluation.name}, best first, over all partitions.",
     )
-    def ranked(trials: EvaluatedPartitions) -> dg.MaterializeResult[Any]:
+    def ranked(context: dg.AssetExecutionContext, trials: EvaluatedPartitions) -> dg.MaterializeResult[Any]:
         board = leaderboard(trials.trials, score_range=evaluation.score_range)
+        if board.outside:
+            context.log.warning(board.outside)
         return dg.MaterializeResult(
             data_version=dg.DataVersion(digest_of(repr(board)).hex()),
             metadata=leaderboard_metadata(board, trials),
@@ -61,6 +63,8 @@ def leaderboard_metadata(board: Leaderboard, trials: EvaluatedPartitions) -> Map
         "trials": dg.MetadataValue.int(len(trials.trials)),
         "failures": dg.MetadataValue.int(sum(standing.failures for standing in board.standings)),
     }
+    if board.outside:
+        metadata["outside score_range"] = dg.MetadataValue.text(board.outside)
     if trials.partial:
         said = "\n".join(f"- {name}: {what}" for name, what in trials.partial.items())
         metadata[PARTIAL] = dg.MetadataValue.md(said)
@@ -75,6 +79,7 @@ def _top(board: Leaderboard) -> dg.MetadataValue:
     columns = {
         "#": "rank",
         "configuration": "the variables that differ",
+        "n": "trials, failures included",
         board.metric: "mean of the successes, and its 95% interval clustered by group",
         "vs best": "paired difference to the best configuration, and its 95% interval",
     }

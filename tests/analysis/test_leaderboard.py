@@ -257,3 +257,9 @@ def test_what_was_not_run_is_no_failure_and_no_score() -> None:
     assert board.rows()[0]["not run"] == "3"
     complete = leaderboard(frame(rows[:7]))
     assert "not run" not in complete.rows()[0]
+
+
+def test_scores_that_are_not_in_their_range_are_told() -> None:
+    table = frame([trial(score=1.0), trial(score=7.5, example_id="f"), trial(score=-2.0, example_id="g")])
+    assert "2 scores of good lie outside score_range (0, 1), from -2 to 7.5" in leaderboard(table).outside
+    assert leaderboard(table, score_range=(-2.0, 7.5)).outside == ""

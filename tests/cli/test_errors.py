@@ -96,6 +96,21 @@ def test_a_home_that_cannot_be_written_to_is_named(folder: Path, monkeypatch: py
         pass
 
 
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [("nonsense: 1\n", "nonsense"), ("a: [b\n", "line 1, column 4"), ("- 1\n", "dictionary")],
+    ids=["unknown", "no-yaml", "a-list"],
+)
+def test_settings_that_dagster_cannot_use_are_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, settings: str, says: str
+) -> None:
+    (folder / "dagster.yaml").write_text(settings)
+    monkeypatch.setenv("DAGSTER_HOME", str(folder))
+    with pytest.raises(InvalidValue, match=r"dagster\.yaml' is not accepted; .* remove it") as caught, instance():
+        pass
+    assert says in str(caught.value)
+
+
 def test_init_where_nothing_can_be_written_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -194,6 +194,7 @@ def test_asking_for_more_samples_than_there_are_says_so() -> None:
         lambda: Float(name="x", low=math.nan, high=1),
         lambda: Float(name="x", low=0, high=1, log=True),
         lambda: Integer(name="x", low=0, high=1, default=2),
+        lambda: Integer(name="x", low=0, high=2**64),
         lambda: Choice(name="x", options=()),
         lambda: Choice(name="x", options=("a", "a")),
         lambda: Module(name="x", allowed=("not an import path",)),
