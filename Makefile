@@ -23,7 +23,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 
 home: setup
 	@mkdir -p "$(DAGSTER_HOME)"
-	@ln -sf ../dagster.yaml "$(DAGSTER_HOME)/dagster.yaml"
+	@ln -sf "$(CURDIR)/dagster.yaml" "$(DAGSTER_HOME)/dagster.yaml"
 
 evaluate: home ## run the main job: every partition of stdlib_search, then the leaderboard
 	@$(BIN)/dspex evaluate stdlib_search

@@ -21,6 +21,9 @@ SHOWN_LENGTH = 40
 _CLUSTER = ["partition", "group"]
 _PAIR = ["partition", "example_id", "repeat"]
 
+_SLACK = 1e-9
+"""Of a range: what sums of floats are off by."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
@@ -72,7 +75,7 @@ class Leaderboard:
     metrics: tuple[str, ...]
     standings: tuple[Standing, ...]
     outside: str = ""
-    """Which scores lie outside the range that failures are ranked by; empty where none does."""
+    """Which scores lie outside the range that failures are ranked and bounded by; empty where none does."""
 
     def rows(self, limit: int | None = None) -> list[dict[str, str]]:
         """Return one row of readable text per configuration; variables that never differ are left out."""
@@ -160,12 +163,14 @@ def leaderboard(
 
 def _outside(scores: pd.Series[float], metric: str, score_range: tuple[float, float]) -> str:
     worst, best = score_range
-    count = int(((scores < worst) | (scores > best)).sum())
-    if not count:
+    slack = _SLACK * (best - worst)
+    below, above = int((scores < worst - slack).sum()), int((scores > best + slack).sum())
+    if not below + above:
         return ""
+    wrong = [*(["failures do not rank as the worst"] if below else []), "bounds are too narrow"]
     return (
-        f"{count:,} scores of {metric} lie outside score_range ({worst:g}, {best:g}), from {scores.min():g} to "
-        f"{scores.max():g}: a failure is not ranked as the worst. Declare score_range=(worst, best)"
+        f"Scores of {metric} go from {scores.min():g} to {scores.max():g}, and score_range is ({worst:g}, {best:g}): "
+        f"{' and '.join(wrong)}. Declare score_range=(worst, best)"
     )
 
 

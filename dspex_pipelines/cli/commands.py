@@ -147,6 +147,8 @@ def leaderboard(
     board = rank(trials, metric=metric or None, score_range=evaluation.score_range)
     if as_json:
         print(json.dumps(leaderboard_documents(board, limit or None), indent=2))
+        if board.outside:
+            errors.print(board.outside, style="yellow")
         return
     _print_leaderboard(board, limit or None)
     shown = len(board.standings[: limit or None])

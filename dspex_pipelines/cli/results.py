@@ -27,7 +27,7 @@ def instance() -> Generator[dg.DagsterInstance]:
     settings = home / "dagster.yaml"
     try:
         home.mkdir(parents=True, exist_ok=True)
-        if not settings.exists():
+        if not (settings.exists() or settings.is_symlink()):
             settings.write_text("telemetry:\n  enabled: false\n")
     except OSError as error:
         raise _unusable(home, error.strerror or str(error)) from error
@@ -36,8 +36,8 @@ def instance() -> Generator[dg.DagsterInstance]:
     os.environ["DAGSTER_HOME"] = str(home)
     try:
         opened = dg.DagsterInstance.get()
-    except (DagsterError, CheckError, YAMLError) as error:
-        fix = f"Dagster cannot use it; mend it, or remove it for the defaults. It says: {error}"
+    except (DagsterError, CheckError, YAMLError, UnicodeDecodeError) as error:
+        fix = f"Dagster cannot open its instance by it; mend it, or remove it for the defaults. It says: {error}"
         raise InvalidValue(field="settings", value=str(settings), fix=fix) from error
     with opened:
         yield opened

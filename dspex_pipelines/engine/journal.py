@@ -41,7 +41,7 @@ PAGE = 512
 WORTH_A_LOOK = 32
 """Trials with the same beginning that are worth a statement of their own."""
 FEW = 4
-"""To search for each trial costs less than to fetch a fourth as many that are there."""
+"""Where so large a part as one in `FEW` is there, a search for each trial costs less than fetching those."""
 _INSERT: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 _RECORDED_AT = columns(executions).index("recorded_at")
 _OUTPUTS = columns(executions).index("outputs")

@@ -168,10 +168,10 @@ class Database:
 
     @staticmethod
     def _log_bytes(log: str) -> int:
-        """Return how large it is; -1 where there is none."""
+        """Return how large it is; -1 where it cannot be seen."""
         try:
             return os.stat(log).st_size  # noqa: PTH116 - many times a second
-        except FileNotFoundError:
+        except OSError:
             return -1
 
     def _open_writer(self) -> sqlite3.Connection:

@@ -33,7 +33,11 @@ class Entry(NamedTuple):
 
 def entry_of(scoring: bytes, outcome: TrialOutcome) -> Entry:
     """Return the entry of an outcome that has just come: its row costs twice as much once it is out of the caches."""
-    if isinstance(outcome, TrialResult) and not (outcome.trace_payload or outcome.usage_payload or outcome.history):
+    if (
+        isinstance(outcome, TrialResult)
+        and len(outcome.outputs_payload) <= LARGE_BYTES
+        and not (outcome.trace_payload or outcome.usage_payload or outcome.history)
+    ):
         return Entry(scoring, outcome, plain=plain_row(scoring, outcome))
     return Entry(scoring, outcome)
 
@@ -66,8 +70,10 @@ def execution_row(entry: Entry, generation: int, now: float) -> Row:
 
 PLAIN = {"status": str(OK), "final": "1", "trace": "X''", "usage": "X''", "failure": "X''", "history": "X''"}
 """What the rows of most results have alike, as SQLite writes it: what is not handed over costs nothing."""
+LARGE_BYTES = 65_536
+"""Of outputs that are not held twice while they wait."""
 SHARED = ("generation", "recorded_at")
-"""What all rows of a statement have alike: handed over once."""
+"""What all rows of a statement have alike, and what is known when they are written."""
 
 
 def plain_row(scoring: bytes, outcome: TrialResult) -> Row:

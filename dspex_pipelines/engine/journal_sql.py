@@ -1,4 +1,4 @@
-"""The two statements that the journal spends its time in, each as its database takes many rows the quickest."""
+"""The statements that the journal spends its time in, each as its database takes many rows the quickest."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class _Sqlite:
     ) -> None:
         """Do the same with executions that are `plain_row`."""
         for block in _blocks(rows):
-            values = (*shared, failures_since, *chain.from_iterable(block))
+            values = (*chain.from_iterable(row + shared for row in block), failures_since)
             connection.execute(self._upsert_plain(len(block)), values)
 
     def add(self, connection: sa.Connection, table: sa.Table, rows: Sequence[Row]) -> None:
@@ -105,14 +105,11 @@ class _Sqlite:
 
     @cache  # noqa: B019 - one instance, few sizes
     def _upsert_plain(self, count: int) -> str:
-        numbers = iter(range(len(SHARED) + 2, 1 << 16))
-        shared = {name: f"?{number}" for number, name in enumerate(SHARED, start=1)}
-
-        def row() -> str:
-            return ", ".join(PLAIN.get(name) or shared.get(name) or f"?{next(numbers)}" for name in columns(executions))
-
-        rows = ", ".join(f"({row()})" for _ in range(count))
-        return f"{_into(executions)} VALUES {rows} {_on_conflict(executions, f'?{len(SHARED) + 1}')}"
+        own = [name for name in columns(executions) if name not in PLAIN and name not in SHARED]
+        names = (*own, *SHARED, *PLAIN)
+        row = ", ".join((*("?" * (len(own) + len(SHARED))), *PLAIN.values()))
+        rows = ", ".join([f"({row})"] * count)
+        return f"{_into(executions, names)} VALUES {rows} {_on_conflict(executions, '?')}"
 
     @staticmethod
     def _insert(table: sa.Table, count: int) -> str:
@@ -177,8 +174,8 @@ def _hashable(value: object) -> object:
     return bytes(value) if isinstance(value, bytearray) else value
 
 
-def _into(table: sa.Table) -> str:
-    return f"INSERT INTO {table.name} ({', '.join(columns(table))})"
+def _into(table: sa.Table, names: Sequence[str] = ()) -> str:
+    return f"INSERT INTO {table.name} ({', '.join(names or columns(table))})"
 
 
 def _from(table: sa.Table) -> str:
@@ -189,9 +186,11 @@ def _few_between(connection: sa.Connection, parameter: str, given: tuple[Any, ..
     between, most = _between(parameter), given[-1]
     # Counted first: that is done where they are, and to bring them here for nothing costs more than what it saves.
     count = connection.exec_driver_sql(f"SELECT count(*) FROM ({between}) AS few", given).scalar_one()  # noqa: S608
-    if count >= most:
-        return None
-    return {row[0] for row in connection.exec_driver_sql(between, given).fetchall()} if count else set()
+    if not 0 < count < most:
+        return None if count else set()
+    found = connection.exec_driver_sql(between, given).fetchall()
+    # Others may have written since it was counted.
+    return {row[0] for row in found} if len(found) < most else None
 
 
 def _between(parameter: str) -> str:

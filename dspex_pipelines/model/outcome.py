@@ -71,7 +71,7 @@ class Attempt:
 class TrialResult(NamedTuple):
     """A trial that ran to its end. Payloads are msgpack and decoded when asked for.
 
-    A named tuple, as `TrialError` is: there is one of them per trial, and a frozen dataclass takes four times as long.
+    A named tuple, as `TrialError` is: there is one of them per trial, and a frozen dataclass takes three times as long.
     """
 
     trial_id: bytes

@@ -83,9 +83,9 @@ class Integer:
     def __post_init__(self) -> None:
         _check_name(self.name)
         for end, bound in (("low", self.low), ("high", self.high)):
-            if type(bound) is not int or not -(2**63) <= bound < 2**64:
-                fix = "give an integer of 64 bits; what is larger can be a Choice of strings"
-                raise InvalidValue(field=f"{self.name}.{end}", value=bound, fix=fix)
+            if type(bound) is not int:
+                raise InvalidValue(field=f"{self.name}.{end}", value=bound, fix="give an integer")
+            _check_size(f"{self.name}.{end}", bound)
         _check_bounds(self.name, self.low, self.high)
         _check_declared(self, (*self.points, *_given(self.default)))
 
@@ -162,6 +162,7 @@ class Choice:
                 raise InvalidValue(
                     field=f"{self.name}.options", value=option, fix="give finite numbers, booleans or strings"
                 )
+            _check_size(f"{self.name}.options", option)
         if len({_typed(option) for option in self.options}) != len(self.options):
             raise InvalidValue(field=f"{self.name}.options", value=self.options, fix="give each option once")
         _check_declared(self, _given(self.default))
@@ -323,6 +324,12 @@ def _check_bounds(name: str, low: object, high: object) -> None:
             raise InvalidValue(field=f"{name}.{end}", value=bound, fix="give a finite number")
     if cast("float", low) > cast("float", high):
         raise InvalidValue(field=f"{name}.low", value=low, fix=f"give a low of at most high ({high})")
+
+
+def _check_size(field: str, value: object) -> None:
+    if type(value) is int and not -(2**63) <= value < 2**63:
+        fix = "give an integer of 64 bits, which is what a column of results holds; what is larger can be a string"
+        raise InvalidValue(field=field, value=value, fix=fix)
 
 
 def _check_declared(variable: Variable, values: tuple[Value, ...]) -> None:

@@ -261,5 +261,11 @@ def test_what_was_not_run_is_no_failure_and_no_score() -> None:
 
 def test_scores_that_are_not_in_their_range_are_told() -> None:
     table = frame([trial(score=1.0), trial(score=7.5, example_id="f"), trial(score=-2.0, example_id="g")])
-    assert "2 scores of good lie outside score_range (0, 1), from -2 to 7.5" in leaderboard(table).outside
+    said = leaderboard(table).outside
+    assert said.startswith(
+        "Scores of good go from -2 to 7.5, and score_range is (0, 1): failures do not rank as the worst"
+    )
+    assert "too narrow" in said
+    assert "rank" not in leaderboard(table, score_range=(-2.0, 1.0)).outside
     assert leaderboard(table, score_range=(-2.0, 7.5)).outside == ""
+    assert leaderboard(frame([trial(score=1 + 2e-16), trial(score=1.0, example_id="f")])).outside == ""

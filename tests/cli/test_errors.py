@@ -98,13 +98,13 @@ def test_a_home_that_cannot_be_written_to_is_named(folder: Path, monkeypatch: py
 
 @pytest.mark.parametrize(
     ("settings", "says"),
-    [("nonsense: 1\n", "nonsense"), ("a: [b\n", "line 1, column 4"), ("- 1\n", "dictionary")],
-    ids=["unknown", "no-yaml", "a-list"],
+    [("nonsense: 1\n", "nonsense"), ("a: [b\n", "line 1, column 4"), ("- 1\n", "dictionary"), ("\udcff\n", "decode")],
+    ids=["unknown", "no-yaml", "a-list", "no-utf-8"],
 )
 def test_settings_that_dagster_cannot_use_are_named(
     folder: Path, monkeypatch: pytest.MonkeyPatch, settings: str, says: str
 ) -> None:
-    (folder / "dagster.yaml").write_text(settings)
+    (folder / "dagster.yaml").write_bytes(settings.encode(errors="surrogateescape"))
     monkeypatch.setenv("DAGSTER_HOME", str(folder))
     with pytest.raises(InvalidValue, match=r"dagster\.yaml' is not accepted; .* remove it") as caught, instance():
         pass

@@ -6,6 +6,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+from sqlalchemy import event
 
 from dspex_pipelines.engine import journal_database
 from dspex_pipelines.engine.journal import Entry, Journal
@@ -53,6 +54,33 @@ def test_every_field_comes_back(file: Path, count: int) -> None:
         assert journal.record_now("", [entry_of(SCORING, outcome) for outcome in outcomes])
         found = _found(journal, *range(count))
     assert [found[_id(number)].outcome for number in range(count)] == outcomes
+
+
+def test_plain_ones_come_back_in_groups_of_every_size(file: Path) -> None:
+    with Journal(str(file)) as journal:
+        journal.record("", _entries(10_000))
+        for count in range(1, 1_100, 37):
+            outcomes = [PLAIN._replace(trial_id=_id(count << 20 | number)) for number in range(count)]
+            assert journal.record_now("", [entry_of(SCORING, outcome) for outcome in outcomes])
+            found = journal.find("", {outcome.trial_id: SCORING for outcome in outcomes})
+            assert [one.outcome for _, one in sorted(found.items())] == outcomes
+
+
+def test_what_is_recorded_is_found_whoever_writes_meanwhile(file: Path) -> None:
+    """Another one writes between the look how many lie between two ids and the look which."""
+    with Journal(str(file)) as journal, Journal(str(file)) as other:
+        journal.record("", _entries(*range(5)))
+        counted: list[str] = []
+
+        def write(*arguments: object) -> None:
+            if "count(*)" in str(arguments[2]):
+                counted.append(str(arguments[2]))
+                other.record("", _entries(*range(100, 250)))
+
+        event.listen(journal.engine, "after_cursor_execute", write)
+        found = _found(journal, *range(400))
+        assert len(counted) == 1
+    assert {_id(number) for number in range(5)} <= set(found)
 
 
 @pytest.mark.parametrize("first", [PLAIN, RESULT])

@@ -171,7 +171,9 @@ def test_all_there_are_can_be_drawn() -> None:
 
 
 def test_an_integer_may_have_more_values_than_an_index() -> None:
-    space = ConfigurationSpace(variables=(Integer(name="few", low=0, high=2**64 - 1), Float(name="x", low=0, high=1)))
+    space = ConfigurationSpace(
+        variables=(Integer(name="few", low=-(2**63), high=2**63 - 1), Float(name="x", low=0, high=1))
+    )
     assert len(set(space.sample(3, seed=1))) == 3
     assert len(set(ConfigurationSpace(variables=space.variables[:1]).sample(3, seed=1))) == 3
 
@@ -194,7 +196,8 @@ def test_asking_for_more_samples_than_there_are_says_so() -> None:
         lambda: Float(name="x", low=math.nan, high=1),
         lambda: Float(name="x", low=0, high=1, log=True),
         lambda: Integer(name="x", low=0, high=1, default=2),
-        lambda: Integer(name="x", low=0, high=2**64),
+        lambda: Integer(name="x", low=0, high=2**63),
+        lambda: Choice(name="x", options=(1, 2**70)),
         lambda: Choice(name="x", options=()),
         lambda: Choice(name="x", options=("a", "a")),
         lambda: Module(name="x", allowed=("not an import path",)),
