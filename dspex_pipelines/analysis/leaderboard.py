@@ -170,7 +170,7 @@ def _outside(scores: pd.Series[float], metric: str, score_range: tuple[float, fl
     wrong = [*(["failures do not rank as the worst"] if below else []), "bounds are too narrow"]
     return (
         f"Scores of {metric} go from {scores.min():g} to {scores.max():g}, and score_range is ({worst:g}, {best:g}): "
-        f"{' and '.join(wrong)}. Declare score_range=(worst, best)"
+        f"{' and '.join(wrong)}. Declare it: Evaluation(..., score_range=(worst, best))"
     )
 
 

@@ -82,7 +82,9 @@ def evaluate(
     trials_per_op: Annotated[int, typer.Option(help="Trials in one Dagster step; 0: chosen.")] = 0,
     reuse: Annotated[str, typer.Option(help="Outcomes of earlier runs to keep: all, successes or none.")] = "all",
     max_attempts: Annotated[int, typer.Option(help="Attempts of a trial; 0: by the type of its error.")] = 0,
-    max_errors: Annotated[float, typer.Option(help="Stop after so many failed trials, or a fraction below 1.")] = 0.0,
+    max_errors: Annotated[
+        float, typer.Option(help="Stop after so many failed trials, or a fraction of 100 and more.")
+    ] = 0.0,
     max_time_s: Annotated[float, typer.Option(help="Stop after so many seconds of a partition's trials.")] = 0.0,
     max_tokens: Annotated[int, typer.Option(help="Stop after so many tokens, as programs report them.")] = 0,
     max_cost_usd: Annotated[float, typer.Option(help="Stop after so many dollars, as programs report them.")] = 0.0,
@@ -167,7 +169,7 @@ def leaderboard(
 def trials(
     target: Target = "",
     *,
-    failed: Annotated[bool, typer.Option("--failed", help="Only trials that have no result.")] = False,
+    failed: Annotated[bool, typer.Option("--failed", help="Only those that ran and failed.")] = False,
     configuration: Annotated[str, typer.Option(help="Only this configuration (its short digest).")] = "",
     limit: Annotated[int, typer.Option(help="Print at most so many; 0: all.")] = 20,
     as_json: AsJson = False,
@@ -175,12 +177,13 @@ def trials(
     """List trials of the newest results: outcome, scores, and how to look closer."""
     from dspex_pipelines.cli.results import newest_results
     from dspex_pipelines.cli.targets import find_evaluation
+    from dspex_pipelines.model.outcome import ErrorType
 
     _check_limit(limit)
     evaluation = find_evaluation(target)
     frame, _ = newest_results(evaluation)
     if failed:
-        frame = frame[frame["status"] != "ok"]
+        frame = frame[(frame["status"] != "ok") & (frame["error_type"] != ErrorType.BUDGET_EXHAUSTED.value)]
     if configuration:
         frame = frame[frame["configuration"].str.startswith(configuration)]
     shown = frame.head(limit) if limit else frame
@@ -218,7 +221,10 @@ def replay(
     trial: Annotated[str, typer.Argument(help="The trial's id, or its first characters.")],
     target: Target = "",
 ) -> None:
-    """Run one trial again, alone and in the foreground, with its traceback. Exits 1 when it fails."""
+    """Run one trial again, alone and in the foreground, with its traceback. Exits 1 when it fails.
+
+    Past the evaluation's timeout_s it tells where it is, and goes on until Ctrl-C.
+    """
     from dspex_pipelines.cli.replaying import replay_trial
     from dspex_pipelines.cli.targets import find_evaluation
 

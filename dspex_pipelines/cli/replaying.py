@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import faulthandler
+import sys
+import threading
+from collections.abc import Generator
 
 from rich.console import Console
 
@@ -18,6 +23,9 @@ from dspex_pipelines.orchestration.datasets import load_examples
 from dspex_pipelines.orchestration.resources import ResultStore
 from dspex_pipelines.worker.alone import run_alone
 
+_AFTER_S = 0.1
+"""The words come before the lines."""
+
 
 def replay_trial(evaluation: Evaluation, trial: str, console: Console) -> int:
     """Run the trial again with the program as it is now; return the exit code, 1 when it fails."""
@@ -27,7 +35,8 @@ def replay_trial(evaluation: Evaluation, trial: str, console: Console) -> int:
     console.print(f"configuration  {spec.configuration}", highlight=False)
     console.print(f"inputs         {as_json(dict(spec.example.inputs))}", highlight=False, soft_wrap=True)
     console.print(f"labels         {as_json(dict(spec.example.labels))}", highlight=False, soft_wrap=True)
-    outcome = asyncio.run(run_alone(spec, metrics))
+    with _tells_where(evaluation.timeout_s):
+        outcome = asyncio.run(run_alone(spec, metrics))
     if outcome.outputs_payload:
         console.print(f"outputs        {as_json(outcome.outputs)}", highlight=False, soft_wrap=True)
     if isinstance(outcome, TrialError):
@@ -39,11 +48,33 @@ def replay_trial(evaluation: Evaluation, trial: str, console: Console) -> int:
     return 0
 
 
+@contextlib.contextmanager
+def _tells_where(timeout_s: float) -> Generator[None]:
+    """Print, once this has taken *timeout_s*, the lines at which all threads are; even where native code holds them."""
+    timer = threading.Timer(timeout_s, _say_late, (timeout_s,))
+    timer.daemon = True
+    timer.start()
+    # Standard error may be one that has no descriptor, as under a test.
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        faulthandler.dump_traceback_later(timeout_s + _AFTER_S, file=sys.stderr)
+    try:
+        yield
+    finally:
+        timer.cancel()
+        faulthandler.cancel_dump_traceback_later()
+
+
+def _say_late(timeout_s: float) -> None:
+    print(f"It has run for {timeout_s:g} s, which is its timeout_s. This is where it is; Ctrl-C ends it:", flush=True)
+
+
 def _find(evaluation: Evaluation, trial: str) -> TrialSpec:
     frame, newest = newest_results(evaluation)
     found = frame[frame["trial_id"].str.startswith(trial)]
     if len(found) != 1:
-        fix = "no trial begins with it; `dspex trials` lists them" if found.empty else "several begin with it"
+        fix = "several begin with it; give more characters"
+        if found.empty:
+            fix = "no trial begins with it; `dspex trials` lists them"
         raise InvalidValue(field="trial", value=trial, fix=fix)
     row = found.iloc[0]
     partition = str(row["partition"])

@@ -48,7 +48,8 @@ class EvaluationConfig(dg.Config):
     )
     max_errors: float = Field(
         default=0.0,
-        description="Stop after so many failed trials (from 1 on), or such a fraction of them (below 1); "
+        description="Stop after so many failed trials (from 1 on), or such a fraction (below 1) of those that have "
+        "an outcome, once 100 have; "
         "0: what the evaluation declares.",
     )
     max_time_s: float = Field(

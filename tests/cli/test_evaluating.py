@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -69,3 +71,20 @@ def test_a_replay_is_of_the_same_files_and_isolation(tmp_path: Path, monkeypatch
     found = replaying._find(evaluation, planned)
     assert found.trial_id.hex() == planned
     assert found.program.isolation == "process"
+
+
+@pytest.mark.parametrize("hang", ["time.sleep(3600)", "ctypes.PyDLL(None).sleep(3600)"])
+def test_a_replay_that_takes_long_tells_where_it_is(hang: str) -> None:
+    source = f"""
+import ctypes, time
+from dspex_pipelines.cli.replaying import _tells_where
+def lost():
+    {hang}
+with _tells_where(0.2):
+    lost()
+"""
+    with subprocess.Popen([sys.executable, "-c", source], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        told = next(line for line in process.stderr if "in lost" in line)
+        process.kill()
+    assert "line 5" in told

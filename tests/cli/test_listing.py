@@ -35,6 +35,12 @@ def test_brackets_in_a_message_are_printed_as_they_are(run: Run, results: Give) 
     assert "[/red]" in done.output
 
 
+def test_what_a_stopped_run_did_not_get_to_has_not_failed(run: Run, results: Give) -> None:
+    results(row("a", error=RAISED), row("b", error=("budget_exhausted", "not run: 1 s are over")))
+    assert "1 of 1 trials shown" in run("trials", "--failed").output
+    assert "budget_exhausted" in run("trials").output
+
+
 def test_a_message_that_is_cut_ends_with_an_ellipsis(run: Run, results: Give) -> None:
     from dspex_pipelines.cli.output import shortened
 
