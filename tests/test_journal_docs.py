@@ -111,7 +111,8 @@ def test_its_size_is_told_to_people_and_programs(home: Path) -> None:
 def test_it_is_read_with_sql(home: Path) -> None:
     with sqlite3.connect(home / JOURNAL) as journal:
         failed, slowest, by_hour = (journal.execute(sql).fetchall() for sql in blocks("Reading it with SQL", "sql"))
-    assert [(status, trials) for _, status, trials, _ in failed] == [(1, 6)]
+    # Whichever workers they ran on.
+    assert ({status for _, status, _, _ in failed}, sum(trials for _, _, trials, _ in failed)) == ({1}, 6)
     assert len(slowest) == 10
     assert all(re.fullmatch(r"[0-9a-f]{32}", row[0]) for row in slowest)
     assert sum(row[1] for row in by_hour) == 60

@@ -102,12 +102,12 @@ def test_the_best_configurations_are_a_table_on_the_page(leaderboard: Page) -> N
     top = driving.metadata(leaderboard, "top").locator("table")
     rows = top.locator("tbody tr")
     expect(rows).to_have_count(10)
-    assert top.locator("th").all_inner_texts() == ["#", "configuration", "reciprocal_rank", "vs best"]
+    assert top.locator("th").all_inner_texts() == ["#", "configuration", "n", "reciprocal_rank", "vs best"]
     cells = [row.locator("td").all_inner_texts() for row in rows.all()]
     assert [row[0] for row in cells] == [str(rank) for rank in range(1, 11)]
-    assert cells[0][3] == "best"
+    assert cells[0][4] == "best"
     expect(driving.metadata(leaderboard, "best")).to_contain_text(cells[0][1])
-    scores = [float(row[2].split()[0]) for row in cells]
+    scores = [float(row[3].split()[0]) for row in cells]
     assert scores == sorted(scores, reverse=True)
     assert scores[0] > 0
 
