@@ -164,12 +164,13 @@ def leaderboard(
 def _outside(scores: pd.Series[float], metric: str, score_range: tuple[float, float]) -> str:
     worst, best = score_range
     slack = _SLACK * (best - worst)
-    below, above = int((scores < worst - slack).sum()), int((scores > best + slack).sum())
-    if not below + above:
+    low, high = float(scores.min()), float(scores.max())
+    below = low < worst - slack
+    if not (below or high > best + slack):
         return ""
     wrong = [*(["failures do not rank as the worst"] if below else []), "bounds are too narrow"]
     return (
-        f"Scores of {metric} go from {scores.min():g} to {scores.max():g}, and score_range is ({worst:g}, {best:g}): "
+        f"Scores of {metric} go from {low:g} to {high:g}, and score_range is ({worst:g}, {best:g}): "
         f"{' and '.join(wrong)}. Declare it: Evaluation(..., score_range=(worst, best))"
     )
 
