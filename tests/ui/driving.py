@@ -137,6 +137,16 @@ def browsing(executable: Path) -> Iterator[Page]:
         browser.close()
 
 
+SELECT_LINE = """(element, name) => {
+    const editor = element.CodeMirror;
+    const line = editor.getValue().split("\\n").findIndex(text => text.trim().startsWith(name + ":"));
+    const text = editor.getLine(line);
+    editor.focus();
+    editor.setSelection({line, ch: text.indexOf(name)}, {line, ch: text.length});
+}"""
+"""Selects what an editor's line says about *name*, from its name to its end."""
+
+
 def open_launchpad(page: Page, ui: DagsterUi) -> None:
     """Open the launchpad of all assets in the graph."""
     page.goto(f"{ui.url}/{GROUP}")
@@ -148,9 +158,8 @@ def open_launchpad(page: Page, ui: DagsterUi) -> None:
 def launch(page: Page, partition: str, config: Mapping[str, object]) -> None:
     """Change values of the open launchpad's defaults, choose a partition, and materialise."""
     for name, value in config.items():
-        page.locator(".CodeMirror-line", has_text=f"{name}:").click()
-        page.keyboard.press("End")
-        page.keyboard.press("Shift+Home")
+        # The line is found by the editor, not by where it was drawn: the page still moves while it loads.
+        page.locator(".cm-s-config-editor").evaluate(SELECT_LINE, name)
         page.keyboard.type(f"{name}: {value}")
         expect(page.locator(".CodeMirror-line", has_text=f"{name}:")).to_have_text(f"{name}: {value}")
     page.get_by_placeholder("Partition").click()
