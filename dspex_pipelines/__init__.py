@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dspex_pipelines.engine.usage import report_usage
+    from dspex_pipelines.engine.calls import call_model, call_model_async, report_usage
     from dspex_pipelines.model.budget import Budget
     from dspex_pipelines.model.evaluation import Dataset, Evaluation
     from dspex_pipelines.model.space import AtMost, Configuration, ConfigurationSpace, Implies, Ordered
@@ -36,7 +36,9 @@ _HOMES = {
     "Ordered": "model.space",
     "Text": "model.variables",
     "build_evaluation": "orchestration.build",
-    "report_usage": "engine.usage",
+    "call_model": "engine.calls",
+    "call_model_async": "engine.calls",
+    "report_usage": "engine.calls",
 }
 
 __all__ = [
@@ -56,6 +58,8 @@ __all__ = [
     "Ordered",
     "Text",
     "build_evaluation",
+    "call_model",
+    "call_model_async",
     "report_usage",
 ]
 

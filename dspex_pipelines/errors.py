@@ -121,6 +121,25 @@ class Interrupted(DspexError):
         super().__init__("interrupted; what is done is kept, and running it again does only the rest")
 
 
+class ProviderGivenUp(DspexError):
+    """Calls to `model` are not made any more for now, because it has failed for too long."""
+
+    def __init__(self, *, model: str, reason: str) -> None:
+        self.model = model
+        self.reason = reason
+        super().__init__(reason if model in reason else f"{model}: {reason}")
+
+
+class ProviderRefused(DspexError):
+    """A model's provider has refused whoever calls it: no trial of the evaluation can succeed."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(
+            f"a model's provider refused the key, so nothing more is run: {message}. Check the key in the environment "
+            "that the pool was started from, and run again; outcomes so far are kept"
+        )
+
+
 class JournalError(DspexError):
     """The journal at `journal` cannot be used, because of `reason`; what failed has left nothing half-written."""
 

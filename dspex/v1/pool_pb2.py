@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13\x64spex/v1/pool.proto\x12\x08\x64spex.v1\"\x84\x01\n\x0cWorkerStatus\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\x04\x12\r\n\x05slots\x18\x03 \x01(\r\x12\x11\n\tin_flight\x18\x04 \x01(\r\x12\x0c\n\x04\x64one\x18\x05 \x01(\x04\x12\x10\n\x08\x64raining\x18\x06 \x01(\x08\x12\x12\n\nquarantine\x18\x07 \x01(\x08\"\xec\x01\n\nPoolStatus\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x17\n\x0fpackage_version\x18\x02 \x01(\t\x12\'\n\x07workers\x18\x03 \x03(\x0b\x32\x16.dspex.v1.WorkerStatus\x12\x13\n\x0bqueue_depth\x18\x04 \x01(\x04\x12\x11\n\tin_flight\x18\x05 \x01(\x04\x12\x10\n\x08sessions\x18\x06 \x01(\x04\x12\x0f\n\x07\x63lients\x18\x07 \x01(\x04\x12\x0f\n\x07settled\x18\x08 \x01(\x04\x12\x14\n\x0cworkers_lost\x18\t \x01(\x04\x12\x10\n\x08\x64raining\x18\n \x01(\x08\"*\n\x0eGetPoolRequest\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\"7\n\x0fGetPoolResponse\x12$\n\x06status\x18\x01 \x01(\x0b\x32\x14.dspex.v1.PoolStatus\"&\n\x10WatchPoolRequest\x12\x12\n\ninterval_s\x18\x01 \x01(\x01\"9\n\x11WatchPoolResponse\x12$\n\x06status\x18\x01 \x01(\x0b\x32\x14.dspex.v1.PoolStatus\"\x0e\n\x0c\x44rainRequest\"5\n\rDrainResponse\x12$\n\x06status\x18\x01 \x01(\x0b\x32\x14.dspex.v1.PoolStatus2\xcf\x01\n\x0bPoolService\x12>\n\x07GetPool\x12\x18.dspex.v1.GetPoolRequest\x1a\x19.dspex.v1.GetPoolResponse\x12\x46\n\tWatchPool\x12\x1a.dspex.v1.WatchPoolRequest\x1a\x1b.dspex.v1.WatchPoolResponse0\x01\x12\x38\n\x05\x44rain\x12\x16.dspex.v1.DrainRequest\x1a\x17.dspex.v1.DrainResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13\x64spex/v1/pool.proto\x12\x08\x64spex.v1\"\x84\x01\n\x0cWorkerStatus\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\x04\x12\r\n\x05slots\x18\x03 \x01(\r\x12\x11\n\tin_flight\x18\x04 \x01(\r\x12\x0c\n\x04\x64one\x18\x05 \x01(\x04\x12\x10\n\x08\x64raining\x18\x06 \x01(\x08\x12\x12\n\nquarantine\x18\x07 \x01(\x08\"\xb6\x01\n\x0bModelStatus\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0f\n\x07waiting\x18\x03 \x01(\x04\x12\x11\n\tin_flight\x18\x04 \x01(\x04\x12\x0f\n\x07granted\x18\x05 \x01(\x04\x12\x0f\n\x07refused\x18\x06 \x01(\x04\x12\x0e\n\x06\x66\x61iled\x18\x07 \x01(\x04\x12\x0e\n\x06window\x18\x08 \x01(\x01\x12\r\n\x05per_s\x18\t \x01(\x01\x12\x14\n\x0cpaused_for_s\x18\n \x01(\x01\"\x93\x02\n\nPoolStatus\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x17\n\x0fpackage_version\x18\x02 \x01(\t\x12\'\n\x07workers\x18\x03 \x03(\x0b\x32\x16.dspex.v1.WorkerStatus\x12\x13\n\x0bqueue_depth\x18\x04 \x01(\x04\x12\x11\n\tin_flight\x18\x05 \x01(\x04\x12\x10\n\x08sessions\x18\x06 \x01(\x04\x12\x0f\n\x07\x63lients\x18\x07 \x01(\x04\x12\x0f\n\x07settled\x18\x08 \x01(\x04\x12\x14\n\x0cworkers_lost\x18\t \x01(\x04\x12\x10\n\x08\x64raining\x18\n \x01(\x08\x12%\n\x06models\x18\x0b \x03(\x0b\x32\x15.dspex.v1.ModelStatus\"*\n\x0eGetPoolRequest\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\"7\n\x0fGetPoolResponse\x12$\n\x06status\x18\x01 \x01(\x0b\x32\x14.dspex.v1.PoolStatus\"&\n\x10WatchPoolRequest\x12\x12\n\ninterval_s\x18\x01 \x01(\x01\"9\n\x11WatchPoolResponse\x12$\n\x06status\x18\x01 \x01(\x0b\x32\x14.dspex.v1.PoolStatus\"\x0e\n\x0c\x44rainRequest\"5\n\rDrainResponse\x12$\n\x06status\x18\x01 \x01(\x0b\x32\x14.dspex.v1.PoolStatus2\xcf\x01\n\x0bPoolService\x12>\n\x07GetPool\x12\x18.dspex.v1.GetPoolRequest\x1a\x19.dspex.v1.GetPoolResponse\x12\x46\n\tWatchPool\x12\x1a.dspex.v1.WatchPoolRequest\x1a\x1b.dspex.v1.WatchPoolResponse0\x01\x12\x38\n\x05\x44rain\x12\x16.dspex.v1.DrainRequest\x1a\x17.dspex.v1.DrainResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,20 +33,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_WORKERSTATUS']._serialized_start=34
   _globals['_WORKERSTATUS']._serialized_end=166
-  _globals['_POOLSTATUS']._serialized_start=169
-  _globals['_POOLSTATUS']._serialized_end=405
-  _globals['_GETPOOLREQUEST']._serialized_start=407
-  _globals['_GETPOOLREQUEST']._serialized_end=449
-  _globals['_GETPOOLRESPONSE']._serialized_start=451
-  _globals['_GETPOOLRESPONSE']._serialized_end=506
-  _globals['_WATCHPOOLREQUEST']._serialized_start=508
-  _globals['_WATCHPOOLREQUEST']._serialized_end=546
-  _globals['_WATCHPOOLRESPONSE']._serialized_start=548
-  _globals['_WATCHPOOLRESPONSE']._serialized_end=605
-  _globals['_DRAINREQUEST']._serialized_start=607
-  _globals['_DRAINREQUEST']._serialized_end=621
-  _globals['_DRAINRESPONSE']._serialized_start=623
-  _globals['_DRAINRESPONSE']._serialized_end=676
-  _globals['_POOLSERVICE']._serialized_start=679
-  _globals['_POOLSERVICE']._serialized_end=886
+  _globals['_MODELSTATUS']._serialized_start=169
+  _globals['_MODELSTATUS']._serialized_end=351
+  _globals['_POOLSTATUS']._serialized_start=354
+  _globals['_POOLSTATUS']._serialized_end=629
+  _globals['_GETPOOLREQUEST']._serialized_start=631
+  _globals['_GETPOOLREQUEST']._serialized_end=673
+  _globals['_GETPOOLRESPONSE']._serialized_start=675
+  _globals['_GETPOOLRESPONSE']._serialized_end=730
+  _globals['_WATCHPOOLREQUEST']._serialized_start=732
+  _globals['_WATCHPOOLREQUEST']._serialized_end=770
+  _globals['_WATCHPOOLRESPONSE']._serialized_start=772
+  _globals['_WATCHPOOLRESPONSE']._serialized_end=829
+  _globals['_DRAINREQUEST']._serialized_start=831
+  _globals['_DRAINREQUEST']._serialized_end=845
+  _globals['_DRAINRESPONSE']._serialized_start=847
+  _globals['_DRAINRESPONSE']._serialized_end=900
+  _globals['_POOLSERVICE']._serialized_start=903
+  _globals['_POOLSERVICE']._serialized_end=1110
 # @@protoc_insertion_point(module_scope)

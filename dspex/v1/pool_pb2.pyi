@@ -56,6 +56,56 @@ class WorkerStatus(_message.Message):
 Global___WorkerStatus: _TypeAlias = WorkerStatus  # noqa: Y015
 
 @_typing.final
+class ModelStatus(_message.Message):
+    """How calls to one model go."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    IN_FLIGHT_FIELD_NUMBER: _builtins.int
+    GRANTED_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    FAILED_FIELD_NUMBER: _builtins.int
+    WINDOW_FIELD_NUMBER: _builtins.int
+    PER_S_FIELD_NUMBER: _builtins.int
+    PAUSED_FOR_S_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    state: _builtins.str
+    waiting: _builtins.int
+    in_flight: _builtins.int
+    granted: _builtins.int
+    refused: _builtins.int
+    failed: _builtins.int
+    window: _builtins.float
+    """most in flight; 0: unlimited"""
+    per_s: _builtins.float
+    """permits per second, where they are paced; 0: they are not"""
+    paused_for_s: _builtins.float
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        state: _builtins.str = ...,
+        waiting: _builtins.int = ...,
+        in_flight: _builtins.int = ...,
+        granted: _builtins.int = ...,
+        refused: _builtins.int = ...,
+        failed: _builtins.int = ...,
+        window: _builtins.float = ...,
+        per_s: _builtins.float = ...,
+        paused_for_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failed", b"failed", "granted", b"granted", "in_flight", b"in_flight", "model", b"model", "paused_for_s", b"paused_for_s", "per_s", b"per_s", "refused", b"refused", "state", b"state", "waiting", b"waiting", "window", b"window"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelStatus: _TypeAlias = ModelStatus  # noqa: Y015
+
+@_typing.final
 class PoolStatus(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -69,6 +119,7 @@ class PoolStatus(_message.Message):
     SETTLED_FIELD_NUMBER: _builtins.int
     WORKERS_LOST_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
+    MODELS_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     package_version: _builtins.str
     queue_depth: _builtins.int
@@ -80,6 +131,8 @@ class PoolStatus(_message.Message):
     draining: _builtins.bool
     @_builtins.property
     def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerStatus]: ...
+    @_builtins.property
+    def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelStatus]: ...
     def __init__(
         self,
         *,
@@ -93,10 +146,11 @@ class PoolStatus(_message.Message):
         settled: _builtins.int = ...,
         workers_lost: _builtins.int = ...,
         draining: _builtins.bool = ...,
+        models: _abc.Iterable[Global___ModelStatus] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clients", b"clients", "draining", b"draining", "in_flight", b"in_flight", "package_version", b"package_version", "protocol_version", b"protocol_version", "queue_depth", b"queue_depth", "sessions", b"sessions", "settled", b"settled", "workers", b"workers", "workers_lost", b"workers_lost"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clients", b"clients", "draining", b"draining", "in_flight", b"in_flight", "models", b"models", "package_version", b"package_version", "protocol_version", b"protocol_version", "queue_depth", b"queue_depth", "sessions", b"sessions", "settled", b"settled", "workers", b"workers", "workers_lost", b"workers_lost"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,22 +26,26 @@ class OpenSessionRequest(_message.Message):
     PROGRAM_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
     SPACE_FIELD_NUMBER: _builtins.int
+    CALLS_FIELD_NUMBER: _builtins.int
     space: _builtins.str
     """JSON of the ConfigurationSpace; values are checked against it"""
     @_builtins.property
     def program(self) -> _types_pb2.Program: ...
     @_builtins.property
     def metrics(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Metric]: ...
+    @_builtins.property
+    def calls(self) -> _types_pb2.CallPolicy: ...
     def __init__(
         self,
         *,
         program: _types_pb2.Program | None = ...,
         metrics: _abc.Iterable[_types_pb2.Metric] | None = ...,
         space: _builtins.str = ...,
+        calls: _types_pb2.CallPolicy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["program", b"program"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "program", b"program"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["metrics", b"metrics", "program", b"program", "space", b"space"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "metrics", b"metrics", "program", b"program", "space", b"space"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -127,6 +127,101 @@ class Metric(_message.Message):
 Global___Metric: _TypeAlias = Metric  # noqa: Y015
 
 @_typing.final
+class RateLimit(_message.Message):
+    """How often a model may be called, by everybody together; 0 is not declared."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    REQUESTS_PER_MINUTE_FIELD_NUMBER: _builtins.int
+    TOKENS_PER_MINUTE_FIELD_NUMBER: _builtins.int
+    MAX_CONCURRENCY_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """pattern: "openai/gpt-4o-mini", or "openai/*" for all of them together"""
+    requests_per_minute: _builtins.float
+    tokens_per_minute: _builtins.float
+    max_concurrency: _builtins.int
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        requests_per_minute: _builtins.float = ...,
+        tokens_per_minute: _builtins.float = ...,
+        max_concurrency: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_concurrency", b"max_concurrency", "model", b"model", "requests_per_minute", b"requests_per_minute", "tokens_per_minute", b"tokens_per_minute"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RateLimit: _TypeAlias = RateLimit  # noqa: Y015
+
+@_typing.final
+class Price(_message.Message):
+    """US dollars per million tokens."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    INPUT_USD_FIELD_NUMBER: _builtins.int
+    OUTPUT_USD_FIELD_NUMBER: _builtins.int
+    CACHED_INPUT_USD_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """pattern, the first that matches counts"""
+    input_usd: _builtins.float
+    output_usd: _builtins.float
+    cached_input_usd: _builtins.float
+    """absent: as input"""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        input_usd: _builtins.float = ...,
+        output_usd: _builtins.float = ...,
+        cached_input_usd: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cached_input_usd", b"_cached_input_usd", "cached_input_usd", b"cached_input_usd"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cached_input_usd", b"_cached_input_usd", "cached_input_usd", b"cached_input_usd", "input_usd", b"input_usd", "model", b"model", "output_usd", b"output_usd"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__cached_input_usd: _TypeAlias = _typing.Literal["cached_input_usd"]  # noqa: Y015
+    _WhichOneofArgType__cached_input_usd: _TypeAlias = _typing.Literal["_cached_input_usd", b"_cached_input_usd"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cached_input_usd) -> _WhichOneofReturnType__cached_input_usd | None: ...
+
+Global___Price: _TypeAlias = Price  # noqa: Y015
+
+@_typing.final
+class CallPolicy(_message.Message):
+    """What holds for the calls that a session's trials make to models."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIMITS_FIELD_NUMBER: _builtins.int
+    PRICES_FIELD_NUMBER: _builtins.int
+    TRACE_BYTES_FIELD_NUMBER: _builtins.int
+    trace_bytes: _builtins.int
+    """most bytes, compressed, of what is kept of a trial's calls; 0: nothing is"""
+    @_builtins.property
+    def limits(self) -> _containers.RepeatedCompositeFieldContainer[Global___RateLimit]: ...
+    @_builtins.property
+    def prices(self) -> _containers.RepeatedCompositeFieldContainer[Global___Price]: ...
+    def __init__(
+        self,
+        *,
+        limits: _abc.Iterable[Global___RateLimit] | None = ...,
+        prices: _abc.Iterable[Global___Price] | None = ...,
+        trace_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "prices", b"prices", "trace_bytes", b"trace_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CallPolicy: _TypeAlias = CallPolicy  # noqa: Y015
+
+@_typing.final
 class Session(_message.Message):
     """What a session is about; constant for its whole life."""
 
@@ -135,21 +230,25 @@ class Session(_message.Message):
     SESSION_ID_FIELD_NUMBER: _builtins.int
     PROGRAM_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
+    CALLS_FIELD_NUMBER: _builtins.int
     session_id: _builtins.int
     @_builtins.property
     def program(self) -> Global___Program: ...
     @_builtins.property
     def metrics(self) -> _containers.RepeatedCompositeFieldContainer[Global___Metric]: ...
+    @_builtins.property
+    def calls(self) -> Global___CallPolicy: ...
     def __init__(
         self,
         *,
         session_id: _builtins.int = ...,
         program: Global___Program | None = ...,
         metrics: _abc.Iterable[Global___Metric] | None = ...,
+        calls: Global___CallPolicy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["program", b"program"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "program", b"program"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["metrics", b"metrics", "program", b"program", "session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "metrics", b"metrics", "program", b"program", "session_id", b"session_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -203,6 +302,7 @@ class Trial(_message.Message):
     TIMEOUT_S_FIELD_NUMBER: _builtins.int
     OUTPUTS_FIELD_NUMBER: _builtins.int
     MAX_ATTEMPTS_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """chosen by the sender, unique in its stream"""
     trial_id: _builtins.bytes
@@ -219,6 +319,8 @@ class Trial(_message.Message):
     """when given, the program is not run again: its outputs are judged"""
     max_attempts: _builtins.int
     """0: as many as the type of error deserves"""
+    attempt: _builtins.int
+    """filled in by the bridge, for all but the first"""
     def __init__(
         self,
         *,
@@ -232,10 +334,11 @@ class Trial(_message.Message):
         timeout_s: _builtins.float = ...,
         outputs: _builtins.bytes = ...,
         max_attempts: _builtins.int = ...,
+        attempt: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["example", b"example", "id", b"id", "max_attempts", b"max_attempts", "outputs", b"outputs", "repeat", b"repeat", "seed", b"seed", "session_id", b"session_id", "timeout_s", b"timeout_s", "trial_id", b"trial_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "example", b"example", "id", b"id", "max_attempts", b"max_attempts", "outputs", b"outputs", "repeat", b"repeat", "seed", b"seed", "session_id", b"session_id", "timeout_s", b"timeout_s", "trial_id", b"trial_id", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -251,6 +354,7 @@ class Failure(_message.Message):
     RETRYABLE_FIELD_NUMBER: _builtins.int
     FINGERPRINT_FIELD_NUMBER: _builtins.int
     RETRY_AFTER_S_FIELD_NUMBER: _builtins.int
+    ENDS_RUN_FIELD_NUMBER: _builtins.int
     type: Global___ErrorType.ValueType
     message: _builtins.str
     traceback: _builtins.str
@@ -258,6 +362,8 @@ class Failure(_message.Message):
     fingerprint: _builtins.str
     """equal for the same error at the same place"""
     retry_after_s: _builtins.float
+    ends_run: _builtins.bool
+    """no other trial of the evaluation can succeed: the provider refused its key"""
     def __init__(
         self,
         *,
@@ -267,10 +373,11 @@ class Failure(_message.Message):
         retryable: _builtins.bool = ...,
         fingerprint: _builtins.str = ...,
         retry_after_s: _builtins.float = ...,
+        ends_run: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "message", b"message", "retry_after_s", b"retry_after_s", "retryable", b"retryable", "traceback", b"traceback", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ends_run", b"ends_run", "fingerprint", b"fingerprint", "message", b"message", "retry_after_s", b"retry_after_s", "retryable", b"retryable", "traceback", b"traceback", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -278,7 +385,7 @@ Global___Failure: _TypeAlias = Failure  # noqa: Y015
 
 @_typing.final
 class Attempt(_message.Message):
-    """An attempt of a trial that did not settle it."""
+    """An attempt of a trial that did not settle it, or a call to a model that failed and was made again within an attempt."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -289,6 +396,8 @@ class Attempt(_message.Message):
     FINGERPRINT_FIELD_NUMBER: _builtins.int
     QUEUE_S_FIELD_NUMBER: _builtins.int
     RUN_S_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    CALL_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """from 1"""
     worker_id: _builtins.str
@@ -297,6 +406,10 @@ class Attempt(_message.Message):
     fingerprint: _builtins.str
     queue_s: _builtins.float
     run_s: _builtins.float
+    usage: _builtins.bytes
+    """msgpack, what it used; may be empty"""
+    call: _builtins.str
+    """the model that was called, where a call is what failed; empty for a whole attempt"""
     def __init__(
         self,
         *,
@@ -307,10 +420,12 @@ class Attempt(_message.Message):
         fingerprint: _builtins.str = ...,
         queue_s: _builtins.float = ...,
         run_s: _builtins.float = ...,
+        usage: _builtins.bytes = ...,
+        call: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "message", b"message", "number", b"number", "queue_s", b"queue_s", "run_s", b"run_s", "type", b"type", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "fingerprint", b"fingerprint", "message", b"message", "number", b"number", "queue_s", b"queue_s", "run_s", b"run_s", "type", b"type", "usage", b"usage", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -335,6 +450,7 @@ class Outcome(_message.Message):
     ATTEMPTS_FIELD_NUMBER: _builtins.int
     WORKER_ID_FIELD_NUMBER: _builtins.int
     HISTORY_FIELD_NUMBER: _builtins.int
+    THROTTLED_S_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """the id its trial came with"""
     configuration_digest: _builtins.bytes
@@ -345,7 +461,7 @@ class Outcome(_message.Message):
     scores: _builtins.bytes
     """msgpack map of score name to number or boolean"""
     trace: _builtins.bytes
-    """msgpack, may be empty"""
+    """zlib of msgpack, may be empty"""
     usage: _builtins.bytes
     """msgpack, may be empty"""
     run_s: _builtins.float
@@ -355,11 +471,13 @@ class Outcome(_message.Message):
     """filled in by the bridge"""
     worker_id: _builtins.str
     """filled in by the bridge"""
+    throttled_s: _builtins.float
+    """waited for leave to call a model; in no other time"""
     @_builtins.property
     def failure(self) -> Global___Failure: ...
     @_builtins.property
     def history(self) -> _containers.RepeatedCompositeFieldContainer[Global___Attempt]:
-        """filled in by the bridge: the attempts before the one that settled it"""
+        """The worker fills in the calls that failed within its attempt; the bridge puts the attempts before it in front."""
 
     def __init__(
         self,
@@ -377,10 +495,11 @@ class Outcome(_message.Message):
         attempts: _builtins.int = ...,
         worker_id: _builtins.str = ...,
         history: _abc.Iterable[Global___Attempt] | None = ...,
+        throttled_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "configuration_digest", b"configuration_digest", "failure", b"failure", "history", b"history", "id", b"id", "outputs", b"outputs", "queue_s", b"queue_s", "run_s", b"run_s", "scores", b"scores", "session_version", b"session_version", "trace", b"trace", "usage", b"usage", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "configuration_digest", b"configuration_digest", "failure", b"failure", "history", b"history", "id", b"id", "outputs", b"outputs", "queue_s", b"queue_s", "run_s", b"run_s", "scores", b"scores", "session_version", b"session_version", "throttled_s", b"throttled_s", "trace", b"trace", "usage", b"usage", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

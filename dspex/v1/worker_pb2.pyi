@@ -8,6 +8,7 @@ from dspex.v1 import types_pb2 as _types_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -18,6 +19,35 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _CallVerdict:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CallVerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CallVerdict.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CALL_VERDICT_UNSPECIFIED: _CallVerdict.ValueType  # 0
+    CALL_VERDICT_OK: _CallVerdict.ValueType  # 1
+    CALL_VERDICT_REFUSED: _CallVerdict.ValueType  # 2
+    """too many requests or tokens"""
+    CALL_VERDICT_OVERLOADED: _CallVerdict.ValueType  # 3
+    CALL_VERDICT_FAILED: _CallVerdict.ValueType  # 4
+    """the provider's own error, a timeout, a lost connection"""
+    CALL_VERDICT_NEUTRAL: _CallVerdict.ValueType  # 5
+    """answered, but that says nothing about the provider; or never made"""
+
+class CallVerdict(_CallVerdict, metaclass=_CallVerdictEnumTypeWrapper): ...
+
+CALL_VERDICT_UNSPECIFIED: CallVerdict.ValueType  # 0
+CALL_VERDICT_OK: CallVerdict.ValueType  # 1
+CALL_VERDICT_REFUSED: CallVerdict.ValueType  # 2
+"""too many requests or tokens"""
+CALL_VERDICT_OVERLOADED: CallVerdict.ValueType  # 3
+CALL_VERDICT_FAILED: CallVerdict.ValueType  # 4
+"""the provider's own error, a timeout, a lost connection"""
+CALL_VERDICT_NEUTRAL: CallVerdict.ValueType  # 5
+"""answered, but that says nothing about the provider; or never made"""
+Global___CallVerdict: _TypeAlias = CallVerdict  # noqa: Y015
 
 @_typing.final
 class WorkerHello(_message.Message):
@@ -59,6 +89,103 @@ class WorkerHello(_message.Message):
 Global___WorkerHello: _TypeAlias = WorkerHello  # noqa: Y015
 
 @_typing.final
+class CallAsk(_message.Message):
+    """A trial wants to call a model, and waits for a permit."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    TRIAL_ID_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    AGAIN_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    """chosen by the worker, unique in its stream"""
+    trial_id: _builtins.int
+    """the id that its trial came with"""
+    model: _builtins.str
+    """"provider/model", or "provider/model@endpoint" """
+    tokens: _builtins.int
+    """estimate of what the call will use; 0: unknown"""
+    again: _builtins.bool
+    """the same call was refused or failed before"""
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        trial_id: _builtins.int = ...,
+        model: _builtins.str = ...,
+        tokens: _builtins.int = ...,
+        again: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["again", b"again", "id", b"id", "model", b"model", "tokens", b"tokens", "trial_id", b"trial_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CallAsk: _TypeAlias = CallAsk  # noqa: Y015
+
+@_typing.final
+class CallEnd(_message.Message):
+    """How a call that had a permit went, or that nobody waits for its permit any more."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    RETRY_AFTER_S_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    verdict: Global___CallVerdict.ValueType
+    retry_after_s: _builtins.float
+    tokens: _builtins.int
+    """what it used"""
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        verdict: Global___CallVerdict.ValueType = ...,
+        retry_after_s: _builtins.float = ...,
+        tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "retry_after_s", b"retry_after_s", "tokens", b"tokens", "verdict", b"verdict"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CallEnd: _TypeAlias = CallEnd  # noqa: Y015
+
+@_typing.final
+class CallPermit(_message.Message):
+    """The answer to a CallAsk."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    GRANTED_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    granted: _builtins.bool
+    reason: _builtins.str
+    """why not"""
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        granted: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["granted", b"granted", "id", b"id", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CallPermit: _TypeAlias = CallPermit  # noqa: Y015
+
+@_typing.final
 class AttachRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -68,6 +195,8 @@ class AttachRequest(_message.Message):
     DRAINING_FIELD_NUMBER: _builtins.int
     HELD_BY_FIELD_NUMBER: _builtins.int
     RETURNED_IDS_FIELD_NUMBER: _builtins.int
+    ASKS_FIELD_NUMBER: _builtins.int
+    ENDS_FIELD_NUMBER: _builtins.int
     draining: _builtins.bool
     """takes no more trials and leaves when its last is done"""
     held_by: _builtins.int
@@ -86,6 +215,12 @@ class AttachRequest(_message.Message):
     def returned_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """trials that have not begun and cannot begin here, to be run elsewhere"""
 
+    @_builtins.property
+    def asks(self) -> _containers.RepeatedCompositeFieldContainer[Global___CallAsk]: ...
+    @_builtins.property
+    def ends(self) -> _containers.RepeatedCompositeFieldContainer[Global___CallEnd]:
+        """read before the asks"""
+
     def __init__(
         self,
         *,
@@ -95,10 +230,12 @@ class AttachRequest(_message.Message):
         draining: _builtins.bool = ...,
         held_by: _builtins.int = ...,
         returned_ids: _abc.Iterable[_builtins.int] | None = ...,
+        asks: _abc.Iterable[Global___CallAsk] | None = ...,
+        ends: _abc.Iterable[Global___CallEnd] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "held_by", b"held_by", "hello", b"hello", "outcomes", b"outcomes", "released_ids", b"released_ids", "returned_ids", b"returned_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["asks", b"asks", "draining", b"draining", "ends", b"ends", "held_by", b"held_by", "hello", b"hello", "outcomes", b"outcomes", "released_ids", b"released_ids", "returned_ids", b"returned_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -139,6 +276,7 @@ class AttachResponse(_message.Message):
     CLOSED_SESSION_IDS_FIELD_NUMBER: _builtins.int
     FORGOTTEN_FIELD_NUMBER: _builtins.int
     DRAIN_FIELD_NUMBER: _builtins.int
+    PERMITS_FIELD_NUMBER: _builtins.int
     drain: _builtins.bool
     """no more trials come: what is here is to be finished"""
     @_builtins.property
@@ -163,6 +301,8 @@ class AttachResponse(_message.Message):
     def forgotten(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Snapshot]:
         """session and version alone: no trial names them any more"""
 
+    @_builtins.property
+    def permits(self) -> _containers.RepeatedCompositeFieldContainer[Global___CallPermit]: ...
     def __init__(
         self,
         *,
@@ -174,10 +314,11 @@ class AttachResponse(_message.Message):
         closed_session_ids: _abc.Iterable[_builtins.int] | None = ...,
         forgotten: _abc.Iterable[_types_pb2.Snapshot] | None = ...,
         drain: _builtins.bool = ...,
+        permits: _abc.Iterable[Global___CallPermit] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_ids", b"cancel_ids", "closed_session_ids", b"closed_session_ids", "drain", b"drain", "forgotten", b"forgotten", "sessions", b"sessions", "snapshots", b"snapshots", "trials", b"trials", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_ids", b"cancel_ids", "closed_session_ids", b"closed_session_ids", "drain", b"drain", "forgotten", b"forgotten", "permits", b"permits", "sessions", b"sessions", "snapshots", b"snapshots", "trials", b"trials", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

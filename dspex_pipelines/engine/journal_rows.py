@@ -36,7 +36,7 @@ def entry_of(scoring: bytes, outcome: TrialOutcome) -> Entry:
     if (
         isinstance(outcome, TrialResult)
         and len(outcome.outputs_payload) <= LARGE_BYTES
-        and not (outcome.trace_payload or outcome.usage_payload or outcome.history)
+        and not (outcome.trace_payload or outcome.usage_payload or outcome.history or outcome.throttled_s)
     ):
         return Entry(scoring, outcome, plain=plain_row(scoring, outcome))
     return Entry(scoring, outcome)
@@ -61,14 +61,23 @@ def execution_row(entry: Entry, generation: int, now: float) -> Row:
         now,
         _blob(outcome.outputs_payload),
         _blob(outcome.scores_payload) if succeeded else _NOTHING,
-        _blob(outcome.trace_payload) if succeeded and outcome.trace_payload else _NOTHING,
+        _blob(outcome.trace_payload) if outcome.trace_payload else _NOTHING,
         _blob(outcome.usage_payload) if outcome.usage_payload else _NOTHING,
         _NOTHING if succeeded else _blob(_failure(outcome)),
         _blob(_history_payload(outcome.history)) if outcome.history else _NOTHING,
+        outcome.throttled_s,
     )
 
 
-PLAIN = {"status": str(OK), "final": "1", "trace": "X''", "usage": "X''", "failure": "X''", "history": "X''"}
+PLAIN = {
+    "status": str(OK),
+    "final": "1",
+    "trace": "X''",
+    "usage": "X''",
+    "failure": "X''",
+    "history": "X''",
+    "throttled_s": "0.0",
+}
 """What the rows of most results have alike, as SQLite writes it: what is not handed over costs nothing."""
 LARGE_BYTES = 65_536
 """Of outputs that are not held twice while they wait."""
@@ -104,7 +113,7 @@ def scores_row(entry: Entry, generation: int, now: float) -> Row:
 def outcome_of(row: Sequence[Any]) -> TrialOutcome:
     """Return the outcome that a row of `executions` is."""
     (trial_id, _, _, status, _, seen, version, attempts, worker, queue_s, run_s, _, outputs, *body) = row
-    payload, trace, usage, failure, history = body
+    payload, trace, usage, failure, history, throttled_s = body
     past = _history(history) if history else ()
     if status == OK:
         return TrialResult(
@@ -120,6 +129,7 @@ def outcome_of(row: Sequence[Any]) -> TrialOutcome:
             trace_payload=trace,
             usage_payload=usage,
             history=past,
+            throttled_s=throttled_s,
         )
     message, traceback, retryable, fingerprint, retry_after_s = decode(failure)
     return TrialError(
@@ -139,6 +149,8 @@ def outcome_of(row: Sequence[Any]) -> TrialOutcome:
         outputs_payload=outputs,
         usage_payload=usage,
         history=past,
+        throttled_s=throttled_s,
+        trace_payload=trace,
     )
 
 
@@ -165,7 +177,7 @@ def _failure(error: TrialError) -> bytes:
 def _history_payload(history: Iterable[Attempt]) -> bytes:
     return encode(
         [
-            [one.number, one.worker, STATUS[one.type], one.message, one.fingerprint, one.queue_s, one.run_s]
+            [one.number, one.worker, STATUS[one.type], one.message, one.fingerprint, one.queue_s, one.run_s, one.call]
             for one in history
         ]
     )
@@ -181,8 +193,9 @@ def _history(payload: bytes) -> tuple[Attempt, ...]:
             fingerprint=fingerprint,
             queue_s=queue_s,
             run_s=run_s,
+            call=call[0] if call else "",  # earlier releases wrote none
         )
-        for number, worker, status, message, fingerprint, queue_s, run_s in cast("list[Any]", decode(payload))
+        for number, worker, status, message, fingerprint, queue_s, run_s, *call in cast("list[Any]", decode(payload))
     )
 
 
@@ -201,6 +214,6 @@ def _as_error(outcome: TrialOutcome) -> TrialError:
 def _shared(outcome: TrialOutcome) -> dict[str, Any]:
     names = (
         *("trial_id", "configuration_digest", "session_version", "attempts", "worker"),
-        *("queue_s", "run_s", "outputs_payload", "usage_payload", "history"),
+        *("queue_s", "run_s", "throttled_s", "outputs_payload", "usage_payload", "trace_payload", "history"),
     )
     return {name: getattr(outcome, name) for name in names}

@@ -6,7 +6,7 @@ import sqlalchemy as sa
 
 from dspex_pipelines.errors import DspexError
 
-HEAD = "0003"
+HEAD = "0004"
 """The revision of `migrations` that the tables here are."""
 _LOCK = 0x64737065
 """Held in PostgreSQL while the tables are brought up to date."""
@@ -42,6 +42,7 @@ executions = sa.Table(
     sa.Column("usage", sa.LargeBinary, nullable=False),
     sa.Column("failure", sa.LargeBinary, nullable=False),
     sa.Column("history", sa.LargeBinary, nullable=False),
+    sa.Column("throttled_s", sa.Float, nullable=False, server_default="0"),
     sa.UniqueConstraint("trial_id", "generation", name="one_execution"),
 )
 scores = sa.Table(

@@ -56,7 +56,7 @@ Scores: TypeAlias = Mapping[str, float | int | bool]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """An attempt of a trial that did not settle it: what went wrong, where, and after how many seconds."""
+    """An attempt of a trial that did not settle it, or a call that failed within one: what went wrong, and when."""
 
     number: int
     """From 1."""
@@ -66,6 +66,8 @@ class Attempt:
     fingerprint: str = ""
     queue_s: float = 0.0
     run_s: float = 0.0
+    call: str = ""
+    """The model that was called, where a call failed and was made again within the attempt; empty for a whole one."""
 
 
 class TrialResult(NamedTuple):
@@ -87,7 +89,9 @@ class TrialResult(NamedTuple):
     trace_payload: bytes = b""
     usage_payload: bytes = b""
     history: tuple[Attempt, ...] = ()
-    """The attempts before the one that settled it."""
+    """The attempts before the one that settled it, and the calls that failed and were made again."""
+    throttled_s: float = 0.0
+    """Seconds in which it waited for leave to call a model, over all attempts; neither queue nor run time."""
 
     @property
     def outputs(self) -> Any:
@@ -126,7 +130,12 @@ class TrialError(NamedTuple):
     """What the program returned before the error, when the metric is what failed."""
     usage_payload: bytes = b""
     history: tuple[Attempt, ...] = ()
-    """The attempts before the one that settled it."""
+    """The attempts before the one that settled it, and the calls that failed and were made again."""
+    throttled_s: float = 0.0
+    """Seconds in which it waited for leave to call a model, over all attempts; neither queue nor run time."""
+    trace_payload: bytes = b""
+    ends_run: bool = False
+    """Whether no other trial of the evaluation can succeed: a provider has refused its key. Not recorded."""
 
     @property
     def outputs(self) -> Any:

@@ -6,14 +6,17 @@ import math
 from collections.abc import Iterable
 from typing import Any, cast
 
-from dspex.v1 import types_pb2
+from dspex.v1 import types_pb2, worker_pb2
+from dspex_pipelines.engine.throttle import Verdict
 from dspex_pipelines.errors import SerializationError
+from dspex_pipelines.model.calls import CallPolicy, Price
+from dspex_pipelines.model.limits import RateLimit
 from dspex_pipelines.model.outcome import Attempt, ErrorType, TrialError, TrialOutcome, TrialResult
 from dspex_pipelines.model.payload import DIGEST_BYTES, decode, encode
 from dspex_pipelines.model.space import Configuration
 from dspex_pipelines.model.trial import Example, Isolation, MetricSpec, ProgramSpec, TrialSpec
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 """Raised whenever the two ends of different releases would misunderstand each other."""
 
 HEARTBEAT_S = 0.5
@@ -41,6 +44,10 @@ _TO_WIRE: dict[ErrorType, types_pb2.ErrorType.ValueType] = {
 _MOST_VERSION = 2**63 - 1
 """As large a number as a journal's column takes."""
 _FROM_WIRE = {number: kind for kind, number in _TO_WIRE.items()}
+_VERDICT_TO_WIRE: dict[Verdict, worker_pb2.CallVerdict.ValueType] = {
+    verdict: worker_pb2.CallVerdict.Value(f"CALL_VERDICT_{verdict.name}") for verdict in Verdict
+}
+_VERDICT_FROM_WIRE: dict[int, Verdict] = {number: verdict for verdict, number in _VERDICT_TO_WIRE.items()}
 
 
 def error_type_to_wire(kind: ErrorType) -> types_pb2.ErrorType.ValueType:
@@ -88,7 +95,69 @@ def metric_from_wire(metric: types_pb2.Metric) -> MetricSpec:
     return MetricSpec(entry_point=metric.entry_point, version=metric.version, name=metric.name)
 
 
-def checked_about(program: types_pb2.Program, metrics: Iterable[types_pb2.Metric]) -> bytes:
+def policy_to_wire(policy: CallPolicy) -> types_pb2.CallPolicy:
+    """Return the wire form of what holds for calls to models."""
+    return types_pb2.CallPolicy(
+        limits=[
+            types_pb2.RateLimit(
+                model=limit.model,
+                requests_per_minute=limit.requests_per_minute,
+                tokens_per_minute=limit.tokens_per_minute,
+                max_concurrency=limit.max_concurrency,
+            )
+            for limit in policy.limits
+        ],
+        prices=[
+            types_pb2.Price(
+                model=price.model,
+                input_usd=price.input_usd,
+                output_usd=price.output_usd,
+                cached_input_usd=price.cached_input_usd,
+            )
+            for price in policy.prices
+        ],
+        trace_bytes=policy.trace_bytes,
+    )
+
+
+def policy_from_wire(policy: types_pb2.CallPolicy) -> CallPolicy:
+    """Return the value of a policy message; raises `InvalidValue` for one that cannot be."""
+    return CallPolicy(
+        limits=tuple(
+            RateLimit(
+                model=limit.model,
+                requests_per_minute=limit.requests_per_minute,
+                tokens_per_minute=limit.tokens_per_minute,
+                max_concurrency=limit.max_concurrency,
+            )
+            for limit in policy.limits
+        ),
+        prices=tuple(
+            Price(
+                model=price.model,
+                input_usd=price.input_usd,
+                output_usd=price.output_usd,
+                cached_input_usd=price.cached_input_usd if price.HasField("cached_input_usd") else None,
+            )
+            for price in policy.prices
+        ),
+        trace_bytes=policy.trace_bytes,
+    )
+
+
+def verdict_to_wire(verdict: Verdict) -> worker_pb2.CallVerdict.ValueType:
+    """Return the wire's number of how a call went."""
+    return _VERDICT_TO_WIRE[verdict]
+
+
+def verdict_from_wire(number: int) -> Verdict:
+    """Return how a call went; what this release does not know says nothing."""
+    return _VERDICT_FROM_WIRE.get(number, Verdict.NEUTRAL)
+
+
+def checked_about(
+    program: types_pb2.Program, metrics: Iterable[types_pb2.Metric], calls: types_pb2.CallPolicy | None = None
+) -> bytes:
     """Return what a session is about, as it goes to the workers; raises `InvalidValue`.
 
     The program's parameters stay unread: only workers look at payloads.
@@ -97,7 +166,9 @@ def checked_about(program: types_pb2.Program, metrics: Iterable[types_pb2.Metric
     program_from_wire(unread)
     for metric in metrics:
         metric_from_wire(metric)
-    return types_pb2.Session(program=program, metrics=metrics).SerializeToString()
+    if calls is not None:
+        policy_from_wire(calls)
+    return types_pb2.Session(program=program, metrics=metrics, calls=calls).SerializeToString()
 
 
 def session_to_wire(session_id: int, about: bytes) -> types_pb2.Session:
@@ -172,6 +243,7 @@ def failure_to_wire(
     retryable: bool = False,
     fingerprint: str = "",
     retry_after_s: float = 0.0,
+    ends_run: bool = False,
 ) -> types_pb2.Failure:
     """Return the wire form of why a trial has no result."""
     return types_pb2.Failure(
@@ -181,6 +253,7 @@ def failure_to_wire(
         retryable=retryable,
         fingerprint=fingerprint,
         retry_after_s=retry_after_s,
+        ends_run=ends_run,
     )
 
 
@@ -194,6 +267,7 @@ def attempt_to_wire(attempt: Attempt) -> types_pb2.Attempt:
         fingerprint=attempt.fingerprint,
         queue_s=attempt.queue_s,
         run_s=attempt.run_s,
+        call=attempt.call,
     )
 
 
@@ -207,15 +281,34 @@ def attempt_from_wire(attempt: types_pb2.Attempt) -> Attempt:
         fingerprint=attempt.fingerprint,
         queue_s=attempt.queue_s,
         run_s=attempt.run_s,
+        call=attempt.call,
     )
+
+
+def _spent(outcome: types_pb2.Outcome) -> bytes:
+    """Return what all attempts of a trial used together: those that failed were paid for too."""
+    payloads = [attempt.usage for attempt in outcome.history if attempt.usage]
+    if not payloads:
+        return outcome.usage
+    total: dict[str, float] = {}
+    for payload in (*payloads, outcome.usage):
+        try:
+            used = decode(payload) or {}
+        except SerializationError:
+            continue
+        if isinstance(used, dict):
+            for name, amount in cast("dict[Any, Any]", used).items():
+                if isinstance(name, str) and isinstance(amount, int | float) and math.isfinite(amount):
+                    total[name] = total.get(name, 0) + amount
+    return encode(total)
 
 
 def outcome_from_wire(outcome: types_pb2.Outcome, trial_id: bytes) -> TrialOutcome:
     """Return the value of an outcome message, for the trial it answers; what a worker says of itself is bounded."""
     failed = outcome.HasField("failure")
     attempts = outcome.attempts
-    # A trial that went well at once has no past.
-    history = tuple(map(attempt_from_wire, outcome.history)) if failed or attempts > 1 else ()
+    # Most have no past, and looking costs less than making nothing of it.
+    history = tuple(map(attempt_from_wire, outcome.history)) if outcome.history else ()
     version = outcome.session_version
     if version > _MOST_VERSION:
         version = 0
@@ -223,6 +316,10 @@ def outcome_from_wire(outcome: types_pb2.Outcome, trial_id: bytes) -> TrialOutco
     # Not every number is one that a journal can hold and that can be added up.
     if not 0.0 <= run_s < math.inf:
         run_s = 0.0
+    throttled_s = outcome.throttled_s
+    if not 0.0 <= throttled_s < math.inf:
+        throttled_s = 0.0
+    usage = _spent(outcome) if history else outcome.usage
     if not failed:
         return TrialResult(
             trial_id=trial_id,
@@ -235,8 +332,9 @@ def outcome_from_wire(outcome: types_pb2.Outcome, trial_id: bytes) -> TrialOutco
             outputs_payload=outcome.outputs,
             scores_payload=outcome.scores,
             trace_payload=outcome.trace,
-            usage_payload=outcome.usage,
+            usage_payload=usage,
             history=history,
+            throttled_s=throttled_s,
         )
     failure = outcome.failure
     return TrialError(
@@ -254,6 +352,9 @@ def outcome_from_wire(outcome: types_pb2.Outcome, trial_id: bytes) -> TrialOutco
         queue_s=outcome.queue_s,
         run_s=run_s,
         outputs_payload=outcome.outputs,
-        usage_payload=outcome.usage,
+        usage_payload=usage,
         history=history,
+        throttled_s=throttled_s,
+        trace_payload=outcome.trace,
+        ends_run=failure.ends_run,
     )

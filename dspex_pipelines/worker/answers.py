@@ -8,17 +8,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from dspex.v1 import types_pb2
+from dspex_pipelines.engine.calls import TrialCalls
+from dspex_pipelines.engine.trace import pack_trace
 from dspex_pipelines.errors import DspexError, ProgramUnavailable, SerializationError
 from dspex_pipelines.model.outcome import ErrorType
 from dspex_pipelines.model.payload import decode, encode
 from dspex_pipelines.model.space import Configuration
-from dspex_pipelines.wire.codec import PAYLOAD_BYTES, failure_to_wire
-from dspex_pipelines.worker.faults import failure_of, said
+from dspex_pipelines.wire.codec import PAYLOAD_BYTES, error_type_to_wire, failure_to_wire
+from dspex_pipelines.worker.faults import clean, failure_and_raw, failure_of, said
 
 OUTCOME_BYTES = PAYLOAD_BYTES
 SCORES_BYTES = 1 << 16
 """Of scores, for which there is room beside outputs of any size."""
-_NOTHING: Mapping[str, float] = {}
+RAW = "raw"
+"""In place of outputs: what a model said that could not be read."""
 _SCALARS = frozenset((type(None), str, int, float, bool, bytes))
 """Exactly these are packed as they are, and can be read again."""
 _PLAIN = _SCALARS | {dict, list}
@@ -30,8 +33,8 @@ def answer_result(
     outputs: Any,
     scores: Mapping[str, Any] | BaseException,
     *,
+    calls: TrialCalls,
     run_s: float,
-    used: Mapping[str, float] = _NOTHING,
 ) -> types_pb2.Outcome:
     """Return the outcome of a program that returned; a metric's failure keeps the outputs."""
     payload, judged, failure = b"", b"", None
@@ -56,16 +59,19 @@ def answer_result(
                 judged, failure = b"", failure_to_wire(ErrorType.SERIALIZATION, said(error))
     if failure is None and isinstance(scores, BaseException):
         failure = failure_of(ErrorType.METRIC_EXCEPTION, scores)
-    return types_pb2.Outcome(
+    outcome = types_pb2.Outcome(
         id=trial.id,
         configuration_digest=configuration.digest,
         session_version=trial.version,
         run_s=run_s,
         outputs=payload,
         scores=judged,
-        usage=encode(used) if used else b"",
+        usage=encode(calls.used) if calls.used else b"",
         failure=failure,
     )
+    if calls.calls is not None:
+        _tell_calls(outcome, calls)
+    return outcome
 
 
 def answer_failed(
@@ -73,21 +79,39 @@ def answer_failed(
     configuration: Configuration,
     error: BaseException,
     *,
-    run_s: float,
-    used: Mapping[str, float] = _NOTHING,
+    calls: TrialCalls,
+    run_s: float = 0.0,
 ) -> types_pb2.Outcome:
-    """Return the outcome of a program that raised; what it had *used* by then is no less spent."""
+    """Return the outcome of a program that raised; what it had used by then is no less spent."""
     # Ours, of outputs of an earlier run that are none.
     unread = issubclass(type(error), SerializationError)
     kind = ErrorType.SERIALIZATION if unread else ErrorType.PROGRAM_EXCEPTION
-    return types_pb2.Outcome(
+    failure, raw = failure_and_raw(kind, error)
+    outcome = types_pb2.Outcome(
         id=trial.id,
         configuration_digest=configuration.digest,
         session_version=trial.version,
         run_s=run_s,
-        usage=encode(used) if used else b"",
-        failure=failure_of(kind, error),
+        outputs=b"" if raw is None else encode({RAW: raw}),
+        usage=encode(calls.used) if calls.used else b"",
+        failure=failure,
     )
+    if calls.calls is not None:
+        _tell_calls(outcome, calls)
+    return outcome
+
+
+def _tell_calls(outcome: types_pb2.Outcome, calls: TrialCalls) -> None:
+    """Add to an outcome what its trial had to do with models, as far as there is room."""
+    outcome.throttled_s = calls.throttled_s
+    for failed in calls.failed or ():
+        kind = error_type_to_wire(failed.type)
+        message = clean(failed.message)
+        outcome.history.append(types_pb2.Attempt(type=kind, message=message, run_s=failed.run_s, call=failed.model))
+    most = calls.caller.policy.trace_bytes if calls.caller is not None else 0
+    room = OUTCOME_BYTES - len(outcome.outputs) - SCORES_BYTES
+    if 0 < most <= room:
+        outcome.trace = pack_trace(calls, most)
 
 
 def answer_unavailable(

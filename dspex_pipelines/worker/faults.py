@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from dspex.v1 import types_pb2
+from dspex_pipelines.engine.provider_faults import provider_fault
 from dspex_pipelines.model.outcome import ErrorType
 from dspex_pipelines.wire import marks
 from dspex_pipelines.wire.codec import failure_to_wire
@@ -31,8 +32,8 @@ def failure_of(kind: ErrorType, error: BaseException) -> types_pb2.Failure:
         message, size = _said(error)
         return failure_to_wire(
             kind,
-            _clean(f"{type(error).__qualname__}: {message}"[:MESSAGE_CHARACTERS]),
-            traceback=_clean(_program_traceback(error, message, size)),
+            clean(f"{type(error).__qualname__}: {message}"[:MESSAGE_CHARACTERS]),
+            traceback=clean(_program_traceback(error, message, size)),
             retryable=kind is ErrorType.PROGRAM_EXCEPTION and _may_pass(error),
             fingerprint=_fingerprint(error, message),
             retry_after_s=_retry_after_s(error),
@@ -41,12 +42,26 @@ def failure_of(kind: ErrorType, error: BaseException) -> types_pb2.Failure:
         return failure_to_wire(kind, "an exception that cannot be looked at", fingerprint="unspeakable")
 
 
+def failure_and_raw(kind: ErrorType, error: BaseException) -> tuple[types_pb2.Failure, str | None]:
+    """Return what `failure_of` does, told as the provider's fault where it is one, and what a model said in vain."""
+    fault = provider_fault(error) if kind is ErrorType.PROGRAM_EXCEPTION else None
+    if fault is None:
+        return failure_of(kind, error), None
+    failure = failure_of(fault.type, error)
+    failure.message = f"{fault.what}: {failure.message}"[:MESSAGE_CHARACTERS]
+    failure.retryable = fault.passes
+    failure.ends_run = fault.ends_run
+    if fault.retry_after_s:
+        failure.retry_after_s = fault.retry_after_s
+    return failure, None if fault.raw is None else clean(fault.raw)
+
+
 def said(error: BaseException) -> str:
     """Return the beginning of its message."""
-    return _clean(_said(error)[0])
+    return clean(_said(error)[0])
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
     """Return text that protobuf takes: lone surrogates are written out."""
     return text.encode(errors="backslashreplace").decode()
 

@@ -10,10 +10,12 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from dspex_pipelines.engine.calls import TrialCalls
 from dspex_pipelines.engine.programs import (
     DECLARED,
     ProgramKind,
@@ -28,7 +30,7 @@ from dspex_pipelines.engine.programs import (
 from dspex_pipelines.errors import ProgramUnavailable
 from dspex_pipelines.model.payload import digest
 from dspex_pipelines.model.space import Configuration
-from dspex_pipelines.model.trial import MetricSpec, ProgramSpec
+from dspex_pipelines.model.trial import Example, MetricSpec, ProgramSpec
 from dspex_pipelines.model.variables import Value
 
 MOST_INSTANCES = 64
@@ -43,6 +45,24 @@ class LoadedProgram:
     metrics: tuple[tuple[MetricSpec, Callable[..., Any]], ...]
     sources: Mapping[str, bytes]
     """File to digest, of every module of the project that was checked."""
+    convention: Convention | None = None
+    """None for a program that is just called."""
+
+
+class Convention(Protocol):
+    """How a library has its programs called, and what its metrics are given."""
+
+    def around(self, calls: TrialCalls) -> AbstractContextManager[None]:
+        """Hold while one trial's program and metrics run."""
+        ...
+
+    def outputs(self, stored: Any) -> Any:
+        """Return outputs that were stored as the program had returned them."""
+        ...
+
+    def judge(self, metric: Callable[..., Any], example: Example, outputs: Any) -> Any:
+        """Return what a metric says of the outputs."""
+        ...
 
 
 class Loader(Protocol):

@@ -6,43 +6,27 @@ All methods are called on the program loop; programs run there or in threads, ne
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import inspect
 import threading
-import time
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine
 from typing import Any, Protocol, TypeVar
 
 from dspex.v1 import types_pb2
-from dspex_pipelines.engine.programs import SEED
-from dspex_pipelines.engine.usage import collect_usage
+from dspex_pipelines.engine.calls import Caller, Permits, TrialCalls
 from dspex_pipelines.errors import DspexError
 from dspex_pipelines.model.outcome import ErrorType
-from dspex_pipelines.model.payload import decode
 from dspex_pipelines.model.space import Configuration
 from dspex_pipelines.wire.codec import example_from_wire, failure_to_wire
 from dspex_pipelines.wire.marks import Marks
-from dspex_pipelines.worker.answers import answer_failed, answer_result, answer_unavailable
+from dspex_pipelines.worker.answers import answer_failed, answer_unavailable
 from dspex_pipelines.worker.instances import Instances, LoadedProgram, Loader, ProgramLoader
+from dspex_pipelines.worker.permits import PermitsHere
+from dspex_pipelines.worker.running import Ready, answer_in_loop, answer_in_thread
 from dspex_pipelines.worker.session_context import KnownSession, SessionContext
 from dspex_pipelines.worker.threads import CannotStart, Threads
 
 MOST_READY = 64
-_NUMBERS = frozenset((bool, int, float))
 T = TypeVar("T")
-
-
-@dataclass(slots=True, frozen=True)
-class Ready:
-    """What a snapshot's trials run with: made once, then used by all of them."""
-
-    program: LoadedProgram
-    configuration: Configuration
-    instance: Any
-    """None for a program that is built in a process of its own."""
-    call_variables: Mapping[str, Any]
 
 
 class Isolated(Protocol):
@@ -57,6 +41,14 @@ class Isolated(Protocol):
         ...
 
 
+class TrialPermits(Permits, Protocol):
+    """Leave to call models, for trials that may be cancelled."""
+
+    def stop(self, trial: int) -> None:
+        """Have whatever waits for that trial wait no more."""
+        ...
+
+
 def _raise(error: BaseException) -> None:
     raise error
 
@@ -65,7 +57,8 @@ class ProgramExecutor:
     """Trials in, answers out through *deliver*; slots that come free late through *release*.
 
     A trial for which there is no thread or process goes to *give_back*, with the reason; without it, it fails as
-    `WORKER_LOST`. *isolate* gives a trial a process of its own; without it, this process is the trial's own. *restore*
+    `WORKER_LOST`. *isolate* gives a trial a process of its own; without it, this process is the trial's own. *permits*
+    give leave to call models; without them, a throttle of this process alone does. *restore*
     is called after each trial in a thread, and *broken* with what nobody expected: an outcome is missing from then on.
     All callbacks are thread-safe. Nothing that a program does comes out as an exception here.
     """
@@ -80,6 +73,7 @@ class ProgramExecutor:
         loader: Loader | None = None,
         give_back: Callable[[int, str], None] | None = None,
         isolate: Callable[[LoadedProgram, Configuration, types_pb2.Trial], Isolated] | None = None,
+        permits: TrialPermits | None = None,
         restore: Callable[[], None] = lambda: None,
         broken: Callable[[BaseException], None] = _raise,
     ) -> None:
@@ -87,6 +81,7 @@ class ProgramExecutor:
         self._release = release
         self._give_back = give_back or self._fail
         self._isolate = isolate
+        self._permits = permits or PermitsHere()
         self._restore = restore
         self._broken = broken
         self._context = SessionContext()
@@ -168,6 +163,7 @@ class ProgramExecutor:
             if stop is not None:
                 self._cancelled.add(attempt_id)
         if stop is not None:
+            self._permits.stop(attempt_id)
             stop()
         else:
             self._release(attempt_id)
@@ -197,7 +193,8 @@ class ProgramExecutor:
                 isolated = session.program.isolation == "process" and self._isolate is not None
                 instance = None if isolated else self._instances.get(program, configuration)
                 variables = {} if program.shape.configured else configuration.values
-                ready = Ready(program, configuration, instance, variables)
+                caller = Caller(self._permits, session.calls)
+                ready = Ready(program, configuration, instance, variables, caller)
             except BaseException as error:  # noqa: BLE001 - a constructor may raise anything
                 self._loop.call_soon_threadsafe(settle, None, _storable(error))
             else:
@@ -222,7 +219,7 @@ class ProgramExecutor:
         except DspexError as error:
             self._deliver(answer_unavailable(trial, configuration, error))
         except Exception as error:  # noqa: BLE001 - the program's constructor
-            self._deliver(answer_failed(trial, configuration, error, run_s=0.0))
+            self._deliver(answer_failed(trial, configuration, error, calls=TrialCalls(None)))
         finally:
             self._tasks.pop(trial.id, None)
 
@@ -243,7 +240,7 @@ class ProgramExecutor:
 
     async def _run_coroutine(self, trial: types_pb2.Trial, ready: Ready, example: Any) -> None:
         try:
-            outcome = await self._marks.marked(_answer(trial, ready, example), trial.id)
+            outcome = await self._marks.marked(answer_in_loop(trial, ready, example), trial.id)
             if trial.id not in self._cancelled:
                 self._deliver(outcome)
         except asyncio.CancelledError:
@@ -267,7 +264,7 @@ class ProgramExecutor:
                     outcome = isolated.run()
                 else:
                     self._marks.mark(trial.id)
-                    outcome = self._run_in_thread(trial, ready, example)
+                    outcome = answer_in_thread(trial, ready, example, on_loop=self._on_loop)
                     self._marks.mark(0)
                     self._restore()
             except CannotStart as error:
@@ -290,26 +287,6 @@ class ProgramExecutor:
             del self._in_threads[trial.id]
             self._give_back(trial.id, str(error))
 
-    def _run_in_thread(self, trial: types_pb2.Trial, ready: Ready, example: Any) -> types_pb2.Outcome:
-        used = collect_usage()
-        started = time.perf_counter()
-        try:
-            # Given outputs of an earlier run, only the metrics are wanted.
-            outputs = decode(trial.outputs) if trial.outputs else ready.instance(**_arguments(ready, trial, example))
-            if inspect.isawaitable(outputs):
-                outputs, error = self._on_loop(_await(outputs), trial.id)
-                if error is not None:
-                    raise error
-        except BaseException as error:  # noqa: BLE001 - SystemExit is an outcome too
-            return answer_failed(trial, ready.configuration, error, run_s=_since(started), used=used)
-        run_s = _since(started)
-        judging = _judge(ready, example, outputs)
-        if any(inspect.iscoroutinefunction(metric) for _, metric in ready.program.metrics):
-            scores = self._on_loop(judging, trial.id)
-        else:
-            scores = _finish(judging)
-        return answer_result(trial, ready.configuration, outputs, scores, run_s=run_s, used=used)
-
     def _on_loop(self, coroutine: Coroutine[Any, Any, T], trial_id: int) -> T:
         """Return what *coroutine*, which raises nothing, returns on the program loop."""
 
@@ -321,73 +298,6 @@ class ProgramExecutor:
 
 def _cannot_be_stopped() -> None:
     """Do what can be done about a thread."""
-
-
-def _arguments(ready: Ready, trial: types_pb2.Trial, example: Any) -> dict[str, Any]:
-    arguments = {**example.inputs, **ready.call_variables}
-    if ready.program.shape.takes_seed:
-        arguments[SEED] = trial.seed
-    return arguments
-
-
-async def _answer(trial: types_pb2.Trial, ready: Ready, example: Any) -> types_pb2.Outcome:
-    """Return the outcome of a coroutine's trial; raises only what cancels it."""
-    used = collect_usage()
-    started = time.perf_counter()
-    try:
-        # Given outputs of an earlier run, only the metrics are wanted.
-        outputs = decode(trial.outputs) if trial.outputs else await ready.instance(**_arguments(ready, trial, example))
-    except BaseException as error:  # noqa: BLE001 - SystemExit is an outcome too
-        return answer_failed(trial, ready.configuration, error, run_s=_since(started), used=used)
-    run_s = _since(started)
-    scores = await _judge(ready, example, outputs)
-    return answer_result(trial, ready.configuration, outputs, scores, run_s=run_s, used=used)
-
-
-async def _judge(ready: Ready, example: Any, outputs: Any) -> dict[str, Any] | BaseException:
-    """Return the scores by name, or what a metric raised."""
-    scores: dict[str, Any] = {}
-    for spec, metric in ready.program.metrics:
-        try:
-            value = metric(example, outputs)
-            if type(value) in _NUMBERS:
-                scores[spec.name] = value
-                continue
-            if inspect.isawaitable(value):
-                value = await value
-            if isinstance(value, Mapping):
-                if not value:
-                    raise ValueError("the metric returned an empty dict, which is no score")
-                scores.update({f"{spec.name}.{name}": one for name, one in value.items()})
-            else:
-                scores[spec.name] = value
-        except BaseException as error:  # noqa: BLE001 - told as metric_exception
-            with contextlib.suppress(Exception):
-                error.add_note(f"in metric {spec.name}")
-            return error
-    return scores
-
-
-def _finish(judging: Any) -> dict[str, Any] | BaseException:
-    """Run a coroutine that awaits nothing to its end, without a loop."""
-    try:
-        judging.send(None)
-    except StopIteration as end:
-        return end.value
-    judging.close()
-    return TypeError("a metric returned an awaitable; declare it with `async def`")
-
-
-async def _await(awaitable: Any) -> tuple[Any, BaseException | None]:
-    """Return what it returned or raised: a SystemExit raised in a task would end the loop."""
-    try:
-        return await awaitable, None
-    except BaseException as error:  # noqa: BLE001 - the thread raises it
-        return None, error
-
-
-def _since(started: float) -> float:
-    return time.perf_counter() - started
 
 
 def _storable(error: BaseException) -> BaseException:

@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Iterable
 from typing import NoReturn
 
 from dspex.v1 import types_pb2, worker_pb2
@@ -18,6 +19,7 @@ from dspex_pipelines.wire.loop import run_process
 from dspex_pipelines.wire.marks import Marks
 from dspex_pipelines.worker.forks import Forks
 from dspex_pipelines.worker.isolated import IsolatedTrial
+from dspex_pipelines.worker.permits import PermitsOfBridge
 from dspex_pipelines.worker.program_executor import ProgramExecutor
 from dspex_pipelines.worker.surroundings import Surroundings
 from dspex_pipelines.worker.wire import WorkerWire
@@ -59,11 +61,14 @@ class Worker:
             quarantine=quarantine,
             recycling=recycling,
             on_frame=lambda frame: self._loop.call_soon_threadsafe(self._take, frame) and None,
+            on_permits=self._take_permits,
             on_worn=lambda reason: self._loop.call_soon_threadsafe(self._leave, reason) and None,
             on_end=lambda error: self._loop.call_soon_threadsafe(self._end, error) and None,
         )
+        self._permits = PermitsOfBridge(ask=self._wire.ask, end=self._wire.end)
         self._executor = ProgramExecutor(
             slots=slots,
+            permits=self._permits,
             deliver=self._deliver,
             release=self._wire.release,
             give_back=self._give_back,
@@ -125,6 +130,9 @@ class Worker:
         if frame.drain:
             self._sent_all = True
             self._leaving.set()
+
+    def _take_permits(self, permits: Iterable[worker_pb2.CallPermit]) -> None:
+        self._permits.take(permits)
 
     def _deliver(self, outcome: types_pb2.Outcome) -> None:
         self._wire.put(outcome)

@@ -6,9 +6,15 @@ from dataclasses import dataclass, field
 
 from dspex.v1 import types_pb2
 from dspex_pipelines.errors import DspexError
+from dspex_pipelines.model.calls import CallPolicy
 from dspex_pipelines.model.space import Configuration
 from dspex_pipelines.model.trial import MetricSpec, ProgramSpec
-from dspex_pipelines.wire.codec import configuration_from_wire, metric_from_wire, program_from_wire
+from dspex_pipelines.wire.codec import (
+    configuration_from_wire,
+    metric_from_wire,
+    policy_from_wire,
+    program_from_wire,
+)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -17,6 +23,7 @@ class KnownSession:
 
     program: ProgramSpec
     metrics: tuple[MetricSpec, ...]
+    calls: CallPolicy
     snapshots: dict[int, Configuration | DspexError] = field(default_factory=dict[int, Configuration | DspexError])
 
 
@@ -35,6 +42,7 @@ class SessionContext:
             known: KnownSession | DspexError = KnownSession(
                 program=program_from_wire(session.program),
                 metrics=tuple(metric_from_wire(metric) for metric in session.metrics),
+                calls=policy_from_wire(session.calls),
             )
         except DspexError as error:
             known = error

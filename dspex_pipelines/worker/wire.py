@@ -12,7 +12,7 @@ import os
 import resource
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
 import grpc
@@ -34,6 +34,7 @@ from dspex_pipelines.wire.frames import grown
 from dspex_pipelines.wire.marks import Marks
 
 CONNECT_S = 20.0
+FRAME_ASKS = 1_024
 LOOK_S = 0.05
 """At most so often a worker looks at its own memory. Busy, it does so with the frames: a leak can fill a machine
 between two heartbeats."""
@@ -42,8 +43,8 @@ between two heartbeats."""
 class WorkerWire:
     """Holds the `Attach` stream. Made on the thread of the loop *programs*, which it watches by *marks*.
 
-    *on_frame*, *on_worn* (with the reason, once *recycling* has one to replace this worker) and *on_end* are called on
-    the wire's thread.
+    *on_frame*, *on_permits*, *on_worn* (with the reason, once *recycling* has one to replace this worker) and *on_end*
+    are called on the wire's thread.
 
     All methods may be called from any thread; what waits when the writer is free goes in one frame.
     """
@@ -59,6 +60,7 @@ class WorkerWire:
         quarantine: bool,
         recycling: Recycling,
         on_frame: Callable[[worker_pb2.AttachResponse], None],
+        on_permits: Callable[[Iterable[worker_pb2.CallPermit]], None],
         on_worn: Callable[[str], None],
         on_end: Callable[[Exception | None], None],
     ) -> None:
@@ -72,11 +74,14 @@ class WorkerWire:
         self._quarantine = quarantine
         self._recycling = recycling
         self._on_frame = on_frame
+        self._on_permits = on_permits
         self._on_worn = on_worn
         self._on_end = on_end
         self._outcomes: deque[types_pb2.Outcome] = deque()
         self._released: deque[int] = deque()
         self._returned: deque[int] = deque()
+        self._asks: deque[worker_pb2.CallAsk] = deque()
+        self._ends: deque[worker_pb2.CallEnd] = deque()
         self._taken = 0
         self._first_rss_mb = 0.0
         """What it held at its first outcome; 0 before."""
@@ -108,6 +113,16 @@ class WorkerWire:
     def release(self, attempt_id: int) -> None:
         """Say that the slot of a trial settled earlier is free."""
         self._released.append(attempt_id)
+        self.poke()
+
+    def ask(self, call: worker_pb2.CallAsk) -> None:
+        """Ask for leave to call a model."""
+        self._asks.append(call)
+        self.poke()
+
+    def end(self, call: worker_pb2.CallEnd) -> None:
+        """Say how a call to a model went; it goes with the next frame, which is never long in coming."""
+        self._ends.append(call)
         self.poke()
 
     def give_back(self, attempt_id: int) -> None:
@@ -147,6 +162,9 @@ class WorkerWire:
             try:
                 async for frame in stub.Attach(self._frames()):
                     self._taken += len(frame.trials)
+                    if frame.permits:
+                        # Here, whatever programs do with their loop.
+                        self._on_permits(frame.permits)
                     self._on_frame(frame)
                     self._look_at_itself()
             except grpc.aio.AioRpcError as error:
@@ -205,7 +223,7 @@ class WorkerWire:
             )
         )
         while True:
-            if not self._outcomes and not self._released and not self._returned:
+            if not (self._outcomes or self._released or self._returned or self._asks or self._ends):
                 if self._leaving:
                     return
                 try:
@@ -228,10 +246,14 @@ class WorkerWire:
             outcomes.append(self._outcomes.popleft())
         released = [self._released.popleft() for _ in range(len(self._released))]
         returned = [self._returned.popleft() for _ in range(len(self._returned))]
+        asks = [self._asks.popleft() for _ in range(min(FRAME_ASKS, len(self._asks)))]
+        ends = [self._ends.popleft() for _ in range(len(self._ends))]
         return worker_pb2.AttachRequest(
             outcomes=outcomes,
             released_ids=released,
             returned_ids=returned,
+            asks=asks,
+            ends=ends,
             draining=self._draining,
             held_by=self._held_by,
         )

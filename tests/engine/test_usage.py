@@ -9,13 +9,19 @@ from typing import Any
 import pytest
 
 from dspex_pipelines import report_usage
-from dspex_pipelines.engine.usage import MOST_NAMES, collect_usage
+from dspex_pipelines.engine.calls import MOST_NAMES, TrialCalls, begin_trial
 from dspex_pipelines.errors import InvalidValue
+
+
+def begin() -> dict[str, float]:
+    calls = TrialCalls(None)
+    begin_trial(calls)
+    return calls.used
 
 
 async def test_interleaved_trials_report_each_its_own() -> None:
     async def trial(tokens: int) -> dict[str, float]:
-        used = collect_usage()
+        used = begin()
         for _ in range(3):
             report_usage(tokens=tokens)
             await asyncio.sleep(0)
@@ -42,7 +48,7 @@ def test_what_is_no_amount_is_refused_by_name(amount: Any) -> None:
 
 
 def test_names_are_few() -> None:
-    used = collect_usage()
+    used = begin()
     with pytest.raises(InvalidValue, match=f"at most {MOST_NAMES} names"):
         for number in range(MOST_NAMES + 1):
             report_usage(**{f"name_{number}": 1})

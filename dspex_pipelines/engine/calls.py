@@ -1,0 +1,422 @@
+"""The calls to models that a trial makes: each has leave from the throttle, waits where it is refused, and is counted.
+
+A trial's `TrialCalls` is found by whatever runs on its behalf, coroutine or thread, through `running_trial`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import Future
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from dspex_pipelines.engine.provider_faults import ProviderFault, provider_fault
+from dspex_pipelines.engine.throttle import Verdict
+from dspex_pipelines.errors import InvalidValue
+from dspex_pipelines.model.calls import CallPolicy
+from dspex_pipelines.model.outcome import ErrorType
+
+MOST_NAMES = 64
+MOST_REFUSALS = 10
+"""So often a call may be refused before its trial is."""
+MOST_FAILURES = 3
+"""So often a call may be made in one attempt of its trial when the provider fails."""
+MESSAGE_CHARACTERS = 1_000
+T = TypeVar("T")
+
+
+class Permit(Protocol):
+    """Leave for one call to a model, once `granted` has a result; it raises `ProviderGivenUp` where there is none."""
+
+    @property
+    def granted(self) -> Future[None]:
+        """Set when the call may be made."""
+        ...
+
+    def end(self, verdict: Verdict, *, retry_after_s: float = 0.0, tokens: int = 0) -> None:
+        """Say how the call went, or that it will not be made; once."""
+        ...
+
+
+class Permits(Protocol):
+    """Who gives leave."""
+
+    def ask(self, trial: int, model: str, tokens: int, *, again: bool) -> Permit:
+        """Return the permit for a call, which may have to wait; from any thread."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """What the trials of one session call models under."""
+
+    permits: Permits
+    policy: CallPolicy = field(default_factory=CallPolicy)
+
+
+class FailedCall(NamedTuple):
+    """A call that was made again."""
+
+    model: str
+    type: ErrorType
+    message: str
+    run_s: float
+
+
+class Used(NamedTuple):
+    """What a call used; tokens that the provider had cached are among the input."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_input_tokens: int = 0
+    cost_usd: float | None = None
+    """As the client library reckons; a declared price goes before it."""
+    cached: bool = False
+    """Whether the answer came out of a cache of the client library: it cost nothing."""
+
+
+@dataclass(slots=True)
+class Call:
+    """One call, as it is kept in the trial's trace."""
+
+    model: str
+    asked: Any = None
+    answered: Any = None
+    at_s: float = 0.0
+    """Since the trial's start."""
+    run_s: float = 0.0
+    throttled_s: float = 0.0
+    used: Used | None = None
+    error: str = ""
+    tries: int = 1
+    settings: Mapping[str, Any] | None = None
+
+    @property
+    def tokens(self) -> int:
+        """What the throttle is told."""
+        return 0 if self.used is None or self.used.cached else self.used.input_tokens + self.used.output_tokens
+
+
+class TrialCalls:
+    """What one trial has asked of models, what it has used, and how long it has waited for leave."""
+
+    __slots__ = (
+        "_lock",
+        "_throttled_s",
+        "_waiting",
+        "_waits_since",
+        "attempt",
+        "caller",
+        "calls",
+        "failed",
+        "seed",
+        "started",
+        "steps",
+        "timeout_s",
+        "trial",
+        "used",
+    )
+
+    def __init__(
+        self, caller: Caller | None, *, trial: int = 0, seed: int = 0, attempt: int = 1, timeout_s: float = 0.0
+    ) -> None:
+        self.caller = caller
+        self.trial = trial
+        self.seed = seed
+        self.attempt = attempt
+        self.timeout_s = timeout_s
+        self.started = 0.0
+        self.used: dict[str, float] = {}
+        self.calls: list[Call] | None = None
+        """None until there is one: most programs of other kinds make none."""
+        self.failed: list[FailedCall] | None = None
+        self.steps: list[Any] | None = None
+        """What the program's own parts made of the answers, as its library tells."""
+        self._lock = threading.Lock()
+        self._waiting = 0
+        self._waits_since = 0.0
+        self._throttled_s = 0.0
+
+    @property
+    def throttled_s(self) -> float:
+        """Seconds in which at least one of its calls waited for leave."""
+        return self._throttled_s
+
+    # Calls
+
+    def call(self, model: str, make: Callable[[Call], T], *, tokens: int = 0) -> T:
+        """Return what *make* returns, once there is leave, in this thread.
+
+        A call that is refused, or at which the provider fails, is made again here and nothing before it is; what else
+        *make* raises goes on. Raises `ProviderGivenUp`.
+        """
+        ongoing = _Ongoing(self, model, tokens)
+        while True:
+            ongoing.ask()
+            try:
+                ongoing.wait()
+                answer = make(ongoing.call)
+            except BaseException as error:
+                if not ongoing.again(error):
+                    raise
+            else:
+                ongoing.end()
+                return answer
+
+    async def acall(self, model: str, make: Callable[[Call], Awaitable[T]], *, tokens: int = 0) -> T:
+        """Return what *make* returns, as `call` does, in a coroutine."""
+        ongoing = _Ongoing(self, model, tokens)
+        while True:
+            ongoing.ask()
+            try:
+                await ongoing.wait_async()
+                answer = await make(ongoing.call)
+            except BaseException as error:
+                if not ongoing.again(error):
+                    raise
+            else:
+                ongoing.end()
+                return answer
+
+    def add(self, call: Call) -> None:
+        """Keep a call that has ended, and count what it used."""
+        if self.calls is None:
+            self.calls = []
+        self.calls.append(call)
+        if call.used is None:
+            return
+        model, used = call.model.partition("@")[0], call.used
+        self.report({"calls": 1})
+        if used.cached:
+            self.report({"cached_calls": 1})
+            return
+        tokens = {"input_tokens": used.input_tokens, "output_tokens": used.output_tokens}
+        self.report({"tokens": used.input_tokens + used.output_tokens, **tokens})
+        self.report({f"{model}.{name}": amount for name, amount in tokens.items()}, crowded=False)
+        price = self.caller.policy.price_of(model) if self.caller else None
+        cost_usd = used.cost_usd
+        if price is not None:
+            cost_usd = price.cost_usd(
+                input_tokens=used.input_tokens,
+                output_tokens=used.output_tokens,
+                cached_input_tokens=used.cached_input_tokens,
+            )
+        if cost_usd is None:
+            self.report({"unpriced_calls": 1})
+        else:
+            self.report({"cost_usd": cost_usd})
+
+    def report(self, amounts: Mapping[str, float], *, crowded: bool = True) -> None:
+        """Add to what is used; raises `InvalidValue` for the name that is one too many, unless not *crowded*."""
+        used = self.used
+        for name, amount in amounts.items():
+            if name not in used and len(used) >= MOST_NAMES:
+                if not crowded:
+                    continue
+                raise InvalidValue(field=name, value=amount, fix=f"a trial reports at most {MOST_NAMES} names")
+            used[name] = used.get(name, 0) + amount
+
+    def note_failure(self, call: Call, fault: ProviderFault, error: BaseException, run_s: float) -> None:
+        """Write down a call that is going to be made again."""
+        if self.failed is None:
+            self.failed = []
+        try:
+            said = str(error)[:MESSAGE_CHARACTERS]
+        except Exception:  # noqa: BLE001 - a broken __str__ is not our end
+            said = "(its message could not be shown)"
+        self.failed.append(FailedCall(call.model, fault.type, f"{fault.what}: {said}", run_s))
+
+    # Time
+
+    def waits(self) -> None:
+        """One of its calls waits from now on."""
+        with self._lock:
+            self._waiting += 1
+            if self._waiting == 1:
+                self._waits_since = time.perf_counter()
+
+    def waited(self) -> None:
+        """It waits no more."""
+        with self._lock:
+            self._waiting -= 1
+            if self._waiting == 0:
+                self._throttled_s += time.perf_counter() - self._waits_since
+
+
+class _Ongoing:
+    """A call from its first ask to its end."""
+
+    def __init__(self, trial: TrialCalls, model: str, tokens: int) -> None:
+        self._trial = trial
+        self._tokens = tokens
+        self._refusals = 0
+        self._failures = 0
+        self._permit: Permit | None = None
+        self._asked_at = 0.0
+        self._made_at = 0.0
+        self.call = Call(model, at_s=time.perf_counter() - trial.started)
+
+    def ask(self) -> None:
+        trial = self._trial
+        self._made_at = 0.0
+        self._asked_at = time.perf_counter()
+        if trial.caller is not None:
+            again = self._refusals + self._failures > 0
+            self._permit = trial.caller.permits.ask(trial.trial, self.call.model, self._tokens, again=again)
+
+    def wait(self) -> None:
+        if self._permit is not None and not self._permit.granted.done():
+            self._trial.waits()
+            try:
+                self._permit.granted.result()
+            finally:
+                self._trial.waited()
+        self._granted()
+
+    async def wait_async(self) -> None:
+        if self._permit is not None and not self._permit.granted.done():
+            self._trial.waits()
+            try:
+                await asyncio.wrap_future(self._permit.granted)
+            finally:
+                self._trial.waited()
+        self._granted()
+
+    def _granted(self) -> None:
+        if self._permit is not None:
+            self._permit.granted.result()
+        self._made_at = time.perf_counter()
+        self.call.throttled_s += self._made_at - self._asked_at
+
+    def again(self, error: BaseException) -> bool:
+        """The call was not made, or has failed: give the permit back, and return whether to make it again."""
+        trial, call = self._trial, self.call
+        if not self._made_at:
+            # It waited for leave when it was cancelled, or there is none.
+            self._end(Verdict.NEUTRAL)
+            return False
+        run_s = time.perf_counter() - self._made_at
+        call.run_s += run_s
+        fault = provider_fault(error, within_call=True)
+        if fault is None:
+            self._end(Verdict.NEUTRAL, tokens=call.tokens)
+        else:
+            self._end(fault.verdict, retry_after_s=fault.retry_after_s, tokens=call.tokens)
+            waits = fault.verdict in (Verdict.REFUSED, Verdict.OVERLOADED)
+            self._refusals += waits
+            self._failures += fault.verdict is Verdict.FAILED
+            passes = fault.verdict in (Verdict.REFUSED, Verdict.OVERLOADED, Verdict.FAILED)
+            if passes and self._refusals < MOST_REFUSALS and self._failures < MOST_FAILURES:
+                trial.note_failure(call, fault, error, run_s)
+                call.tries += 1
+                return True
+        call.error = f"{type(error).__name__}: {fault.what if fault else ''}".rstrip(": ")
+        trial.add(call)
+        return False
+
+    def end(self) -> None:
+        """The call has been answered."""
+        self.call.run_s += time.perf_counter() - self._made_at
+        self._end(Verdict.OK, tokens=self.call.tokens)
+        self._trial.add(self.call)
+
+    def _end(self, verdict: Verdict, *, retry_after_s: float = 0.0, tokens: int = 0) -> None:
+        if self._permit is not None:
+            self._permit.end(verdict, retry_after_s=retry_after_s, tokens=tokens)
+            self._permit = None
+
+
+# ---------------------------------------------------------------------------- the trial that runs here
+
+_running: ContextVar[TrialCalls | None] = ContextVar("running_trial", default=None)
+
+
+def running_trial() -> TrialCalls | None:
+    """Return the calls of the trial that this coroutine, or thread, runs for; None outside a trial."""
+    return _running.get()
+
+
+def begin_trial(calls: TrialCalls) -> None:
+    """From here on, this coroutine or thread runs for that trial."""
+    calls.started = time.perf_counter()
+    _running.set(calls)
+
+
+def report_usage(**amounts: float) -> None:
+    """Add *amounts* to what the trial that calls this has used: ``tokens``, ``cost_usd``, or names of your own.
+
+    Programs and metrics call it as often as they like, in coroutines too, but not in threads that they start
+    themselves; outside a trial it does nothing. Budgets are about ``tokens`` and ``cost_usd`` (US dollars). Raises
+    `InvalidValue` for what is no finite number of 0 or more.
+    """
+    trial = _running.get()
+    for name, amount in amounts.items():
+        if isinstance(amount, bool) or not (math.isfinite(amount) and amount >= 0):
+            raise InvalidValue(field=name, value=amount, fix="report a finite number, 0 or more")
+        if trial is not None:
+            trial.report({name: amount})
+
+
+def call_model(model: str, make: Callable[[], T], *, tokens: int = 0) -> T:
+    """Return what *make* returns, called once the pool's throttle gives leave to call *model*.
+
+    For programs that call a provider without DSPy: ``call_model("openai/gpt-4o-mini", lambda: client.chat(...))``.
+    A call that is refused, or at which the provider fails, waits and is made again here, so that finished ones are not
+    bought twice; what its answer's `usage` says (in OpenAI's form) is counted. *tokens* is an estimate of what the call
+    will use, 0 for none. Outside a trial, *make* is just called. Raises what *make* raises at last.
+    """
+    trial = _running.get()
+    if trial is None:
+        return make()
+
+    def made(call: Call) -> T:
+        answer = make()
+        call.used = usage_of(answer)
+        return answer
+
+    return trial.call(model, made, tokens=tokens)
+
+
+async def call_model_async(model: str, make: Callable[[], Awaitable[T]], *, tokens: int = 0) -> T:
+    """Return what *make* returns, as `call_model` does, in a coroutine."""
+    trial = _running.get()
+    if trial is None:
+        return await make()
+
+    async def made(call: Call) -> T:
+        answer = await make()
+        call.used = usage_of(answer)
+        return answer
+
+    return await trial.acall(model, made, tokens=tokens)
+
+
+def usage_of(answer: Any) -> Used:
+    """Return what an answer of OpenAI's form says that it used; nothing where it says nothing."""
+    usage = answer.get("usage") if isinstance(answer, Mapping) else getattr(answer, "usage", None)
+    return used_of(usage)
+
+
+def used_of(usage: Any, cost_usd: float | None = None) -> Used:
+    """Return what a usage of OpenAI's form, a map or an object, says; nothing where it is neither."""
+    details = _field(usage, "prompt_tokens_details") or _field(usage, "input_tokens_details")
+    return Used(
+        input_tokens=_count(usage, "prompt_tokens") or _count(usage, "input_tokens"),
+        output_tokens=_count(usage, "completion_tokens") or _count(usage, "output_tokens"),
+        cached_input_tokens=_count(details, "cached_tokens"),
+        cost_usd=cost_usd if isinstance(cost_usd, float) and math.isfinite(cost_usd) and cost_usd >= 0 else None,
+    )
+
+
+def _field(holder: Any, name: str) -> Any:
+    return holder.get(name) if isinstance(holder, Mapping) else getattr(holder, name, None)
+
+
+def _count(holder: Any, name: str) -> int:
+    value = _field(holder, name)
+    return int(value) if isinstance(value, int | float) and math.isfinite(value) and value > 0 else 0

@@ -1,0 +1,156 @@
+"""Leave to call models: from the bridge, over the worker's wire, or from a throttle of this process alone."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from contextlib import suppress
+
+from dspex.v1 import worker_pb2
+from dspex_pipelines.engine.throttle import Answer, Throttle, Verdict
+from dspex_pipelines.errors import DspexError, ProviderGivenUp
+from dspex_pipelines.wire.codec import verdict_to_wire
+
+
+class TrialStopped(DspexError):
+    """The trial that waited here for leave to call a model has been cancelled."""
+
+    def __init__(self) -> None:
+        super().__init__("the trial was cancelled while it waited for leave to call a model")
+
+
+class _Permit:
+    """A call that waits for leave, or has it."""
+
+    def __init__(
+        self, number: int, trial: int, model: str, end: Callable[[_Permit, Verdict, float, int], None]
+    ) -> None:
+        self.number = number
+        self.trial = trial
+        self.model = model
+        self.granted: Future[None] = Future()
+        self._end = end
+        self._ended = False
+
+    def end(self, verdict: Verdict, *, retry_after_s: float = 0.0, tokens: int = 0) -> None:
+        """Say how the call went; only the first time counts."""
+        if not self._ended:
+            self._ended = True
+            self._end(self, verdict, retry_after_s, tokens)
+
+    def answer(self, *, granted: bool, reason: str) -> None:
+        """Let the call go on, or fail."""
+        # A coroutine that was cancelled has cancelled its future.
+        with suppress(Exception):
+            if granted:
+                self.granted.set_result(None)
+            else:
+                self.granted.set_exception(ProviderGivenUp(model=self.model.partition("@")[0], reason=reason))
+
+
+class _Waiting:
+    """The permits that have not ended, by number; all methods from any thread."""
+
+    def __init__(self) -> None:
+        self._permits: dict[int, _Permit] = {}
+        self._numbers = itertools.count(1)
+
+    def add(self, trial: int, model: str, end: Callable[[_Permit, Verdict, float, int], None]) -> _Permit:
+        permit = _Permit(next(self._numbers), trial, model, end)
+        self._permits[permit.number] = permit
+        return permit
+
+    def answer(self, number: int, *, granted: bool, reason: str) -> None:
+        permit = self._permits.get(number)
+        if permit is not None:
+            permit.answer(granted=granted, reason=reason)
+
+    def drop(self, permit: _Permit) -> None:
+        self._permits.pop(permit.number, None)
+
+    def stop(self, trial: int) -> None:
+        """Have the threads of a cancelled trial wait no more."""
+        for permit in list(self._permits.values()):
+            if permit.trial == trial:
+                with suppress(Exception):
+                    permit.granted.set_exception(TrialStopped())
+
+
+class PermitsOfBridge:
+    """Asks and ends go to *ask* and *end*, which write them to the bridge; `take` is what it answers."""
+
+    def __init__(self, *, ask: Callable[[worker_pb2.CallAsk], None], end: Callable[[worker_pb2.CallEnd], None]) -> None:
+        self._say_ask = ask
+        self._say_end = end
+        self._waiting = _Waiting()
+
+    def ask(self, trial: int, model: str, tokens: int, *, again: bool) -> _Permit:
+        """Return the permit for a call of that trial."""
+        permit = self._waiting.add(trial, model, self._end)
+        self._say_ask(
+            worker_pb2.CallAsk(id=permit.number, trial_id=trial, model=model, tokens=max(0, tokens), again=again)
+        )
+        return permit
+
+    def take(self, permits: Iterable[worker_pb2.CallPermit]) -> None:
+        """The bridge has answered."""
+        for one in permits:
+            self._waiting.answer(one.id, granted=one.granted, reason=one.reason)
+
+    def stop(self, trial: int) -> None:
+        """Have whatever waits for that trial wait no more."""
+        self._waiting.stop(trial)
+
+    def _end(self, permit: _Permit, verdict: Verdict, retry_after_s: float, tokens: int) -> None:
+        self._waiting.drop(permit)
+        self._say_end(
+            worker_pb2.CallEnd(
+                id=permit.number, verdict=verdict_to_wire(verdict), retry_after_s=retry_after_s, tokens=max(0, tokens)
+            )
+        )
+
+
+class PermitsHere:
+    """A throttle of this process alone, for a trial that runs without a bridge."""
+
+    def __init__(self) -> None:
+        self._throttle = Throttle()
+        self._waiting = _Waiting()
+        self._lock = threading.RLock()
+        self._timer: threading.Timer | None = None
+
+    def ask(self, trial: int, model: str, tokens: int, *, again: bool) -> _Permit:
+        """Return the permit for a call of that trial."""
+        permit = self._waiting.add(trial, model, self._end)
+        self._step(lambda now: self._throttle.ask(permit.number, model, tokens, now, again=again))
+        return permit
+
+    def stop(self, trial: int) -> None:
+        """Have whatever waits for that trial wait no more."""
+        self._waiting.stop(trial)
+
+    def _end(self, permit: _Permit, verdict: Verdict, retry_after_s: float, tokens: int) -> None:
+        self._waiting.drop(permit)
+        number = permit.number
+        self._step(lambda now: self._throttle.done(number, verdict, now, retry_after_s=retry_after_s, tokens=tokens))
+
+    def _step(self, event: Callable[[float], list[Answer]]) -> None:
+        with self._lock:
+            answers = event(time.monotonic())
+            self._arm()
+        for answer in answers:
+            assert isinstance(answer.call_id, int)
+            self._waiting.answer(answer.call_id, granted=answer.granted, reason=answer.reason)
+
+    def _arm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        due = self._throttle.next_due()
+        self._timer = None
+        if due is not None:
+            self._timer = threading.Timer(max(0.0, due - time.monotonic()), self._step, (self._throttle.tick,))
+            self._timer.daemon = True
+            self._timer.start()

@@ -1,0 +1,156 @@
+"""Runs one trial here, in a coroutine or a thread: the program, then the metrics, then the outcome that they make."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from dspex.v1 import types_pb2
+from dspex_pipelines.engine.calls import Caller, TrialCalls, begin_trial
+from dspex_pipelines.engine.programs import SEED
+from dspex_pipelines.model.payload import decode
+from dspex_pipelines.model.space import Configuration
+from dspex_pipelines.worker.answers import answer_failed, answer_result
+from dspex_pipelines.worker.instances import Convention, LoadedProgram
+
+_NUMBERS = frozenset((bool, int, float))
+_NOTHING_AROUND: AbstractContextManager[None] = nullcontext()
+T = TypeVar("T")
+
+
+@dataclass(slots=True, frozen=True)
+class Ready:
+    """What a snapshot's trials run with: made once, then used by all of them."""
+
+    program: LoadedProgram
+    configuration: Configuration
+    instance: Any
+    """None for a program that is built in a process of its own."""
+    call_variables: Mapping[str, Any]
+    caller: Caller
+
+    @property
+    def convention(self) -> Convention | None:
+        """How the library that the program is written in has it called, and its results judged."""
+        return self.program.convention
+
+
+def answer_in_thread(
+    trial: types_pb2.Trial,
+    ready: Ready,
+    example: Any,
+    *,
+    on_loop: Callable[[Coroutine[Any, Any, Any], int], Any],
+) -> types_pb2.Outcome:
+    """Return the trial's outcome; *on_loop* returns what a coroutine, which raises nothing, returns on the loop."""
+    calls = _begin(trial, ready)
+    with _around(ready, calls):
+        try:
+            outputs = _given(trial, ready) if trial.outputs else ready.instance(**_arguments(ready, trial, example))
+            if inspect.isawaitable(outputs):
+                outputs, error = on_loop(_await(outputs), trial.id)
+                if error is not None:
+                    raise error
+        except BaseException as error:  # noqa: BLE001 - SystemExit is an outcome too
+            return answer_failed(trial, ready.configuration, error, calls=calls, run_s=_ran(calls))
+        run_s = _ran(calls)
+        judging = _judge(ready, example, outputs)
+        if any(inspect.iscoroutinefunction(metric) for _, metric in ready.program.metrics):
+            scores = on_loop(judging, trial.id)
+        else:
+            scores = _finish(judging)
+    return answer_result(trial, ready.configuration, outputs, scores, calls=calls, run_s=run_s)
+
+
+async def answer_in_loop(trial: types_pb2.Trial, ready: Ready, example: Any) -> types_pb2.Outcome:
+    """Return the outcome of a coroutine's trial; raises only what cancels it."""
+    calls = _begin(trial, ready)
+    with _around(ready, calls):
+        try:
+            if trial.outputs:
+                outputs = _given(trial, ready)
+            else:
+                outputs = await ready.instance(**_arguments(ready, trial, example))
+        except BaseException as error:  # noqa: BLE001 - SystemExit is an outcome too
+            return answer_failed(trial, ready.configuration, error, calls=calls, run_s=_ran(calls))
+        run_s = _ran(calls)
+        scores = await _judge(ready, example, outputs)
+    return answer_result(trial, ready.configuration, outputs, scores, calls=calls, run_s=run_s)
+
+
+def _begin(trial: types_pb2.Trial, ready: Ready) -> TrialCalls:
+    calls = TrialCalls(
+        ready.caller, trial=trial.id, seed=trial.seed, attempt=trial.attempt or 1, timeout_s=trial.timeout_s
+    )
+    begin_trial(calls)
+    return calls
+
+
+def _around(ready: Ready, calls: TrialCalls) -> AbstractContextManager[None]:
+    convention = ready.program.convention
+    return _NOTHING_AROUND if convention is None else convention.around(calls)
+
+
+def _given(trial: types_pb2.Trial, ready: Ready) -> Any:
+    """Return the outputs of an earlier run, of which only the metrics are wanted."""
+    outputs = decode(trial.outputs)
+    return outputs if ready.program.convention is None else ready.program.convention.outputs(outputs)
+
+
+def _ran(calls: TrialCalls) -> float:
+    return max(0.0, time.perf_counter() - calls.started - calls.throttled_s)
+
+
+def _arguments(ready: Ready, trial: types_pb2.Trial, example: Any) -> dict[str, Any]:
+    arguments = {**example.inputs, **ready.call_variables}
+    if ready.program.shape.takes_seed:
+        arguments[SEED] = trial.seed
+    return arguments
+
+
+async def _judge(ready: Ready, example: Any, outputs: Any) -> dict[str, Any] | BaseException:
+    """Return the scores by name, or what a metric raised."""
+    scores: dict[str, Any] = {}
+    convention = ready.program.convention
+    for spec, metric in ready.program.metrics:
+        try:
+            value = metric(example, outputs) if convention is None else convention.judge(metric, example, outputs)
+            if type(value) in _NUMBERS:
+                scores[spec.name] = value
+                continue
+            if inspect.isawaitable(value):
+                value = await value
+            if isinstance(value, Mapping):
+                if not value:
+                    raise ValueError("the metric returned an empty dict, which is no score")
+                scores.update({f"{spec.name}.{name}": one for name, one in value.items()})
+            else:
+                scores[spec.name] = value
+        except BaseException as error:  # noqa: BLE001 - told as metric_exception
+            with contextlib.suppress(Exception):
+                error.add_note(f"in metric {spec.name}")
+            return error
+    return scores
+
+
+def _finish(judging: Any) -> dict[str, Any] | BaseException:
+    """Run a coroutine that awaits nothing to its end, without a loop."""
+    try:
+        judging.send(None)
+    except StopIteration as end:
+        return end.value
+    judging.close()
+    return TypeError("a metric returned an awaitable; declare it with `async def`")
+
+
+async def _await(awaitable: Any) -> tuple[Any, BaseException | None]:
+    """Return what it returned or raised: a SystemExit raised in a task would end the loop."""
+    try:
+        return await awaitable, None
+    except BaseException as error:  # noqa: BLE001 - the thread raises it
+        return None, error
