@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from dspex_pipelines.engine.calls import call_model, call_model_async, report_usage
     from dspex_pipelines.model.budget import Budget
+    from dspex_pipelines.model.calls import Price
     from dspex_pipelines.model.evaluation import Dataset, Evaluation
+    from dspex_pipelines.model.limits import RateLimit
     from dspex_pipelines.model.space import AtMost, Configuration, ConfigurationSpace, Implies, Ordered
     from dspex_pipelines.model.trial import Example
     from dspex_pipelines.model.variables import Boolean, Choice, Float, Integer, Module, Text
@@ -34,6 +36,8 @@ _HOMES = {
     "Integer": "model.variables",
     "Module": "model.variables",
     "Ordered": "model.space",
+    "Price": "model.calls",
+    "RateLimit": "model.limits",
     "Text": "model.variables",
     "build_evaluation": "orchestration.build",
     "call_model": "engine.calls",
@@ -56,6 +60,8 @@ __all__ = [
     "Integer",
     "Module",
     "Ordered",
+    "Price",
+    "RateLimit",
     "Text",
     "build_evaluation",
     "call_model",

@@ -320,7 +320,7 @@ class Trial(_message.Message):
     max_attempts: _builtins.int
     """0: as many as the type of error deserves"""
     attempt: _builtins.int
-    """filled in by the bridge, for all but the first"""
+    """filled in by the bridge, from 1"""
     def __init__(
         self,
         *,

@@ -40,6 +40,7 @@ _FOUND: dict[str, pa.DataType] = {
     "error_traceback": pa.string(),
     "run_s": pa.float64(),
     "queue_s": pa.float64(),
+    "throttled_s": pa.float64(),
     "attempts": pa.int32(),
     "worker": pa.string(),
     "outputs": pa.string(),
@@ -121,6 +122,7 @@ def _readable(outcome: TrialOutcome) -> tuple[TrialOutcome, str | None, Scores]:
             worker=outcome.worker,
             queue_s=outcome.queue_s,
             run_s=outcome.run_s,
+            throttled_s=outcome.throttled_s,
             history=outcome.history,
         )
         return malformed, None, {}
@@ -134,6 +136,7 @@ def _found(columns: Mapping[str, list[Any]], outcome: TrialOutcome, outputs: str
     columns["error_traceback"].append(outcome.traceback if failed else None)
     columns["run_s"].append(outcome.run_s)
     columns["queue_s"].append(outcome.queue_s)
+    columns["throttled_s"].append(outcome.throttled_s)
     columns["attempts"].append(outcome.attempts)
     columns["worker"].append(outcome.worker)
     columns["outputs"].append(outputs)

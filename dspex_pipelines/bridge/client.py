@@ -27,6 +27,7 @@ from dspex.v1 import (
 from dspex_pipelines.bridge.pool_status import PoolStatus, status_from_wire
 from dspex_pipelines.bridge.translation import translate
 from dspex_pipelines.errors import DspexError, PoolFailed, PoolInterrupted, PoolUnreachable
+from dspex_pipelines.model.calls import CallPolicy
 from dspex_pipelines.model.outcome import ErrorType, TrialError, TrialOutcome
 from dspex_pipelines.model.payload import decode, encode
 from dspex_pipelines.model.trial import MetricSpec, ProgramSpec, TrialSpec
@@ -38,6 +39,7 @@ from dspex_pipelines.wire.codec import (
     PROTOCOL_VERSION,
     metric_to_wire,
     outcome_from_wire,
+    policy_to_wire,
     program_to_wire,
     trial_to_wire,
 )
@@ -165,8 +167,10 @@ class PoolClient:
 
     # ------------------------------------------------------------------ sessions
 
-    async def open_session(self, program: ProgramSpec, metrics: Sequence[MetricSpec], space_json: str) -> int:
-        """Register a program with its metrics and space; return the id of its session.
+    async def open_session(
+        self, program: ProgramSpec, metrics: Sequence[MetricSpec], space_json: str, calls: CallPolicy | None = None
+    ) -> int:
+        """Register a program with its metrics, its space and what holds for its calls; return the id of its session.
 
         Raises `ProgramUnavailable`, `InvalidValue` or `QuotaExceeded`.
         """
@@ -174,6 +178,7 @@ class PoolClient:
             program=program_to_wire(program),
             metrics=[metric_to_wire(metric) for metric in metrics],
             space=space_json,
+            calls=policy_to_wire(calls or CallPolicy()),
         )
         response = await self._call("OpenSession", request)
         self._opened.add(response.session_id)

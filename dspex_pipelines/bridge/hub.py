@@ -10,13 +10,16 @@ from dspex.v1 import types_pb2, worker_pb2
 from dspex_pipelines.bridge import inspection
 from dspex_pipelines.bridge.holding import is_large
 from dspex_pipelines.bridge.links import ClientLink, WorkerLink
+from dspex_pipelines.bridge.model_calls import ModelCalls
 from dspex_pipelines.bridge.sessions import SessionStore
 from dspex_pipelines.engine.dispatcher import Dispatcher
 from dspex_pipelines.engine.retries import Fault
+from dspex_pipelines.engine.throttle import Throttle
 from dspex_pipelines.engine.tickets import Orders, Settled, Ticket
 from dspex_pipelines.errors import UnknownSession
 from dspex_pipelines.model.outcome import ErrorType
 from dspex_pipelines.wire.codec import (
+    attempt_from_wire,
     attempt_to_wire,
     error_type_from_wire,
     error_type_to_wire,
@@ -46,6 +49,7 @@ class Hub:
         *,
         dispatcher: Dispatcher,
         sessions: SessionStore,
+        throttle: Throttle | None = None,
         tell: Callable[[Mapping[str, object]], None] = lambda _: None,
     ) -> None:
         self.sessions = sessions
@@ -57,6 +61,7 @@ class Hub:
         self.closing = asyncio.Event()
         self.failing = ""
         """Why the pool gives up; empty while it does not."""
+        self.models = ModelCalls(dispatcher, permit=self._permit, changed=self._arm, throttle=throttle)
         self._tell = tell
         self._answered = 0
         self._sizes: dict[int, int] = {}
@@ -95,6 +100,9 @@ class Hub:
             # Behind the trials that are on their way: the worker waits for those.
             link.drain = True
             link.wake.set()
+        if message.asks or message.ends:
+            # Before the outcomes: with its trial, a call would be forgotten.
+            self.models.heard(link.worker_id, message.asks, message.ends, now)
         if message.outcomes:
             outcomes = message.outcomes
             if is_large(size, len(outcomes)):
@@ -120,6 +128,11 @@ class Hub:
             self._sizes[id(measured[-1])] = len(data)
         return measured
 
+    def _permit(self, worker_id: str, permit: worker_pb2.CallPermit) -> None:
+        if link := self.workers.get(worker_id):
+            link.permits.append(permit)
+            link.wake.set()
+
     def inspect(self, link: WorkerLink, reason: str) -> None:
         """Find out which trial keeps a worker silent, and end the worker, unless it speaks meanwhile."""
         task = asyncio.create_task(self._inspect(link, reason))
@@ -143,6 +156,7 @@ class Hub:
         link.wake.set()
         del self.workers[link.worker_id]
         self.workers_lost += not link.leaving
+        self.models.lose(link.worker_id, time.monotonic())
         self._tell({"lost": link.worker_id, "answered": self._answered})
         self._answered = 0
 
@@ -233,12 +247,14 @@ class Hub:
 
     def close_session(self, session_id: int) -> None:
         """Close a session here, and in the workers once no trial refers to it; raises `UnknownSession`."""
+        self.models.withdraw(session_id)
         if self.sessions.close(session_id):
             self._forget(session_id)
 
     def expire_sessions(self, now: float) -> None:
         """Close the sessions that nobody has used for long."""
         for session_id in self.sessions.expire(now):
+            self.models.withdraw(session_id)
             self._forget(session_id)
 
     def _unpin(self, state: tuple[int, int]) -> None:
@@ -277,6 +293,7 @@ class Hub:
             link.gone = True
             link.wake.set()
         self.sessions.close_all()
+        self.models.close()
         if self._timer is not None:
             self._timer.cancel()
 
@@ -325,6 +342,7 @@ class Hub:
             assert settled.error is not None
             outcome = types_pb2.Outcome(
                 run_s=settled.run_s,
+                throttled_s=settled.throttled_s,
                 session_version=ticket.version,
                 failure=failure_to_wire(settled.error, settled.message, retryable=not settled.error.is_final),
             )
@@ -332,8 +350,9 @@ class Hub:
         outcome.queue_s = settled.queue_s
         outcome.attempts = settled.attempts
         outcome.worker_id = settled.worker_id
-        if settled.history:
-            outcome.history.extend(attempt_to_wire(attempt) for attempt in settled.history[-MOST_ATTEMPTS:])
+        outcome.throttled_s = max(outcome.throttled_s, settled.throttled_s)
+        if settled.history or outcome.history:
+            self._tell_history(outcome, settled)
         if self._sizes and (size := self._sizes.get(id(outcome))):
             client.unread.add(id(outcome), size)
             if client.unread.is_full and not client.stopped:
@@ -341,6 +360,16 @@ class Hub:
                 self.dispatcher.stop(ticket.client)
         client.outcomes.append(outcome)
         client.wake.set()
+
+    @staticmethod
+    def _tell_history(outcome: types_pb2.Outcome, settled: Settled) -> None:
+        """Put the attempts before it in front of the calls that failed within the one that settled it."""
+        calls = [types_pb2.Attempt.FromString(call.SerializeToString()) for call in outcome.history[-MOST_ATTEMPTS:]]
+        for call in calls:
+            call.number, call.worker_id = settled.attempts, settled.worker_id
+        del outcome.history[:]
+        outcome.history.extend(attempt_to_wire(attempt) for attempt in settled.history[-MOST_ATTEMPTS:])
+        outcome.history.extend(calls)
 
     def _send(self, worker: WorkerLink, dispatched: Sequence[tuple[int, Ticket]]) -> None:
         known = worker.known
@@ -351,6 +380,7 @@ class Hub:
             trial = ticket.body
             assert isinstance(trial, types_pb2.Trial)
             trial.id = attempt_id
+            trial.attempt += 1
             worker.trials.append(trial)
         worker.wake.set()
 
@@ -401,4 +431,6 @@ def _fault(outcome: types_pb2.Outcome) -> Fault | None:
         fingerprint=failure.fingerprint[:NAME_CHARACTERS],
         # A number that is none would put every timer out of order.
         retry_after_s=max(0.0, failure.retry_after_s),
+        calls=tuple(attempt_from_wire(call) for call in outcome.history[-MOST_ATTEMPTS:]) if outcome.history else (),
+        usage=outcome.usage,
     )

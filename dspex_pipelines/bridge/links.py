@@ -26,6 +26,7 @@ class WorkerLink:
     snapshots: deque[types_pb2.Snapshot] = field(default_factory=deque[types_pb2.Snapshot])
     trials: deque[types_pb2.Trial] = field(default_factory=deque[types_pb2.Trial])
     cancels: list[int] = field(default_factory=list[int])
+    permits: list[worker_pb2.CallPermit] = field(default_factory=list[worker_pb2.CallPermit])
     closed_sessions: list[int] = field(default_factory=list[int])
     known: dict[int, set[int]] = field(default_factory=dict[int, set[int]])
     """Session to the versions this worker has been sent."""
@@ -40,9 +41,12 @@ class WorkerLink:
 
     def next_frame(self) -> worker_pb2.AttachResponse | None:
         """Return whatever waits, up to a frame's limits; None when nothing does."""
-        if not (self.trials or self.cancels or self.snapshots or self.closed_sessions or self.drain):
+        if not (self.trials or self.cancels or self.permits or self.snapshots or self.closed_sessions or self.drain):
             return None
         frame = worker_pb2.AttachResponse()
+        if self.permits:
+            frame.permits.extend(self.permits)
+            self.permits = []
         size = 0
         while self.sessions:
             size += self.sessions[0].ByteSize()

@@ -252,6 +252,7 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
             settled=stats.settled,
             workers_lost=hub.workers_lost,
             draining=hub.draining,
+            models=hub.models.status(),
         )
 
 

@@ -14,7 +14,7 @@ from dspex_pipelines.bridge.sessions import Snapshot
 from dspex_pipelines.errors import DspexError, InvalidValue, QuotaExceeded, UnknownSession
 from dspex_pipelines.model.payload import decode
 from dspex_pipelines.model.space import ConfigurationSpace
-from dspex_pipelines.wire.codec import checked_about, session_to_wire
+from dspex_pipelines.wire.codec import checked_about, policy_from_wire, session_to_wire
 
 MOST_METRICS = 256
 PROCESS_SLOTS = 8
@@ -45,8 +45,11 @@ class SessionService(session_pb2_grpc.SessionServiceServicer):
             space = ConfigurationSpace.from_json(request.space) if request.space else None
             isolated = request.program.isolation == "process"
             session = sessions.open(
-                checked_about(request.program, request.metrics), space, trial_slots=PROCESS_SLOTS if isolated else 1
+                checked_about(request.program, request.metrics, request.calls),
+                space,
+                trial_slots=PROCESS_SLOTS if isolated else 1,
             )
+            self._hub.models.declare(session.session_id, policy_from_wire(request.calls).limits)
         except DspexError as error:
             await refuse(context, error)
         return session_pb2.OpenSessionResponse(session_id=session.session_id)

@@ -220,6 +220,10 @@ def trials(
 def replay(
     trial: Annotated[str, typer.Argument(help="The trial's id, or its first characters.")],
     target: Target = "",
+    *,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Stop in the debugger where it raises, and at its own breakpoints.")
+    ] = False,
 ) -> None:
     """Run one trial again, alone and in the foreground, with its traceback. Exits 1 when it fails.
 
@@ -228,7 +232,26 @@ def replay(
     from dspex_pipelines.cli.replaying import replay_trial
     from dspex_pipelines.cli.targets import find_evaluation
 
-    sys.exit(replay_trial(find_evaluation(target), trial, console))
+    sys.exit(replay_trial(find_evaluation(target), trial, console, debug=debug))
+
+
+@app.command()
+def trace(
+    trial: Annotated[str, typer.Argument(help="The trial's id, or its first characters.")],
+    target: Target = "",
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a trial asked its models, what they answered, and what its program made of that."""
+    from dspex_pipelines.cli.finding import find_trial
+    from dspex_pipelines.cli.targets import find_evaluation
+    from dspex_pipelines.cli.tracing import print_trace, trace_document
+
+    document = trace_document(find_trial(find_evaluation(target), trial))
+    if as_json:
+        print(json.dumps(document, indent=2, ensure_ascii=False))
+    else:
+        print_trace(document, console)
 
 
 @pool_app.command("status")

@@ -5,38 +5,41 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import faulthandler
+import pdb  # noqa: T100 - asked for by --debug
 import sys
 import threading
+import traceback
 from collections.abc import Generator
 
 from rich.console import Console
 
 from dspex_pipelines.analysis.results import as_json
-from dspex_pipelines.cli.results import instance, newest_results
+from dspex_pipelines.cli.finding import find_trial
 from dspex_pipelines.engine.programs import metric_version, program_version
-from dspex_pipelines.errors import InvalidValue
 from dspex_pipelines.model.evaluation import Evaluation
 from dspex_pipelines.model.outcome import TrialError
-from dspex_pipelines.model.plan import Batch, Plan
 from dspex_pipelines.model.trial import MetricSpec, ProgramSpec, TrialSpec
-from dspex_pipelines.orchestration.datasets import load_examples
-from dspex_pipelines.orchestration.resources import ResultStore
-from dspex_pipelines.worker.alone import run_alone
+from dspex_pipelines.worker.alone import run_alone, run_here
 
 _AFTER_S = 0.1
 """The words come before the lines."""
 
 
-def replay_trial(evaluation: Evaluation, trial: str, console: Console) -> int:
-    """Run the trial again with the program as it is now; return the exit code, 1 when it fails."""
-    spec = _find(evaluation, trial)
+def replay_trial(evaluation: Evaluation, trial: str, console: Console, *, debug: bool = False) -> int:
+    """Run the trial again with the program as it is now; return the exit code, 1 when it fails.
+
+    With *debug* it runs in this thread, where its own breakpoints stop, and what it raises opens the debugger.
+    """
+    spec = _as_it_is_now(evaluation, find_trial(evaluation, trial).spec)
     metrics = [MetricSpec(entry_point=metric, version=metric_version(metric)) for metric in evaluation.metrics]
     console.print(f"trial          {spec.trial_id.hex()}", highlight=False)
     console.print(f"configuration  {spec.configuration}", highlight=False)
     console.print(f"inputs         {as_json(dict(spec.example.inputs))}", highlight=False, soft_wrap=True)
     console.print(f"labels         {as_json(dict(spec.example.labels))}", highlight=False, soft_wrap=True)
+    if debug:
+        return _debug(spec, metrics, evaluation, console)
     with _tells_where(evaluation.timeout_s):
-        outcome = asyncio.run(run_alone(spec, metrics))
+        outcome = asyncio.run(run_alone(spec, metrics, calls=evaluation.calls))
     if outcome.outputs_payload:
         console.print(f"outputs        {as_json(outcome.outputs)}", highlight=False, soft_wrap=True)
     if isinstance(outcome, TrialError):
@@ -45,6 +48,19 @@ def replay_trial(evaluation: Evaluation, trial: str, console: Console) -> int:
         return 1
     console.print(f"scores         {as_json(dict(outcome.scores))}", highlight=False)
     console.print(f"ran for        {outcome.run_s:.3f} s", highlight=False)
+    return 0
+
+
+def _debug(spec: TrialSpec, metrics: list[MetricSpec], evaluation: Evaluation, console: Console) -> int:
+    try:
+        outputs, scores = run_here(spec, metrics, calls=evaluation.calls)
+    except Exception as error:  # noqa: BLE001 - whatever it is, this is where to look at it
+        console.print("".join(traceback.format_exception(error)), highlight=False, soft_wrap=True, markup=False)
+        console.print("The debugger is where it was raised: `up` and `down` move, `q` ends.", style="yellow")
+        pdb.post_mortem(error.__traceback__)
+        return 1
+    console.print(f"outputs        {as_json(outputs)}", highlight=False, soft_wrap=True)
+    console.print(f"scores         {as_json(scores)}", highlight=False)
     return 0
 
 
@@ -68,24 +84,7 @@ def _say_late(timeout_s: float) -> None:
     print(f"It has run for {timeout_s:g} s, which is its timeout_s. This is where it is; Ctrl-C ends it:", flush=True)
 
 
-def _find(evaluation: Evaluation, trial: str) -> TrialSpec:
-    frame, newest = newest_results(evaluation)
-    found = frame[frame["trial_id"].str.startswith(trial)]
-    if len(found) != 1:
-        fix = "several begin with it; give more characters"
-        if found.empty:
-            fix = "no trial begins with it; `dspex trials` lists them"
-        raise InvalidValue(field="trial", value=trial, fix=fix)
-    row = found.iloc[0]
-    partition = str(row["partition"])
-    plan = Plan.from_json(newest.plan_file(partition).read_text(encoding="utf-8"))
-    with instance() as opened:
-        folder = ResultStore().datasets(opened, evaluation.name, partition)
-    examples = load_examples(folder, plan.dataset_digest, limit=plan.rows)
-    wanted = str(row["trial_id"])
-    spec = next(
-        spec for spec in plan.trials(Batch(start=0, stop=plan.total), examples) if spec.trial_id.hex() == wanted
-    )
+def _as_it_is_now(evaluation: Evaluation, spec: TrialSpec) -> TrialSpec:
     version = program_version(evaluation.program, evaluation.init, files=evaluation.files, declared=evaluation.version)
     program = ProgramSpec(
         entry_point=evaluation.program, init=evaluation.init, version=version, isolation=evaluation.isolation

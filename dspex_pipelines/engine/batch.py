@@ -15,8 +15,10 @@ from dspex_pipelines.engine.journal import Entry, Found, Journal
 from dspex_pipelines.engine.journal_rows import entry_of
 from dspex_pipelines.engine.ledger import Ledger
 from dspex_pipelines.engine.recorder import Recorder
+from dspex_pipelines.engine.reservation import Reservation
 from dspex_pipelines.engine.runner import TrialPool, TrialRunner
-from dspex_pipelines.errors import EvaluationIncomplete
+from dspex_pipelines.errors import EvaluationIncomplete, ProviderRefused
+from dspex_pipelines.model.calls import CallPolicy
 from dspex_pipelines.model.outcome import Attempt, ErrorType, TrialError, TrialOutcome, TrialResult
 from dspex_pipelines.model.payload import digest, digest_of
 from dspex_pipelines.model.plan import Batch, Plan
@@ -92,18 +94,25 @@ async def run_batch(
     max_concurrency: int,
     timeout_s: float,
     most_attempts: int = 0,
+    calls: CallPolicy | None = None,
     ledger: Ledger | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> BatchSummary:
     """Run what is missing of *batch*; each outcome is in the journal before it counts as done.
 
     At most *max_concurrency* trials run or wait to be recorded: so many run twice when this process is killed.
-    *on_progress* is called after every group. Once the *ledger* says that the run has stopped, nothing more is started;
-    what is in flight has `STOP_S` to end. Raises `PoolUnreachable` when the bridge goes away. Whatever ends it, a
+    *calls* is what holds for calls to models. *on_progress* is called after every group. Once the *ledger* says that
+    the run has stopped, nothing more is started; what is in flight has `STOP_S` to end. Raises `PoolUnreachable` when
+    the bridge goes away, and `ProviderRefused` when a model's provider refuses the key. Whatever ends it, a
     cancellation included, keeps what is done by then.
     """
     runner = TrialRunner(
-        pool, metrics=plan.metrics, space_json=plan.space_json, timeout_s=timeout_s, most_attempts=most_attempts
+        pool,
+        metrics=plan.metrics,
+        space_json=plan.space_json,
+        timeout_s=timeout_s,
+        most_attempts=most_attempts,
+        calls=calls,
     )
     executor = ParallelExecutor[Missing, TrialOutcome](
         max_concurrency=max_concurrency,
@@ -112,7 +121,10 @@ async def run_batch(
         hold_outcomes=True,
     )
     missing = _LookedUp(plan, plan.trials(batch, examples), journal)
+    reservation = Reservation(ledger) if ledger is not None and ledger.counts_usage else None
+    items = missing if reservation is None else reservation.over(missing)
     rescored = 0
+    refused = ""
 
     def run(one: Missing) -> Awaitable[TrialOutcome]:
         return runner.run(one.spec, one.outputs)
@@ -133,6 +145,8 @@ async def run_batch(
         pool.commit(len(entries))
         executor.let_go(len(entries))
         rescored += sum(entry.rescored for entry in entries)
+        if reservation is not None:
+            reservation.settle(entry.outcome for entry in entries)
         stopping.look()
         on_progress(executor.get_progress())
 
@@ -147,18 +161,22 @@ async def run_batch(
         ) as recorder,
     ):
         if not stopping.stopped:
-            async with aclosing(executor.run_batches(missing, run, total=batch.stop - batch.start)) as batches:
+            async with aclosing(executor.run_batches(items, run, total=batch.stop - batch.start)) as batches:
                 async for finished in batches:
                     if runner.pool_lost is not None:
                         await recorder.add(_entry(done) for done in finished if isinstance(done.result, TrialResult))
                         break
                     entries = [_entry(done) for done in finished]
                     await recorder.add(entries)
+                    if refused := _refusal(entries):
+                        break
                     if stopping.is_near(entries):
                         await recorder.flush()
     on_progress(executor.get_progress())
     if runner.pool_lost is not None:
         raise runner.pool_lost
+    if refused:
+        raise ProviderRefused(refused)
     progress = executor.get_progress()
     undone = batch.stop - batch.start - missing.reused - progress.done
     return BatchSummary(
@@ -311,6 +329,15 @@ def _entry(done: Outcome[Missing, TrialOutcome]) -> Entry:
     if missing.known is not None:
         outcome = _continued(missing.known, outcome)
     return entry_of(missing.scoring, outcome)
+
+
+def _refusal(entries: Iterable[Entry]) -> str:
+    """Return what a provider said that has refused whoever calls it; empty where none has."""
+    for entry in entries:
+        outcome = entry.outcome
+        if isinstance(outcome, TrialError) and outcome.ends_run:
+            return outcome.message
+    return ""
 
 
 def _continued(earlier: TrialOutcome, outcome: TrialOutcome) -> TrialOutcome:

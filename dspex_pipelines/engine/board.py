@@ -6,12 +6,14 @@ It decides nothing: which trial goes where, and when, is up to the `Dispatcher` 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from dspex_pipelines.engine.fleet import Fleet, Worker
 from dspex_pipelines.engine.quarantine import Quarantine
 from dspex_pipelines.engine.queues import Queues, Trial
 from dspex_pipelines.engine.retries import Fault
 from dspex_pipelines.engine.tickets import Orders, Settled
-from dspex_pipelines.engine.timers import Timers
+from dspex_pipelines.engine.timers import UNSET, Timers
 from dspex_pipelines.model.outcome import Attempt, ErrorType
 
 
@@ -73,8 +75,34 @@ class Board:
         else:
             sent.append((attempt_id, ticket))
 
+    def stop_clock(self, trial: Trial, now: float) -> None:
+        """One more of its calls waits for leave."""
+        trial.waiting_calls += 1
+        if trial.waiting_calls == 1:
+            trial.waits_since = now
+            trial.left_s = trial.due - now if trial.due >= 0.0 else UNSET
+            self.timers.disarm(trial)
+
+    def start_clock(self, trial: Trial, now: float) -> None:
+        """One of its calls waits no more."""
+        if trial.waiting_calls > 1:
+            trial.waiting_calls -= 1
+        elif self._end_wait(trial, now) and trial.left_s != UNSET:
+            self.timers.arm(trial, now + max(0.0, trial.left_s))
+
+    def _end_wait(self, trial: Trial, now: float) -> bool:
+        """Count how long a trial's clock has stood still; return False where it has not."""
+        if not trial.waiting_calls:
+            return False
+        trial.waiting_calls = 0
+        waited_s = now - trial.waits_since
+        trial.throttled_s += waited_s
+        trial.since += waited_s
+        return True
+
     def settle(self, orders: Orders, trial: Trial, error: ErrorType, message: str, now: float) -> None:
         """Answer the client. Where the trial is now is the caller's to see to."""
+        self._end_wait(trial, now)
         worker = trial.worker
         waited = 0.0 if worker else now - trial.since
         del trial.client.trials[trial.ticket.client_trial_id]
@@ -90,6 +118,7 @@ class Board:
                 trial.queue_s + waited,
                 now - trial.since if worker else 0.0,
                 trial.history or (),
+                trial.throttled_s,
             )
         )
 
@@ -97,16 +126,20 @@ class Board:
         """Write down an attempt that does not settle its trial, which has no worker from here on."""
         worker = trial.worker
         assert worker is not None
+        self._end_wait(trial, now)
         if trial.history is None:
             trial.history = []
+        queue_s = trial.queue_s - sum(past.queue_s for past in trial.history)
+        trial.history += (replace(call, number=trial.attempts, worker=worker.worker_id) for call in fault.calls)
         attempt = Attempt(
             number=trial.attempts,
             worker=worker.worker_id,
             type=fault.type,
             message=fault.message,
             fingerprint=fault.fingerprint,
-            queue_s=trial.queue_s - sum(past.queue_s for past in trial.history),
+            queue_s=queue_s,
             run_s=now - trial.since,
+            usage_payload=fault.usage,
         )
         trial.history.append(attempt)
         trial.worker = None

@@ -167,6 +167,7 @@ class Dispatcher:
                     trial.queue_s,
                     now - trial.since,
                     trial.history or (),
+                    trial.throttled_s,
                 )
             )
             settled += 1
@@ -257,6 +258,26 @@ class Dispatcher:
         """Dispatch the trials of a client again."""
         self._queues.resume(client)
         return self._fill(Orders(), now)
+
+    # Calls to models
+
+    def client_of(self, worker_id: str, attempt_id: int) -> int:
+        """Return whose trial runs as that attempt; 0 where none does."""
+        worker = self._fleet.get(worker_id)
+        trial = None if worker is None else worker.running.get(attempt_id)
+        return 0 if trial is None else trial.ticket.client
+
+    def stop_clock(self, worker_id: str, attempt_id: int, now: float) -> None:
+        """A call of that attempt waits for leave: its deadline is put off until `start_clock`, called as often."""
+        worker = self._fleet.get(worker_id)
+        if worker is not None and (trial := worker.running.get(attempt_id)) is not None:
+            self._board.stop_clock(trial, now)
+
+    def start_clock(self, worker_id: str, attempt_id: int, now: float) -> None:
+        """A call of that attempt waits no more; an attempt that has ended is ignored."""
+        worker = self._fleet.get(worker_id)
+        if worker is not None and (trial := worker.running.get(attempt_id)) is not None:
+            self._board.start_clock(trial, now)
 
     # Time
 

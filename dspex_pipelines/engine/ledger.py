@@ -29,31 +29,37 @@ class Ledger:
     def __init__(self, journal: Journal, *, run_id: str, budget: Budget) -> None:
         self._journal = journal
         self._run_id = run_id
-        self._budget = budget
+        self.budget = budget
+        self.spent = Spent()
+        """What the run had spent when it was last booked."""
         self._started_at = time.time()
-        self._failed = 0
         self.stopped = ""
 
     @property
     def is_bounded(self) -> bool:
         """Whether there is anything to book."""
-        return self._budget.is_bounded
+        return self.budget.is_bounded
+
+    @property
+    def counts_usage(self) -> bool:
+        """Whether tokens or money are bounded."""
+        return bool(self.budget.max_tokens or self.budget.max_cost_usd)
 
     @property
     def left_s(self) -> float | None:
         """Seconds until the time is over; None where it is not bounded."""
-        limit_s = self._budget.max_time_s
+        limit_s = self.budget.max_time_s
         return max(0.0, self._started_at + limit_s - time.time()) if limit_s else None
 
     @property
     def errors_left(self) -> float | None:
         """How many more trials may fail; None where their number is not bounded."""
-        limit = self._budget.max_errors
-        return limit - self._failed if limit >= 1 else None
+        limit = self.budget.max_errors
+        return limit - self.spent.failed if limit >= 1 else None
 
     def open(self) -> None:
         """Start the account, or take it up where earlier steps of the run have left it."""
-        if not self._budget.is_bounded:
+        if not self.budget.is_bounded:
             return
         with self._journal.database.writing() as connection:
             new = _INSERT[connection.dialect.name](runs).on_conflict_do_nothing(index_elements=["run_id"])
@@ -70,9 +76,14 @@ class Ledger:
             )
         self.spend(())
 
+    def stop(self, reason: str) -> None:
+        """Have the run stop for *reason*, unless it has already."""
+        self.stopped = self.stopped or reason
+        self.spend(())
+
     def spend(self, outcomes: Iterable[TrialOutcome]) -> None:
         """Book what these outcomes have cost, then look whether a bound is reached."""
-        if not self._budget.is_bounded:
+        if not self.budget.is_bounded:
             return
         trials = failed = tokens = 0
         cost_usd = 0.0
@@ -98,20 +109,15 @@ class Ledger:
             connection.execute(booked)
             row = _row(connection, self._run_id)
             assert row is not None
-            self._started_at, self._failed = row.started_at, row.failed
-            self.stopped = (
-                self.stopped
-                or row.stopped
-                or self._budget.exceeded_by(
-                    Spent(
-                        trials=row.trials,
-                        failed=row.failed,
-                        elapsed_s=time.time() - row.started_at,
-                        tokens=row.tokens,
-                        cost_usd=row.cost_usd,
-                    )
-                )
+            self._started_at = row.started_at
+            self.spent = Spent(
+                trials=row.trials,
+                failed=row.failed,
+                elapsed_s=time.time() - row.started_at,
+                tokens=row.tokens,
+                cost_usd=row.cost_usd,
             )
+            self.stopped = self.stopped or row.stopped or self.budget.exceeded_by(self.spent)
             if self.stopped and not row.stopped:
                 connection.execute(runs.update().where(mine).values(stopped=self.stopped))
 

@@ -15,7 +15,13 @@ if TYPE_CHECKING:
 
 
 class Trial:
-    """A trial in flight: queued, waiting for its next attempt, suspected, or running."""
+    """A trial in flight: queued, waiting for its next attempt, suspected, or running.
+
+    `waits_since` and `left_s` (until its deadline; `UNSET` for none) have a meaning while its clock stands still.
+    """
+
+    waits_since: float
+    left_s: float
 
     __slots__ = (
         "attempt_id",
@@ -25,12 +31,16 @@ class Trial:
         "due",
         "group",
         "history",
+        "left_s",
         "queue_s",
         "since",
         "slots",
         "spared",
         "stuck",
+        "throttled_s",
         "ticket",
+        "waiting_calls",
+        "waits_since",
         "worker",
     )
 
@@ -48,7 +58,7 @@ class Trial:
         """Whether it was once lost with a worker that had been asked to leave."""
         self.history: list[Attempt] | None = None
         self.since = now
-        """When it was queued or dispatched, whichever was later."""
+        """When it was queued or dispatched, whichever was later; later by as much as its clock has stood since."""
         self.queue_s = 0.0
         self.due = UNSET
         """When its timer fires: its next attempt while it waits, its deadline while it runs, the end of its
@@ -56,6 +66,10 @@ class Trial:
         self.stuck = False
         self.slots = 1
         """How many it takes of its worker's."""
+        self.waiting_calls = 0
+        """Its calls to models that wait for leave; its clock stands still while there are any."""
+        self.throttled_s = 0.0
+        """For how long there were any, over all attempts."""
 
 
 class Group:

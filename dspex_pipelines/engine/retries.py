@@ -34,6 +34,10 @@ class Fault(NamedTuple):
     """Equal for the same error at the same place; empty for none."""
     retry_after_s: float = 0.0
     """As the provider asked."""
+    calls: tuple[Attempt, ...] = ()
+    """Calls to models that failed within the attempt and were made again."""
+    usage: bytes = b""
+    """What the attempt used."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,14 +61,16 @@ class RetryPolicy:
     ) -> float | None:
         """Return the seconds to wait before the next attempt; None when *fault* ends the trial.
 
-        *history* holds the attempts before; *most_attempts* bounds the charged ones of all types, 0 for no bound.
+        *history* holds the attempts before, and calls that failed within them, which count as attempts of their type;
+        *most_attempts* bounds the charged ones of all types, 0 for no bound.
         """
         # What a worker says may be no number at all, and such a wait would never end.
         if not (fault.retryable and fault.retry_after_s <= self.longest_wait_s):
             return None
         # A lost worker is not the trial's fault until it is found alone.
-        charged = [attempt for attempt in history if attempt.type is not ErrorType.WORKER_LOST]
-        of_type = 1 + sum(attempt.type is fault.type for attempt in charged)
+        charged = [attempt for attempt in history if attempt.type is not ErrorType.WORKER_LOST and not attempt.call]
+        calls = (*(attempt for attempt in history if attempt.call), *fault.calls)
+        of_type = 1 + sum(attempt.type is fault.type for attempt in (*charged, *calls))
         if of_type >= self.most.get(fault.type, 1) or 0 < most_attempts <= len(charged) + 1:
             return None
         if fault.fingerprint and fault.type not in SAYS_LITTLE:

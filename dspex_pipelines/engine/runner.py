@@ -14,6 +14,7 @@ from dspex_pipelines.errors import (
     QuotaExceeded,
     UnknownSession,
 )
+from dspex_pipelines.model.calls import CallPolicy
 from dspex_pipelines.model.outcome import ErrorType, TrialError, TrialOutcome, TrialResult
 from dspex_pipelines.model.trial import MetricSpec, ProgramSpec, TrialSpec
 
@@ -38,7 +39,9 @@ class SnapshotLike(Protocol):
 class TrialPool(Protocol):
     """What a runner asks of a pool; `bridge.client.PoolClient` is one."""
 
-    async def open_session(self, program: ProgramSpec, metrics: Sequence[MetricSpec], space_json: str) -> int:
+    async def open_session(
+        self, program: ProgramSpec, metrics: Sequence[MetricSpec], space_json: str, calls: CallPolicy
+    ) -> int:
         """Register a program; return the session that holds its configurations."""
         ...
 
@@ -83,8 +86,10 @@ class TrialRunner:
         space_json: str,
         timeout_s: float,
         most_attempts: int = 0,
+        calls: CallPolicy | None = None,
     ) -> None:
         self._pool = pool
+        self._calls = calls or CallPolicy()
         self._metrics = tuple(metrics)
         self._space_json = space_json
         self._timeout_s = timeout_s
@@ -150,7 +155,7 @@ class TrialRunner:
     async def _context(self, program: ProgramSpec) -> int:
         return await self._sessions.get(
             program.digest,
-            lambda: self._pool.open_session(program, self._metrics, self._space_json),
+            lambda: self._pool.open_session(program, self._metrics, self._space_json, self._calls),
         )
 
     async def _apply(self, key: tuple[int, bytes], spec: TrialSpec) -> int:

@@ -43,6 +43,8 @@ class Settled(NamedTuple):
     """Time since the last dispatch; 0 in the queue."""
     history: Sequence[Attempt] = ()
     """The attempts before the one that settled it."""
+    throttled_s: float = 0.0
+    """Time in which its clock stood still, over all attempts."""
 
 
 @dataclass(slots=True)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
+from typing import Any
 
 from dspex_pipelines.errors import InvalidValue
 from dspex_pipelines.model.limits import RateLimit
@@ -67,14 +68,26 @@ class CallPolicy:
             fix = f"give 0 (keep nothing) to {MOST_TRACE_BYTES:,} bytes"
             raise InvalidValue(field="trace_bytes", value=self.trace_bytes, fix=fix)
 
+    def to_document(self) -> dict[str, Any]:
+        """Return the policy as plain values that `from_document` reads back."""
+        return {
+            "limits": [asdict(limit) for limit in self.limits],
+            "prices": [asdict(price) for price in self.prices],
+            "trace_bytes": self.trace_bytes,
+        }
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> CallPolicy:
+        """Return the policy that `to_document` wrote."""
+        return cls(
+            limits=tuple(RateLimit(**limit) for limit in document["limits"]),
+            prices=tuple(Price(**price) for price in document["prices"]),
+            trace_bytes=document["trace_bytes"],
+        )
+
     def price_of(self, model: str) -> Price | None:
         """Return the declared price of a model; None where none is."""
         if model not in self._price:
             found = (price for price in self.prices if fnmatchcase(model, price.model))
             self._price[model] = next(found, None)
         return self._price[model]
-
-
-def limits_from(documents: Sequence[Mapping[str, object]]) -> tuple[RateLimit, ...]:
-    """Return the limits that plain maps describe."""
-    return tuple(RateLimit(**one) for one in documents)  # pyright: ignore[reportArgumentType] - the class checks

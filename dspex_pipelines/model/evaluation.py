@@ -11,6 +11,8 @@ from typing import Any, cast
 
 from dspex_pipelines.errors import InvalidValue
 from dspex_pipelines.model.budget import Budget
+from dspex_pipelines.model.calls import TRACE_BYTES, CallPolicy, Price
+from dspex_pipelines.model.limits import RateLimit
 from dspex_pipelines.model.space import ConfigurationSpace
 from dspex_pipelines.model.trial import ISOLATIONS, Isolation, check_entry_point
 
@@ -85,6 +87,13 @@ class Evaluation:
     max_concurrency: int = 64
     budget: Budget = field(default_factory=Budget)
     """What a run may spend before it stops, keeps what it has, and says why."""
+    limits: tuple[RateLimit, ...] = ()
+    """How often the models that the program calls may be called, by everybody in the pool together; what is not
+    declared is found out."""
+    prices: tuple[Price, ...] = ()
+    """What their tokens cost; for others, what the client library knows, if anything."""
+    trace_bytes: int = TRACE_BYTES
+    """Most bytes, compressed, that are kept of a trial's calls to models; 0: nothing is."""
     description: str = ""
     tags: Mapping[str, str] = field(default_factory=dict[str, str])
 
@@ -105,6 +114,14 @@ class Evaluation:
             raise InvalidValue(field="timeout_s", value=self.timeout_s, fix="give seconds above 0")
         if type(self.max_concurrency) is not int or self.max_concurrency < 1:
             raise InvalidValue(field="max_concurrency", value=self.max_concurrency, fix="give an integer of 1 or more")
+        policy = self.calls
+        object.__setattr__(self, "limits", policy.limits)
+        object.__setattr__(self, "prices", policy.prices)
+
+    @property
+    def calls(self) -> CallPolicy:
+        """What holds for the calls to models of its trials; raises `InvalidValue` for what cannot be."""
+        return CallPolicy(limits=self.limits, prices=self.prices, trace_bytes=self.trace_bytes)
 
 
 def _check_partition(name: object) -> None:

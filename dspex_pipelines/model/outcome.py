@@ -68,6 +68,8 @@ class Attempt:
     run_s: float = 0.0
     call: str = ""
     """The model that was called, where a call failed and was made again within the attempt; empty for a whole one."""
+    usage_payload: bytes = b""
+    """What it used, on its way to the outcome, which sums it up. Not recorded."""
 
 
 class TrialResult(NamedTuple):

@@ -14,6 +14,7 @@ from dspex_pipelines.engine.ledger import Ledger, why_stopped
 from dspex_pipelines.engine.programs import inspect_program, metric_version, program_version
 from dspex_pipelines.errors import DspexError, PoolUnreachable
 from dspex_pipelines.model.budget import Budget
+from dspex_pipelines.model.calls import CallPolicy
 from dspex_pipelines.model.evaluation import Evaluation
 from dspex_pipelines.model.payload import digest_of
 from dspex_pipelines.model.plan import Batch, Plan
@@ -94,7 +95,10 @@ def _plan_op(evaluation: Evaluation) -> dg.OpDefinition:
             plan = _plan(context, evaluation, config, store)
         except DspexError as error:
             raise dg.Failure(str(error), allow_retries=False) from error
-        yield dg.Output(json.dumps({"plan": plan.to_json(), **limits}), output_name="manifest")
+        yield dg.Output(
+            json.dumps({"plan": plan.to_json(), "calls": evaluation.calls.to_document(), **limits}),
+            output_name="manifest",
+        )
         size = trials_per_op(config, plan.total)
         context.log.info(
             f"{plan.total:,} trials: {len(plan.configurations)} configurations × {plan.rows} examples "
@@ -214,6 +218,7 @@ def run_trials(
                     max_concurrency=document["max_concurrency"],
                     timeout_s=document["timeout_s"],
                     most_attempts=document["most_attempts"],
+                    calls=CallPolicy.from_document(document["calls"]),
                     ledger=Ledger(journal, run_id=context.run_id, budget=Budget(**document["budget"])),
                     on_progress=tell,
                 )

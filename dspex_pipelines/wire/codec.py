@@ -268,6 +268,7 @@ def attempt_to_wire(attempt: Attempt) -> types_pb2.Attempt:
         queue_s=attempt.queue_s,
         run_s=attempt.run_s,
         call=attempt.call,
+        usage=attempt.usage_payload,
     )
 
 

@@ -4,32 +4,57 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import sys
 import threading
+from concurrent.futures import Future
 from multiprocessing.connection import Connection, wait
 from typing import Any, NoReturn, cast
 
 from google.protobuf.message import DecodeError
 
-from dspex.v1 import types_pb2
+from dspex.v1 import types_pb2, worker_pb2
+from dspex_pipelines.engine.calls import Caller, Permit
+from dspex_pipelines.engine.throttle import Verdict
+from dspex_pipelines.errors import ProviderGivenUp
 from dspex_pipelines.model.outcome import ErrorType
 from dspex_pipelines.model.payload import decode, encode
 from dspex_pipelines.model.space import Configuration
-from dspex_pipelines.wire.codec import MESSAGE_LIMIT, failure_to_wire, metric_to_wire, program_to_wire
+from dspex_pipelines.wire.codec import (
+    MESSAGE_LIMIT,
+    failure_to_wire,
+    metric_to_wire,
+    policy_to_wire,
+    program_to_wire,
+    verdict_from_wire,
+)
 from dspex_pipelines.worker.alone import start_alone
 from dspex_pipelines.worker.forks import Fork, Forks
 from dspex_pipelines.worker.instances import LoadedProgram, VouchedLoader
+from dspex_pipelines.worker.permits import PermitsOfBridge
 from dspex_pipelines.worker.threads import CannotStart
+
+_OUTCOME, _ASK, _END = b"o", b"a", b"e"
+"""What a message from a trial's process begins with."""
 
 
 class IsolatedTrial:
     """Runs *trial* in a fresh process. `stop` may be called from any thread, at any time."""
 
     def __init__(
-        self, forks: Forks, program: LoadedProgram, configuration: Configuration, trial: types_pb2.Trial
+        self,
+        forks: Forks,
+        program: LoadedProgram,
+        configuration: Configuration,
+        trial: types_pb2.Trial,
+        caller: Caller,
     ) -> None:
         self._forks = forks
+        self._caller = caller
+        self._calls: dict[int, Permit] = {}
+        """The calls to models that it has asked for and that have not ended, by its own numbers."""
+        self._sending = threading.Lock()
         self._program = program
         self._configuration = configuration
         self._trial = trial
@@ -56,12 +81,15 @@ class IsolatedTrial:
             with contextlib.suppress(OSError):
                 # Should it have ended already, that is told below.
                 fork.connection.send_bytes(self._request())
-            outcome = self._received(fork.connection) if fork.connection in wait([fork.connection, fork.life]) else None
+            outcome = self._received(fork)
             if outcome is not None:
                 fork.kill()
             code = fork.wait()
         finally:
-            fork.close()
+            for permit in self._calls.values():
+                permit.end(Verdict.NEUTRAL)
+            with self._sending:
+                fork.close()
         if self._stopped or outcome is not None:
             return outcome
         how = f"killed by signal {-code}" if code < 0 else f"it ended with exit code {code}"
@@ -85,16 +113,45 @@ class IsolatedTrial:
             session_id=session_id,
             program=program_to_wire(program.spec),
             metrics=[metric_to_wire(metric) for metric, _ in program.metrics],
+            calls=policy_to_wire(self._caller.policy),
         )
         parts = [session.SerializeToString(), self._configuration.values, self._trial.SerializeToString()]
         return encode([*parts, program.sources])
 
-    def _received(self, connection: Connection) -> types_pb2.Outcome | None:
-        """Return the answer; None for a process that gave none, or no proper one."""
+    def _received(self, fork: Fork) -> types_pb2.Outcome | None:
+        """Return the answer, relaying calls to models until it is there; None where there is none, or no proper one."""
+        connection = fork.connection
         with contextlib.suppress(EOFError, OSError, DecodeError):
-            outcome = types_pb2.Outcome.FromString(connection.recv_bytes(MESSAGE_LIMIT))
-            return outcome if outcome.id == self._trial.id else None
+            while connection in wait([connection, fork.life]):
+                message = connection.recv_bytes(MESSAGE_LIMIT)
+                kind, body = message[:1], message[1:]
+                if kind == _ASK:
+                    self._ask(connection, worker_pb2.CallAsk.FromString(body))
+                elif kind == _END:
+                    self._end(worker_pb2.CallEnd.FromString(body))
+                else:
+                    outcome = types_pb2.Outcome.FromString(body)
+                    return outcome if kind == _OUTCOME and outcome.id == self._trial.id else None
         return None
+
+    def _ask(self, connection: Connection, ask: worker_pb2.CallAsk) -> None:
+        permit = self._caller.permits.ask(self._trial.id, ask.model, ask.tokens, again=ask.again)
+        self._calls[ask.id] = permit
+
+        def answer(granted: Future[None]) -> None:
+            error = None if granted.cancelled() else granted.exception()
+            reason = error.reason if isinstance(error, ProviderGivenUp) else str(error or "")
+            said = worker_pb2.CallPermit(id=ask.id, granted=error is None, reason=reason)
+            # It may have ended by now.
+            with self._sending, contextlib.suppress(OSError):
+                connection.send_bytes(said.SerializeToString())
+
+        permit.granted.add_done_callback(answer)
+
+    def _end(self, end: worker_pb2.CallEnd) -> None:
+        permit = self._calls.pop(end.id, None)
+        if permit is not None:
+            permit.end(verdict_from_wire(end.verdict), retry_after_s=end.retry_after_s, tokens=end.tokens)
 
 
 def serve_one(connection: Connection) -> NoReturn:
@@ -103,6 +160,19 @@ def serve_one(connection: Connection) -> NoReturn:
     session = types_pb2.Session.FromString(session_bytes)
     trial = types_pb2.Trial.FromString(trial_bytes)
 
+    sending = threading.Lock()
+
+    def say(kind: bytes, message: types_pb2.Outcome | worker_pb2.CallAsk | worker_pb2.CallEnd) -> None:
+        with sending:
+            connection.send_bytes(kind + message.SerializeToString())
+
+    permits = PermitsOfBridge(ask=functools.partial(say, _ASK), end=functools.partial(say, _END))
+
+    def hear() -> None:
+        with contextlib.suppress(EOFError, OSError):
+            while True:
+                permits.take([worker_pb2.CallPermit.FromString(connection.recv_bytes())])
+
     def deliver(outcome: types_pb2.Outcome) -> None:
         """Answer from the program's own thread: it may have closed what would wake the loop."""
         code = 1
@@ -110,13 +180,16 @@ def serve_one(connection: Connection) -> NoReturn:
             with contextlib.suppress(Exception):
                 sys.stdout.flush()
                 sys.stderr.flush()
-            connection.send_bytes(outcome.SerializeToString())
+            say(_OUTCOME, outcome)
             code = 0
         finally:
             os._exit(code)
 
     async def run() -> None:
-        start_alone(session, Configuration(values), trial, deliver=deliver, loader=VouchedLoader(sources))
+        threading.Thread(target=hear, name="permits", daemon=True).start()
+        start_alone(
+            session, Configuration(values), trial, deliver=deliver, loader=VouchedLoader(sources), permits=permits
+        )
         await asyncio.Event().wait()
 
     asyncio.run(run())

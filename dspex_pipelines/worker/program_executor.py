@@ -72,7 +72,7 @@ class ProgramExecutor:
         marks: Marks | None = None,
         loader: Loader | None = None,
         give_back: Callable[[int, str], None] | None = None,
-        isolate: Callable[[LoadedProgram, Configuration, types_pb2.Trial], Isolated] | None = None,
+        isolate: Callable[[LoadedProgram, Configuration, types_pb2.Trial, Caller], Isolated] | None = None,
         permits: TrialPermits | None = None,
         restore: Callable[[], None] = lambda: None,
         broken: Callable[[BaseException], None] = _raise,
@@ -254,7 +254,7 @@ class ProgramExecutor:
         isolated: Isolated | None = None
         if ready.instance is None:
             assert self._isolate is not None
-            isolated = self._isolate(ready.program, ready.configuration, trial)
+            isolated = self._isolate(ready.program, ready.configuration, trial, ready.caller)
         stop = _cannot_be_stopped if isolated is None else isolated.stop
 
         def work() -> None:

@@ -83,6 +83,18 @@ async def answer_in_loop(trial: types_pb2.Trial, ready: Ready, example: Any) -> 
     return answer_result(trial, ready.configuration, outputs, scores, calls=calls, run_s=run_s)
 
 
+async def outputs_and_scores(trial: types_pb2.Trial, ready: Ready, example: Any) -> tuple[Any, dict[str, Any]]:
+    """Return what the program returned and what the metrics say of it; raises what they raise."""
+    with _around(ready, _begin(trial, ready)):
+        outputs = ready.instance(**_arguments(ready, trial, example))
+        if inspect.isawaitable(outputs):
+            outputs = await outputs
+        scores = await _judge(ready, example, outputs)
+    if isinstance(scores, BaseException):
+        raise scores
+    return outputs, scores
+
+
 def _begin(trial: types_pb2.Trial, ready: Ready) -> TrialCalls:
     calls = TrialCalls(
         ready.caller, trial=trial.id, seed=trial.seed, attempt=trial.attempt or 1, timeout_s=trial.timeout_s

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import signal
 import sys
@@ -73,7 +74,7 @@ class Worker:
             release=self._wire.release,
             give_back=self._give_back,
             marks=marks,
-            isolate=lambda program, configuration, trial: IsolatedTrial(forks, program, configuration, trial),
+            isolate=functools.partial(IsolatedTrial, forks),
             restore=self._surroundings.restore,
             broken=_give_up,
         )

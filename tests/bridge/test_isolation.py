@@ -157,7 +157,7 @@ class LyingPool:
         self.outcome = outcome
         self.seen = seen
 
-    async def open_session(self, program: ProgramSpec, metrics: object, space_json: str) -> int:
+    async def open_session(self, program: ProgramSpec, metrics: object, space_json: str, calls: object) -> int:
         return 1
 
     async def set_variables(self, session_id: int, values: Mapping[str, object], **options: object) -> SnapshotRef:

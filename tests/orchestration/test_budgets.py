@@ -110,5 +110,14 @@ def test_tokens_over_budget_stop_the_run(lab: Lab) -> None:
     assert result.success, failure(result)
     table, metadata = lab.newest()
     assert "tokens are spent" not in str(table["error_message"].iloc[0])
-    assert "of 100 tokens are spent (max_tokens)" in metadata["partial"]
-    assert 100 <= metadata["used tokens"] <= 200 + 10 * WIDTH
+    assert "100 of 100 tokens are spent (max_tokens)" in metadata["partial"]
+    assert metadata["used tokens"] == 100, "what is in flight is reserved"
+
+
+def test_money_is_reserved_before_a_trial_starts(lab: Lab) -> None:
+    lab.declare(declare("costs_in_a_thread", rows(100)))
+    result = lab.evaluate(max_cost_usd=0.255, tags={"dspex/max_concurrency": "50"})
+    assert result.success, failure(result)
+    _, metadata = lab.newest()
+    assert metadata["used cost_usd"] == pytest.approx(0.25), "one more would cost a cent too much"
+    assert "$0.25 of $0.26 are spent, and a trial costs about $0.0100 (max_cost_usd)" in metadata["partial"]

@@ -1,0 +1,161 @@
+"""Leave to call models, for the trials of all workers: what they ask goes to the throttle, what it answers to them.
+
+The clock of a trial stands still while one of its calls waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+from dspex.v1 import pool_pb2, worker_pb2
+from dspex_pipelines.engine.dispatcher import Dispatcher
+from dspex_pipelines.engine.throttle import Answer, Throttle
+from dspex_pipelines.model.limits import RateLimit
+from dspex_pipelines.wire.codec import verdict_from_wire
+
+NAME_CHARACTERS = 500
+"""Of a model with its endpoint."""
+MOST_ASKED = 100_000
+"""Calls of one worker that wait or are made; more are refused."""
+MOST_TOKENS = 1 << 40
+
+Key = tuple[str, int]
+"""Worker and number of a call."""
+
+
+class ModelCalls:
+    """Between the workers and the throttle; *permit* sends an answer to a worker. All times are `time.monotonic`."""
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        *,
+        permit: Callable[[str, worker_pb2.CallPermit], None],
+        changed: Callable[[], None],
+        throttle: Throttle | None = None,
+    ) -> None:
+        self._dispatcher = dispatcher
+        self._permit = permit
+        self._changed = changed
+        self._throttle = throttle or Throttle()
+        self._waiting: dict[Key, int] = {}
+        """Calls that wait for leave, and the attempt of each."""
+        self._asked: dict[str, set[int]] = {}
+        """Worker to its calls that have not ended."""
+        self._timer: asyncio.TimerHandle | None = None
+
+    def heard(
+        self, worker_id: str, asks: Iterable[worker_pb2.CallAsk], ends: Iterable[worker_pb2.CallEnd], now: float
+    ) -> None:
+        """A worker tells how calls went, then asks for others."""
+        asked = self._asked.setdefault(worker_id, set())
+        for end in ends:
+            key = (worker_id, end.id)
+            asked.discard(end.id)
+            self._go_on(key, now)
+            # A number that is none would put every timer out of order.
+            retry_after_s = max(0.0, end.retry_after_s)
+            tokens = min(end.tokens, MOST_TOKENS)
+            verdict = verdict_from_wire(end.verdict)
+            self._answer(self._throttle.done(key, verdict, now, retry_after_s=retry_after_s, tokens=tokens), now)
+        for ask in asks:
+            if len(asked) >= MOST_ASKED or ask.id in asked:
+                reason = f"more than {MOST_ASKED:,} calls of one worker, or one of them twice"
+                self._permit(worker_id, worker_pb2.CallPermit(id=ask.id, reason=reason))
+                continue
+            self._ask(worker_id, ask, now)
+        self._arm()
+
+    def _ask(self, worker_id: str, ask: worker_pb2.CallAsk, now: float) -> None:
+        key = (worker_id, ask.id)
+        self._asked[worker_id].add(ask.id)
+        answers = self._throttle.ask(
+            key,
+            ask.model[:NAME_CHARACTERS],
+            min(ask.tokens, MOST_TOKENS),
+            now,
+            again=ask.again,
+            client=self._dispatcher.client_of(worker_id, ask.trial_id),
+        )
+        if not any(answer.call_id == key for answer in answers):
+            self._waiting[key] = ask.trial_id
+            self._dispatcher.stop_clock(worker_id, ask.trial_id, now)
+            self._changed()
+        self._answer(answers, now)
+
+    def lose(self, worker_id: str, now: float) -> None:
+        """A worker is gone, and its calls with it, as far as can be known."""
+        asked = self._asked.pop(worker_id, set())
+        for number in asked:
+            self._waiting.pop((worker_id, number), None)
+        self._answer(self._throttle.forget([(worker_id, number) for number in asked], now), now)
+        self._arm()
+
+    def declare(self, session_id: int, limits: Sequence[RateLimit]) -> None:
+        """The limits hold for everybody until the session is closed."""
+        if limits:
+            now = time.monotonic()
+            self._answer(self._throttle.declare(session_id, limits, now), now)
+            self._arm()
+
+    def withdraw(self, session_id: int) -> None:
+        """The session is closed."""
+        now = time.monotonic()
+        self._answer(self._throttle.withdraw(session_id, now), now)
+        self._arm()
+
+    def close(self) -> None:
+        """Answer nothing any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def status(self) -> list[pool_pb2.ModelStatus]:
+        """Return how calls to each model go."""
+        return [
+            pool_pb2.ModelStatus(
+                model=model,
+                state=lane.state,
+                waiting=lane.waiting,
+                in_flight=lane.in_flight,
+                granted=lane.granted,
+                refused=lane.refused,
+                failed=lane.failed,
+                window=lane.window or 0.0,
+                per_s=lane.paced_per_s or 0.0,
+                paused_for_s=lane.paused_for_s,
+            )
+            for model, lane in self._throttle.stats().items()
+        ]
+
+    def _answer(self, answers: Iterable[Answer], now: float) -> None:
+        for answer in answers:
+            key: Key = answer.call_id  # pyright: ignore[reportAssignmentType] - as it was asked
+            worker_id, number = key
+            self._go_on(key, now)
+            if not answer.granted:
+                self._asked.get(worker_id, set()).discard(number)
+            self._permit(worker_id, worker_pb2.CallPermit(id=number, granted=answer.granted, reason=answer.reason))
+
+    def _go_on(self, key: Key, now: float) -> None:
+        attempt_id = self._waiting.pop(key, None)
+        if attempt_id is not None:
+            self._dispatcher.start_clock(key[0], attempt_id, now)
+            self._changed()
+
+    def _arm(self) -> None:
+        due = self._throttle.next_due()
+        timer = self._timer
+        if due is None or (timer is not None and not timer.cancelled() and timer.when() <= due):
+            return
+        if timer is not None:
+            timer.cancel()
+        self._timer = asyncio.get_running_loop().call_at(due, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        now = time.monotonic()
+        self._answer(self._throttle.tick(now), now)
+        self._arm()

@@ -1,0 +1,41 @@
+"""Finds a trial of the newest results by the first characters of its id."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dspex_pipelines.cli.results import instance, newest_results
+from dspex_pipelines.errors import InvalidValue
+from dspex_pipelines.model.evaluation import Evaluation
+from dspex_pipelines.model.plan import Batch, Plan
+from dspex_pipelines.model.trial import TrialSpec
+from dspex_pipelines.orchestration.datasets import load_examples
+from dspex_pipelines.orchestration.resources import ResultStore
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundTrial:
+    """A trial, and the plan that it was run by."""
+
+    spec: TrialSpec
+    plan: Plan
+
+
+def find_trial(evaluation: Evaluation, trial: str) -> FoundTrial:
+    """Return the trial of the newest results whose id begins with *trial*; raises `InvalidValue` unless it is one."""
+    frame, newest = newest_results(evaluation)
+    found = frame[frame["trial_id"].str.startswith(trial)]
+    if len(found) != 1:
+        fix = "several begin with it; give more characters"
+        if found.empty:
+            fix = "no trial begins with it; `dspex trials` lists them"
+        raise InvalidValue(field="trial", value=trial, fix=fix)
+    row = found.iloc[0]
+    partition = str(row["partition"])
+    plan = Plan.from_json(newest.plan_file(partition).read_text(encoding="utf-8"))
+    with instance() as opened:
+        folder = ResultStore().datasets(opened, evaluation.name, partition)
+    examples = load_examples(folder, plan.dataset_digest, limit=plan.rows)
+    wanted = str(row["trial_id"])
+    every = plan.trials(Batch(start=0, stop=plan.total), examples)
+    return FoundTrial(spec=next(spec for spec in every if spec.trial_id.hex() == wanted), plan=plan)

@@ -1,0 +1,81 @@
+"""Keeps what is in flight within what is left of a budget of tokens or money."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterable
+from typing import TypeVar
+
+from dspex_pipelines.engine.ledger import Ledger, usage_of
+from dspex_pipelines.model.outcome import TrialOutcome
+
+FIRST = 8
+"""So many trials may be in flight while it is not known what one uses."""
+Item = TypeVar("Item")
+
+
+class Reservation:
+    """Lets a trial start only where what it may use is left; that is what the run's trials have used on average.
+
+    It is reserved when the trial starts and settled when its outcome is booked. Where nothing is in flight and one more
+    would be too much, the run has stopped: the *ledger* is told why.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._in_flight = 0
+        self._settled = 0
+        self._tokens = 0
+        self._cost_usd = 0.0
+        self._changed = asyncio.Event()
+
+    async def over(self, items: Iterable[Item]) -> AsyncGenerator[Item]:
+        """Yield *items*, each once there is room for it; ends when there never will be, or the run has stopped."""
+        for item in items:
+            while not self._has_room():
+                if self._ledger.stopped:
+                    return
+                if not self._in_flight:
+                    self._ledger.stop(self._reason())
+                    return
+                self._changed.clear()
+                await self._changed.wait()
+            self._in_flight += 1
+            yield item
+
+    def settle(self, outcomes: Iterable[TrialOutcome]) -> None:
+        """What these have used is booked, and no more reserved."""
+        for outcome in outcomes:
+            self._in_flight -= 1
+            self._settled += 1
+            tokens, cost_usd = usage_of(outcome)
+            self._tokens += tokens
+            self._cost_usd += cost_usd
+        self._changed.set()
+
+    def _has_room(self) -> bool:
+        if self._ledger.stopped:
+            return False
+        if not self._settled:
+            return self._in_flight < FIRST
+        after = self._in_flight + 1
+        budget, spent = self._ledger.budget, self._ledger.spent
+        tokens, cost_usd = self._tokens / self._settled, self._cost_usd / self._settled
+        return not (
+            (budget.max_tokens and spent.tokens + after * tokens > budget.max_tokens)
+            # Sums of floats are off by their last digits.
+            or (budget.max_cost_usd and spent.cost_usd + after * cost_usd > budget.max_cost_usd * (1 + 1e-9))
+        )
+
+    def _reason(self) -> str:
+        budget, spent = self._ledger.budget, self._ledger.spent
+        tokens, cost_usd = self._tokens / self._settled, self._cost_usd / self._settled
+        if budget.max_tokens and spent.tokens + tokens > budget.max_tokens:
+            return (
+                f"{spent.tokens:,} of {budget.max_tokens:,} tokens are spent, and a trial uses about {tokens:,.0f} "
+                "(max_tokens)"
+            )
+        return (
+            f"${spent.cost_usd:,.2f} of ${budget.max_cost_usd:,.2f} are spent, and a trial costs about "
+            f"${cost_usd:,.4f} (max_cost_usd)"
+        )
