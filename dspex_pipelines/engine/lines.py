@@ -1,0 +1,92 @@
+"""Calls that wait for a permit, in their clients' turns."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dspex_pipelines.engine.lanes import Lane
+
+
+class Call:
+    """A call that waits or is in flight."""
+
+    __slots__ = ("again", "call_id", "client", "cost", "epoch", "estimate", "flying", "generation", "lane", "since")
+
+    def __init__(self, call_id: Hashable, lane: Lane, client: Hashable, estimate: int, *, again: bool) -> None:
+        self.call_id = call_id
+        self.lane = lane
+        self.client = client
+        self.estimate = estimate
+        self.again = again
+        self.flying = False
+        self.since = 0.0
+        """When it was granted."""
+        self.cost = 0.0
+        """The tokens it was charged then."""
+        self.generation = 0
+        self.epoch = 0
+
+
+class _Turn:
+    __slots__ = ("again", "fresh")
+
+    def __init__(self) -> None:
+        self.again: OrderedDict[Hashable, Call] = OrderedDict()
+        self.fresh: OrderedDict[Hashable, Call] = OrderedDict()
+
+
+class Line:
+    """First come, first served within a client, except that those that come again go first; clients take turns.
+
+    Every step costs the same at any size.
+    """
+
+    __slots__ = ("_size", "_turns")
+
+    def __init__(self) -> None:
+        self._turns: OrderedDict[Hashable, _Turn] = OrderedDict()
+        self._size = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __iter__(self) -> Iterator[Call]:
+        for turn in self._turns.values():
+            yield from turn.again.values()
+            yield from turn.fresh.values()
+
+    def add(self, call: Call) -> None:
+        """Queue *call*."""
+        turn = self._turns.get(call.client)
+        if turn is None:
+            turn = self._turns[call.client] = _Turn()
+        (turn.again if call.again else turn.fresh)[call.call_id] = call
+        self._size += 1
+
+    def first(self) -> Call | None:
+        """Return whose turn it is, leaving it there."""
+        for turn in self._turns.values():
+            return next(iter((turn.again or turn.fresh).values()))
+        return None
+
+    def remove(self, call: Call) -> None:
+        """Take out a call that waits; the client's turn is over if it was next."""
+        turn = self._turns[call.client]
+        del (turn.again if call.again else turn.fresh)[call.call_id]
+        self._size -= 1
+        if not (turn.again or turn.fresh):
+            del self._turns[call.client]
+
+    def take(self, call: Call) -> None:
+        """Take out the call whose turn it is."""
+        self.remove(call)
+        if call.client in self._turns:
+            self._turns.move_to_end(call.client)
+
+    def clear(self) -> None:
+        """Take out all."""
+        self._turns.clear()
+        self._size = 0

@@ -1,0 +1,49 @@
+"""How much a model's provider allows, as the user declares it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from dspex_pipelines.errors import InvalidValue
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RateLimit:
+    """What the lanes that match `model` may use together; 0 is not declared. Raises `InvalidValue`."""
+
+    model: str
+    """Name of a lane as an `fnmatch` pattern: ``openai/gpt-4o-mini``, or ``openai/*`` for one budget that all share.
+
+    A lane is called ``model`` or ``model@endpoint``; the pattern matches either all of it or what is before the ``@``.
+    """
+    requests_per_minute: float = 0
+    tokens_per_minute: float = 0
+    max_concurrency: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.model or not self.model.strip():
+            raise InvalidValue(
+                field="limits.model",
+                value=self.model,
+                fix="give a model's name, such as openai/gpt-4o-mini or openai/*",
+            )
+        for name in ("requests_per_minute", "tokens_per_minute"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not (math.isfinite(value) and value >= 0):
+                raise InvalidValue(field=f"limits.{name}", value=value, fix="give a finite number, 0 or more")
+        value = self.max_concurrency
+        # What a file says may be of any type.
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidValue(field="limits.max_concurrency", value=value, fix="give an integer of 0 or more")
+        if not (self.requests_per_minute or self.tokens_per_minute or self.max_concurrency):
+            raise InvalidValue(
+                field="limits",
+                value=self.model,
+                fix="give at least one of requests_per_minute, tokens_per_minute and max_concurrency",
+            )
+
+    def matches(self, lane: str) -> bool:
+        """Return whether a lane of that name is under this limit."""
+        return fnmatchcase(lane, self.model) or fnmatchcase(lane.split("@", 1)[0], self.model)
