@@ -69,17 +69,18 @@ def _value(key: bytes, field: OutputField) -> object:
         return options[int(drawn * len(options))]
     match field.annotation.partition("[")[0].lower():
         case "int":
-            return int(drawn * 100)
+            value: object = int(drawn * 100)
         case "float":
-            return round(drawn, 4)
+            value = round(drawn, 4)
         case "bool":
-            return drawn < 0.5  # noqa: PLR2004 - a fair coin
+            value = drawn < 0.5  # noqa: PLR2004 - a fair coin
         case "list":
-            return [_item(key, field, index) for index in range(2)]
+            value = [_item(key, field, index) for index in range(2)]
         case "dict":
-            return {}
+            value = {}
         case _:
-            return _text(key, field.name)
+            value = _text(key, field.name)
+    return value
 
 
 def _item(key: bytes, field: OutputField, index: int) -> object:

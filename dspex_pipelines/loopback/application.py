@@ -68,7 +68,7 @@ class Application:
         try:
             document: object = json.loads(body or b"{}")
             if not isinstance(document, dict):
-                raise ValueError("give a JSON object")
+                return replies.bad_request("give a JSON object", param="control")
             values = cast("dict[str, object]", document)
             reset = values.pop("reset", False)
             behaviour = self._behaviour.changed(values)

@@ -95,13 +95,13 @@ def fraction(content: bytes, draw: str) -> float:
 
 
 def _checked(name: str, value: object, default: object) -> object:
-    if isinstance(default, bool) or isinstance(default, str):
+    if isinstance(default, bool | str):
         if type(value) is not type(default):
             raise ValueError(f"{name} is {value!r}; give a {type(default).__name__}")
         return value
     allowed = (int,) if isinstance(default, int) else (int, float)
     if isinstance(value, bool) or not isinstance(value, allowed):
-        raise ValueError(f"{name} is {value!r}; give a number")
+        raise ValueError(f"{name} is {value!r}; give a number")  # noqa: TRY004 - of which kind is for nobody to tell
     if not math.isfinite(value) or (value < 0 and name != "seed"):
         raise ValueError(f"{name} is {value}; give a finite number, 0 or more")
     return value if isinstance(default, int) else float(cast("float", value))

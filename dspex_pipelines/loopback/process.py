@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +43,7 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(*, api_key: str = "", answers: str = "hashed", port: int = 0, **options: object) -> Iterator[Server]:
+def serving(*, api_key: str = "", answers: str = "hashed", port: int = 0, **options: object) -> Generator[Server]:
     """Run a server until the end of the block, or of this process however that comes about.
 
     *options* are the fields of `Behaviour`; *answers* is what `--answers` takes. Raises RuntimeError where the server

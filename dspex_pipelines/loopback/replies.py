@@ -67,7 +67,7 @@ def completion(request: ChatRequest, texts: Sequence[str]) -> tuple[Reply, int]:
     return as_json(document), completion_tokens
 
 
-def error(  # noqa: D417 - the rest are the fields of OpenAI's error
+def error(
     status: int, message: str, *, kind: str, type_: str, code: str | None = None, param: str | None = None
 ) -> Reply:
     """Return an error with OpenAI's body, counted as *kind*."""
