@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dspex_pipelines.model.evaluation import Dataset, Evaluation
 from dspex_pipelines.model.space import ConfigurationSpace, Implies
-from dspex_pipelines.model.variables import Boolean, Choice, Float, Integer
+from dspex_pipelines.model.variables import Boolean, Choice, Float, Integer, Module
+from dspex_pipelines.qa_rag.dataset import examples as questions
 from dspex_pipelines.stdlib_search.dataset import examples
 
 STDLIB_SEARCH = Evaluation(
@@ -49,4 +50,36 @@ STDLIB_SEARCH = Evaluation(
     timeout_s=10.0,
     max_concurrency=64,
 )
-EVALUATIONS = {evaluation.name: evaluation for evaluation in (STDLIB_SEARCH,)}
+QA_RAG = Evaluation(
+    name="qa_rag",
+    description="Which settings of a retrieving program name the function that a question asks for?",
+    dataset=Dataset(
+        source=questions,
+        example_id="example_id",
+        inputs=("question",),
+        labels=("answer",),
+        group="module",
+        description="Questions made of summary lines of the installed standard library.",
+    ),
+    program="dspex_pipelines.qa_rag.program:QaRag",
+    metrics=(
+        "dspex_pipelines.qa_rag.metrics:answered",
+        "dspex_pipelines.qa_rag.metrics:found",
+    ),
+    space=ConfigurationSpace(
+        variables=(
+            Module(
+                name="answer",
+                allowed=("dspy:Predict", "dspy:ChainOfThought"),
+                default="dspy:Predict",
+                description="strategy of the module's predictor of that name",
+            ),
+            Integer(name="retrieve.k", low=1, high=10, default=3, points=(1, 3, 10), description="passages"),
+            Float(name="temperature", low=0.0, high=2.0, default=0.0, points=(0.0, 1.0)),
+            Integer(name="max_demos", low=0, high=4, default=0, points=(0, 4), description="of the module's demo_pool"),
+        ),
+    ),
+    timeout_s=60.0,
+    max_concurrency=64,
+)
+EVALUATIONS = {evaluation.name: evaluation for evaluation in (STDLIB_SEARCH, QA_RAG)}

@@ -1,0 +1,1 @@
+"""The built-in evaluation of a language-model program: retrieval over `stdlib_search`, then an answer."""
