@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from dspex.v1 import types_pb2, worker_pb2
 from dspex_pipelines.bridge import inspection
@@ -17,9 +18,8 @@ from dspex_pipelines.engine.retries import Fault
 from dspex_pipelines.engine.throttle import Throttle
 from dspex_pipelines.engine.tickets import Orders, Settled, Ticket
 from dspex_pipelines.errors import UnknownSession
-from dspex_pipelines.model.outcome import ErrorType
+from dspex_pipelines.model.outcome import Attempt, ErrorType
 from dspex_pipelines.wire.codec import (
-    attempt_from_wire,
     attempt_to_wire,
     error_type_from_wire,
     error_type_to_wire,
@@ -364,12 +364,10 @@ class Hub:
     @staticmethod
     def _tell_history(outcome: types_pb2.Outcome, settled: Settled) -> None:
         """Put the attempts before it in front of the calls that failed within the one that settled it."""
-        calls = [types_pb2.Attempt.FromString(call.SerializeToString()) for call in outcome.history[-MOST_ATTEMPTS:]]
-        for call in calls:
-            call.number, call.worker_id = settled.attempts, settled.worker_id
+        own = (_call(call) for call in outcome.history[-MOST_ATTEMPTS:] if call.call)
+        calls = [replace(call, number=settled.attempts, worker=settled.worker_id) for call in own]
         del outcome.history[:]
-        outcome.history.extend(attempt_to_wire(attempt) for attempt in settled.history[-MOST_ATTEMPTS:])
-        outcome.history.extend(calls)
+        outcome.history.extend(attempt_to_wire(attempt) for attempt in (*settled.history[-MOST_ATTEMPTS:], *calls))
 
     def _send(self, worker: WorkerLink, dispatched: Sequence[tuple[int, Ticket]]) -> None:
         known = worker.known
@@ -431,6 +429,18 @@ def _fault(outcome: types_pb2.Outcome) -> Fault | None:
         fingerprint=failure.fingerprint[:NAME_CHARACTERS],
         # A number that is none would put every timer out of order.
         retry_after_s=max(0.0, failure.retry_after_s),
-        calls=tuple(attempt_from_wire(call) for call in outcome.history[-MOST_ATTEMPTS:]) if outcome.history else (),
+        calls=tuple(_call(call) for call in outcome.history[-MOST_ATTEMPTS:] if call.call) if outcome.history else (),
         usage=outcome.usage,
+    )
+
+
+def _call(said: types_pb2.Attempt) -> Attempt:
+    """Return what a worker says of a call that failed within an attempt, bounded."""
+    return Attempt(
+        number=0,
+        worker="",
+        type=error_type_from_wire(said.type),
+        message=said.message[:MESSAGE_CHARACTERS],
+        run_s=max(0.0, said.run_s),
+        call=said.call[:NAME_CHARACTERS],
     )

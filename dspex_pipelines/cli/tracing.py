@@ -46,7 +46,13 @@ def trace_document(trial: FoundTrial) -> dict[str, Any]:
         "run_s": outcome.run_s,
         "usage": dict(outcome.usage),
         "history": [
-            {"attempt": one.number, "call": one.call, "type": one.type.value, "message": one.message, "run_s": one.run_s}
+            {
+                "attempt": one.number,
+                "call": one.call,
+                "type": one.type.value,
+                "message": one.message,
+                "run_s": one.run_s,
+            }
             for one in outcome.history
         ],
         **unpack_trace(outcome.trace_payload),
@@ -54,7 +60,7 @@ def trace_document(trial: FoundTrial) -> dict[str, Any]:
 
 
 def print_trace(document: Mapping[str, Any], console: Console) -> None:
-    """Print it for people: first the trial, then its calls in their order, then what the program's parts made of them."""
+    """Print it for people: the trial, its calls in their order, then what the program's parts made of them."""
     console.print(f"trial          {document['trial_id']}", highlight=False)
     console.print(f"configuration  {as_json(document['configuration'])}", highlight=False, soft_wrap=True)
     console.print(f"inputs         {as_json(document['inputs'])}", highlight=False, soft_wrap=True)

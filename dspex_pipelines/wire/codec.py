@@ -308,8 +308,9 @@ def outcome_from_wire(outcome: types_pb2.Outcome, trial_id: bytes) -> TrialOutco
     """Return the value of an outcome message, for the trial it answers; what a worker says of itself is bounded."""
     failed = outcome.HasField("failure")
     attempts = outcome.attempts
-    # Most have no past, and looking costs less than making nothing of it.
-    history = tuple(map(attempt_from_wire, outcome.history)) if outcome.history else ()
+    # Most have no past. One that went well at once has had none, but for calls that were made again.
+    past = map(attempt_from_wire, outcome.history) if outcome.history else ()
+    history = tuple(one for one in past if failed or attempts > 1 or one.call)
     version = outcome.session_version
     if version > _MOST_VERSION:
         version = 0
