@@ -185,20 +185,20 @@ class Throttle:
         self._now = now
         self._hurry = False
         answers: list[Answer] = []
+        due: list[Lane] = []
         while (lane := self._timers.pop(now)) is not None:
             if lane.idle and now >= lane.used + self._tuning.idle_s:
                 self._drop(lane)
             else:
                 self._dismiss(lane, answers, now)
-                self._rest(lane, now)
-        lanes = list(self._waiting.values())
-        turn = lanes
+                due.append(lane)
+        turn = waiting = list(self._waiting.values())
         while turn:
             # One each, so that those who share a budget share it evenly.
             turn = [lane for lane in turn if lane.fill(answers, now, 1)]
             for lane in turn:
                 self._waiting.move_to_end(lane.name)
-        for lane in lanes:
+        for lane in dict.fromkeys((*due, *waiting)):
             self._rest(lane, now)
         return answers
 
