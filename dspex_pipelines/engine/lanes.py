@@ -80,7 +80,7 @@ class Lane:
         """Grant what may go now, at most so many; return whether something was."""
         pace, line, before = self.pace, self.line, len(answers)
         pace.advance(now)
-        while (call := line.first()) is not None and len(answers) - before < most:
+        while (call := self._first()) is not None and len(answers) - before < most:
             if self._next_at(call, now) > now:
                 break
             line.take(call)
@@ -92,7 +92,7 @@ class Lane:
 
     def next_event(self, now: float) -> float:
         """Return when there is something to do without anything else happening."""
-        call = self.line.first()
+        call = self._first()
         if call is None:
             return self.used + self._tuning.idle_s if not self.in_flight else NEVER
         return max(now, min(self._next_at(call, now), self.breaker.give_up_at))
@@ -173,6 +173,10 @@ class Lane:
         if self.pace.limited or self.budgets:
             return "limited"
         return "probing the limit" if self.pace.pressed else "open"
+
+    def _first(self) -> Call | None:
+        # Whatever fails is asked for again at once; one call must not use up its tries for all of them.
+        return self.line.first(fresh=self.breaker.doubtful)
 
     def _next_at(self, call: Call, now: float) -> float:
         """Return when *call* may go; `NEVER` until something else happens."""
