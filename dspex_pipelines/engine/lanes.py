@@ -13,6 +13,8 @@ from dspex_pipelines.engine.permits import Answer, LaneStats, Tuning, Verdict
 from dspex_pipelines.engine.timers import UNSET
 
 _AVERAGE = 50
+_UNKNOWN_TOKENS = 1_000.0
+"""What a call is taken to use while nothing is known; all that wait would go at once if it were nothing."""
 
 
 class Lane:
@@ -189,10 +191,13 @@ class Lane:
 
     def _others_at(self, call: Call, now: float) -> float:
         at = max(now, self.paused_until)
-        cost = max(call.estimate, self.tokens)
+        cost = self._cost(call)
         for budget in self.budgets:
             at = max(at, budget.due(cost, now))
         return at
+
+    def _cost(self, call: Call) -> float:
+        return max(float(call.estimate), self.tokens) or _UNKNOWN_TOKENS
 
     def _waits_for_pace(self, call: Call, now: float) -> bool:
         if self.breaker.down:
@@ -203,7 +208,7 @@ class Lane:
     def _grant(self, call: Call, now: float) -> None:
         call.flying = True
         call.since = now
-        call.cost = max(float(call.estimate), self.tokens)
+        call.cost = self._cost(call)
         call.generation = self.pace.generation
         call.epoch = self.breaker.epoch
         self.in_flight += 1

@@ -32,7 +32,8 @@ _DOUBT = 0.3
 _SMALL_DOUBT = 0.04
 _TRUST = 0.6
 """Of an earlier lower bound that still holds at the next refusal, as limits are lowered too."""
-_MANY = 30
+_MANY = 15
+"""So many first answers more do say something."""
 _GROWTH_PAUSE_S = 5.0
 _LONE_FAILURE = 50
 _ROOM = 1.25

@@ -45,7 +45,7 @@ class Throttle:
         self,
         *,
         rng: random.Random | None = None,
-        start_per_s: float = 600.0,
+        start_per_s: float = 700.0,
         doubling_s: float = 0.1,
         failures_to_open: int = 5,
         open_s: float = 1.0,
