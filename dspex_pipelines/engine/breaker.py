@@ -50,6 +50,11 @@ class Breaker:
         return self.down_since is not None
 
     @property
+    def doubtful(self) -> bool:
+        """Whether the last thing heard was a failure."""
+        return self._row > 0
+
+    @property
     def probe_at(self) -> float:
         """When the next probe may go; `NEVER` while one is in flight."""
         return self._probe_at if self.probe is None else NEVER

@@ -10,8 +10,8 @@ from dspex_pipelines.model.limits import RateLimit
 NEVER = math.inf
 SHARE = 0.985
 """Of a declared rate that is used: the provider's clock and ours need not agree."""
-BURST_S = 0.1
-"""Requests that were not made are caught up with for so long."""
+BURST_S = 0.02
+"""Requests that a late timer has kept are caught up with for so long; providers allow little more at once."""
 TOKEN_BURST_S = 1.0
 _CRUMB = 1e-6
 """What is missing for want of digits is not missed: a timer must not fire for it again and again."""
@@ -71,7 +71,10 @@ class Budget:
         limits = [limit for declared in self.owners.values() for limit in declared]
         self.most = _least(limit.max_concurrency for limit in limits)
         per_s = SHARE * _least(limit.requests_per_minute for limit in limits) / 60.0
+        fresh = self.requests is None
         self.requests = _bucket(self.requests, per_s, max(1.0, per_s * BURST_S), now)
+        if fresh and self.requests is not None:
+            self.requests.level = 1.0
         per_s = SHARE * _least(limit.tokens_per_minute for limit in limits) / 60.0
         self.tokens = _bucket(self.tokens, per_s, per_s * TOKEN_BURST_S, now)
 

@@ -13,6 +13,8 @@ from dspex_pipelines.engine.permits import Answer, LaneStats, Tuning, Verdict
 from dspex_pipelines.engine.timers import UNSET
 
 _AVERAGE = 50
+_UNKNOWN_TOKENS = 1_000.0
+"""What a call is taken to use while nothing is known; all that wait would go at once if it were nothing."""
 
 
 class Lane:
@@ -80,7 +82,7 @@ class Lane:
         """Grant what may go now, at most so many; return whether something was."""
         pace, line, before = self.pace, self.line, len(answers)
         pace.advance(now)
-        while (call := line.first()) is not None and len(answers) - before < most:
+        while (call := self._first()) is not None and len(answers) - before < most:
             if self._next_at(call, now) > now:
                 break
             line.take(call)
@@ -92,7 +94,7 @@ class Lane:
 
     def next_event(self, now: float) -> float:
         """Return when there is something to do without anything else happening."""
-        call = self.line.first()
+        call = self._first()
         if call is None:
             return self.used + self._tuning.idle_s if not self.in_flight else NEVER
         return max(now, min(self._next_at(call, now), self.breaker.give_up_at))
@@ -174,6 +176,10 @@ class Lane:
             return "limited"
         return "probing the limit" if self.pace.pressed else "open"
 
+    def _first(self) -> Call | None:
+        # Whatever fails is asked for again at once; one call must not use up its tries for all of them.
+        return self.line.first(fresh=self.breaker.doubtful)
+
     def _next_at(self, call: Call, now: float) -> float:
         """Return when *call* may go; `NEVER` until something else happens."""
         at = self._others_at(call, now)
@@ -185,10 +191,13 @@ class Lane:
 
     def _others_at(self, call: Call, now: float) -> float:
         at = max(now, self.paused_until)
-        cost = max(call.estimate, self.tokens)
+        cost = self._cost(call)
         for budget in self.budgets:
             at = max(at, budget.due(cost, now))
         return at
+
+    def _cost(self, call: Call) -> float:
+        return max(float(call.estimate), self.tokens) or _UNKNOWN_TOKENS
 
     def _waits_for_pace(self, call: Call, now: float) -> bool:
         if self.breaker.down:
@@ -199,7 +208,7 @@ class Lane:
     def _grant(self, call: Call, now: float) -> None:
         call.flying = True
         call.since = now
-        call.cost = max(float(call.estimate), self.tokens)
+        call.cost = self._cost(call)
         call.generation = self.pace.generation
         call.epoch = self.breaker.epoch
         self.in_flight += 1

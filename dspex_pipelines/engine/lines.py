@@ -66,10 +66,11 @@ class Line:
         (turn.again if call.again else turn.fresh)[call.call_id] = call
         self._size += 1
 
-    def first(self) -> Call | None:
-        """Return whose turn it is, leaving it there."""
+    def first(self, *, fresh: bool = False) -> Call | None:
+        """Return whose turn it is, leaving it there; with *fresh* those that come again go last instead."""
         for turn in self._turns.values():
-            return next(iter((turn.again or turn.fresh).values()))
+            queue = (turn.fresh or turn.again) if fresh else (turn.again or turn.fresh)
+            return next(iter(queue.values()))
         return None
 
     def remove(self, call: Call) -> None:

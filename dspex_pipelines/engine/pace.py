@@ -24,11 +24,16 @@ _STEEPEST_CUT = 0.25
 _BELOW = 0.96
 """Of the estimated ceiling, where the pace goes on after a refusal."""
 _BACK_DOUBLING_S = 0.5
-_SLOW_GROWTH = 0.008
+_SLOW_GROWTH = 0.004
 _PATIENCE_S = 15.0
 _IMPATIENCE = 0.01
 _MOST_GROWTH = 0.5
 _DOUBT = 0.3
+_SMALL_DOUBT = 0.04
+_TRUST = 0.6
+"""Of an earlier lower bound that still holds at the next refusal, as limits are lowered too."""
+_MANY = 15
+"""So many first answers more do say something."""
 _GROWTH_PAUSE_S = 5.0
 _LONE_FAILURE = 50
 _ROOM = 1.25
@@ -50,6 +55,7 @@ class Pace:
         "_bucket",
         "_calls",
         "_doubt",
+        "_floor",
         "_grow_after",
         "_measured_s",
         "_oks",
@@ -91,6 +97,8 @@ class Pace:
         """Calls since the last failed one."""
         self._grow_after = 0.0
         self._doubt = 0.0
+        self._floor = 0.0
+        """What was accepted per second before the last decrease."""
         self._set(self.rate, now)
 
     def window(self) -> float:
@@ -150,13 +158,15 @@ class Pace:
     def refused(self, generation: int, now: float) -> None:
         """Slow down, once for all calls granted at one pace."""
         if generation != self.generation:
-            self._calls = max(0.0, self._calls)
             return
         self.generation += 1
         accepted = max(0.0, self._calls - 1.0)
-        if not self.limited:
+        telling = self.limited
+        if not telling:
             accepted = max(0.0, accepted - _LIKELY_BURST)
-        measured = accepted / max(self._measured_s, 1e-3)
+            telling = accepted >= _MANY
+        measured = max(accepted / max(self._measured_s, 1e-3), _TRUST * self._floor)
+        self._floor = measured if telling else 0.0
         if self.rate == NEVER:
             asked = measured = max(measured, _LEAST_PER_S)
         else:
@@ -193,7 +203,7 @@ class Pace:
             rate = min(rate * 2.0 ** min(passed / _BACK_DOUBLING_S, 1.0), _BELOW * self.ceiling)
         else:
             self.steady_s += passed
-            growth = max(_SLOW_GROWTH, self._doubt)
+            growth = max(_SLOW_GROWTH, self._doubt - _SMALL_DOUBT)
             growth += _IMPATIENCE * max(0.0, self.steady_s - _PATIENCE_S)
             rate *= 1.0 + min(growth, _MOST_GROWTH) * min(passed, 1.0)
         self._set(min(rate, _MOST_PER_S), now)

@@ -33,7 +33,8 @@ class Throttle:
     * `failures_to_open` failures with no answer between close the lane. One call goes after `open_s`, doubling to
       `longest_open_s` (± 20 %); the others wait. After `give_up_s` they are answered, and so is every new one,
       except for a probe every `probe_every_s`.
-    * Within a client calls go in the order of asking, those asked `again` first; clients take turns.
+    * Within a client calls go in the order of asking, those asked `again` first, or last while the lane's calls fail;
+      clients take turns.
     * A lane that has not been used for `idle_s` is forgotten, earlier when there are `most_lanes`.
 
     Every event costs a constant time per call it moves; `tick` costs a step more per lane with calls waiting, `declare`
@@ -44,8 +45,8 @@ class Throttle:
         self,
         *,
         rng: random.Random | None = None,
-        start_per_s: float = 400.0,
-        doubling_s: float = 0.25,
+        start_per_s: float = 700.0,
+        doubling_s: float = 0.1,
         failures_to_open: int = 5,
         open_s: float = 1.0,
         longest_open_s: float = 15.0,
@@ -185,20 +186,20 @@ class Throttle:
         self._now = now
         self._hurry = False
         answers: list[Answer] = []
+        due: list[Lane] = []
         while (lane := self._timers.pop(now)) is not None:
             if lane.idle and now >= lane.used + self._tuning.idle_s:
                 self._drop(lane)
             else:
                 self._dismiss(lane, answers, now)
-                self._rest(lane, now)
-        lanes = list(self._waiting.values())
-        turn = lanes
+                due.append(lane)
+        turn = waiting = list(self._waiting.values())
         while turn:
             # One each, so that those who share a budget share it evenly.
             turn = [lane for lane in turn if lane.fill(answers, now, 1)]
             for lane in turn:
                 self._waiting.move_to_end(lane.name)
-        for lane in lanes:
+        for lane in dict.fromkeys((*due, *waiting)):
             self._rest(lane, now)
         return answers
 
