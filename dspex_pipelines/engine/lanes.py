@@ -13,6 +13,11 @@ from dspex_pipelines.engine.permits import Answer, LaneStats, Tuning, Verdict
 from dspex_pipelines.engine.timers import UNSET
 
 _AVERAGE = 50
+_FEW = 2
+"""With so few in flight, it is not their number that is too much."""
+_BELOW = 0.97
+_ROOM_GROWTH = 0.01
+_PATIENCE_S = 15.0
 _UNKNOWN_TOKENS = 1_000.0
 """What a call is taken to use while nothing is known; all that wait would go at once if it were nothing."""
 
@@ -23,6 +28,8 @@ class Lane:
     __slots__ = (
         "_closed_reason",
         "_closed_until",
+        "_room",
+        "_room_since",
         "_settled",
         "_tuning",
         "breaker",
@@ -54,6 +61,9 @@ class Lane:
         self.granted = self.refused = self.failed = 0
         self.used = now
         self.due = UNSET
+        self._room = NEVER
+        """Calls in flight when the provider last had no place for one more."""
+        self._room_since = now
         self._settled = 0
         self._closed_until = 0.0
         self._closed_reason = ""
@@ -126,7 +136,10 @@ class Lane:
             pace.restart(now)
         if verdict is Verdict.REFUSED or verdict is Verdict.OVERLOADED:
             self.refused += 1
-            pace.refused(call.generation, now)
+            if verdict is Verdict.OVERLOADED and retry_after_s == 0.0 and self.in_flight > _FEW:
+                self._narrow(call, now)
+            else:
+                pace.refused(call.generation, now)
             self._hold(retry_after_s, now, detail)
 
     def drop(self, call: Call, now: float) -> None:
@@ -152,7 +165,7 @@ class Lane:
     def stats(self, now: float) -> LaneStats:
         """Return the state in numbers."""
         pace, breaker = self.pace, self.breaker
-        window = min((pace.window(), *(budget.most for budget in self.budgets)))
+        window = min((self._window(now), *(budget.most for budget in self.budgets)))
         rate = min((pace.rate, *(budget.requests.rate for budget in self.budgets if budget.requests)))
         wait = breaker.probe_at if breaker.down and breaker.probe is None else 0.0
         return LaneStats(
@@ -172,7 +185,7 @@ class Lane:
             return "given up" if self.breaker.given_up else "down"
         if now < max(self.paused_until, self._closed_until):
             return "paused"
-        if self.pace.limited or self.budgets:
+        if self.pace.limited or self.budgets or self._room < NEVER:
             return "limited"
         return "probing the limit" if self.pace.pressed else "open"
 
@@ -185,7 +198,7 @@ class Lane:
         at = self._others_at(call, now)
         if self.breaker.down:
             return max(at, self.breaker.probe_at)
-        if self.in_flight >= self.pace.window():
+        if self.in_flight >= self._window(now):
             return NEVER
         return max(at, self.pace.due(now))
 
@@ -203,7 +216,7 @@ class Lane:
         if self.breaker.down:
             return False
         pace = self.pace
-        return self._others_at(call, now) <= now and (self.in_flight >= pace.window() or pace.due(now) > now)
+        return self._others_at(call, now) <= now and (self.in_flight >= self._window(now) or pace.due(now) > now)
 
     def _grant(self, call: Call, now: float) -> None:
         call.flying = True
@@ -224,6 +237,18 @@ class Lane:
         self.in_flight -= 1
         for budget in self.budgets:
             budget.in_flight -= 1
+
+    def _narrow(self, call: Call, now: float) -> None:
+        # No word of when to come back: what is full is a number of places, and those in flight have taken them.
+        if call.generation == self.pace.generation:
+            self.pace.generation += 1
+            self._room = _BELOW * self.in_flight
+            self._room_since = now
+
+    def _window(self, now: float) -> float:
+        steady_s = now - self._room_since
+        growth = _ROOM_GROWTH * steady_s * max(1.0, steady_s / _PATIENCE_S)
+        return min(self.pace.window(), self._room * (1.0 + growth))
 
     def _hold(self, retry_after_s: float, now: float, detail: str) -> None:
         longest_s = self._tuning.longest_wait_s

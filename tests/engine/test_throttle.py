@@ -63,6 +63,13 @@ def test_a_provider_without_limits_is_soon_at_full_speed(latency_s):
     assert run.calls / WANTED * (latency_s + JITTER_S) / max(run.ended) >= 0.96
 
 
+def test_a_number_of_places_is_found():
+    run = Run(calls=4_000, wanted=WANTED)
+    World(Provider(most=40), jitter_s=JITTER_S).play(run)
+    assert run.calls / 40 * (0.3 + JITTER_S) / max(run.ended) >= 0.85
+    assert run.refused <= 0.08
+
+
 @pytest.mark.parametrize("declared", [True, False])
 def test_clients_share_a_limit_evenly(declared):
     world = World(Provider(rate=50.0))
