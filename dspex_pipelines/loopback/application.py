@@ -38,6 +38,7 @@ class Application:
         self._answerer = answerer
         self._expected = f"Bearer {api_key}".encode() if api_key else b""
         self._under_way: set[asyncio.Transport] = set()
+        self._cut: set[asyncio.Transport] = set()
         self._tally = Tally()
         self._requests, self._tokens = _buckets(behaviour)
 
@@ -81,7 +82,9 @@ class Application:
             self._requests, self._tokens = _buckets(behaviour)
         self._behaviour = behaviour
         if behaviour.down:
-            for transport in self._under_way:
+            for transport in self._under_way - self._cut:
+                self._cut.add(transport)
+                self._tally.dropped += 1
                 transport.close()
         shown = {name: getattr(behaviour, name) for name in Behaviour.__slots__}
         return replies.as_json(shown)
@@ -103,6 +106,7 @@ class Application:
                 await self._serve(tally, request, seen, transport, receive, send)
         finally:
             self._under_way.discard(transport)
+            self._cut.discard(transport)
             self._tally.in_flight -= 1
 
     async def _refuse(self, tally: Tally, reply: Reply, send: Send) -> None:
@@ -191,9 +195,7 @@ class Application:
         if latency_s := self._behaviour.latency_of(request.content):
             await asyncio.sleep(latency_s)
         if transport.is_closing():
-            if self._behaviour.down:
-                tally.dropped += 1
-            else:
+            if transport not in self._cut:
                 tally.left += 1
             await _disconnected(receive)
             return
