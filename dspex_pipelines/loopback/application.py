@@ -94,10 +94,11 @@ class Application:
         tally.arrived(time.monotonic())
         self._under_way.add(transport)
         try:
-            if self._behaviour.down:
+            # Read to its end first: closing before that resets the connection, which clients tell apart.
+            body = await _body(receive)
+            if self._behaviour.down or transport in self._cut:
                 await self._drop(tally, transport, receive)
                 return
-            body = await _body(receive)
             outcome = self._admit(scope, body)
             if isinstance(outcome, Reply):
                 await self._refuse(tally, outcome, send)
@@ -192,12 +193,10 @@ class Application:
         send: Send,
     ) -> None:
         reply, tokens = replies.completion(request, self._texts(request, malformed=fault is not None))
-        if latency_s := self._behaviour.latency_of(request.content):
-            await asyncio.sleep(latency_s)
-        if transport.is_closing():
+        latency_s = self._behaviour.latency_of(request.content)
+        if latency_s and await _leaves(receive, latency_s):
             if transport not in self._cut:
                 tally.left += 1
-            await _disconnected(receive)
             return
         tally.last_answer_s = time.monotonic()
         tally.prompt_tokens += request.prompt_tokens
@@ -210,8 +209,9 @@ class Application:
         await _send(send, reply)
 
     async def _drop(self, tally: Tally, transport: asyncio.Transport, receive: Receive) -> None:
-        tally.dropped += 1
-        transport.close()
+        if transport not in self._cut:
+            tally.dropped += 1
+            transport.close()
         # Whoever returns without an answer before the connection is known to be gone has one sent in its name.
         await _disconnected(receive)
 
@@ -251,6 +251,16 @@ async def _body(receive: Receive) -> bytes:
 async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+async def _leaves(receive: Receive, within_s: float) -> bool:
+    """Wait *within_s*, at most until the client has left; return whether it has."""
+    try:
+        async with asyncio.timeout(within_s):
+            await _disconnected(receive)
+    except TimeoutError:
+        return False
+    return True
 
 
 async def _send(send: Send, reply: Reply) -> None:

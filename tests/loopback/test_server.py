@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -149,7 +150,7 @@ def test_going_down_cuts_what_is_under_way(ask, server, behaviour):
 
     waiting = threading.Thread(target=wait)
     waiting.start()
-    while not server.stats()["in_flight"]:
+    while not server.stats()["admitted"]:
         pass
     server.control(down=True)
     waiting.join()
@@ -158,8 +159,15 @@ def test_going_down_cuts_what_is_under_way(ask, server, behaviour):
     assert (stats["dropped"], stats["max_in_flight"], stats["answered"]) == (1, 1, 0)
 
 
-def test_a_request_that_hangs_is_over_when_its_client_leaves(ask, server):
-    server.control(hang_rate=1.0)
+@pytest.mark.parametrize(
+    ("behaviour", "counted"),
+    [
+        pytest.param({"hang_rate": 1.0}, {"hung": 1, "left": 0}, id="hung"),
+        pytest.param({"latency_s": 1_000.0}, {"hung": 0, "left": 1}, id="slow"),
+    ],
+)
+def test_a_request_is_over_when_its_client_leaves(server, behaviour, counted):
+    server.control(**behaviour)
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(
             f"{server.base_url}/chat/completions",
@@ -170,7 +178,9 @@ def test_a_request_that_hangs_is_over_when_its_client_leaves(ask, server):
         )
     while server.stats()["in_flight"]:
         pass
-    assert server.stats()["hung"] == 1
+    stats = server.stats()
+    assert {name: stats[name] for name in counted} == counted
+    assert stats["answered"] == 0
 
 
 def test_the_same_content_draws_the_same_faults_again_after_a_reset(ask, server):
@@ -259,10 +269,8 @@ def test_a_server_that_cannot_start_is_told():
 def test_a_server_ends_with_the_process_that_started_it():
     done = subprocess.run([sys.executable, "-c", DIES], check=False, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL
-    try:
+    with contextlib.suppress(psutil.NoSuchProcess):
         psutil.Process(int(done.stdout)).wait(timeout=60)
-    except psutil.NoSuchProcess:
-        pass
 
 
 def test_it_listens_on_this_machine_alone(server):
