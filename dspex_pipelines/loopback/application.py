@@ -30,7 +30,8 @@ class Application:
     """Serves chat completions, `GET /stats` and `POST /control`; one for each server.
 
     *api_key* is the only key that is taken, empty: any is, and none. Changes of the behaviour hold for what arrives
-    after them, except that going down closes the connections of requests under way.
+    after them, except that going down closes the connections of requests under way. A limit that changes begins with a
+    full bucket, and what was permitted is counted anew.
     """
 
     def __init__(self, *, behaviour: Behaviour, answerer: Answerer, api_key: str = "") -> None:

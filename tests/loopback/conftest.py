@@ -15,6 +15,14 @@ PLAIN |= dict.fromkeys(("error_rate", "overload_rate", "hang_rate", "malformed_r
 PLAIN |= {"down": False, "context_tokens": 0, "filter": "", "seed": 0}
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_download():
+    """DSPy asks the internet for prices when a process first makes a model."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "true")
+        yield
+
+
 @pytest.fixture(scope="module")
 def started():
     with serving(api_key=KEY) as server:
