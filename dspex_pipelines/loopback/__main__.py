@@ -75,20 +75,20 @@ def main() -> None:
         log_level="error",
         server_header=False,
         timeout_keep_alive=600,
+        timeout_graceful_shutdown=1,
         backlog=_BACKLOG,
     )
     if arguments.until_stdin_ends:
         threading.Thread(target=_end_with_stdin, daemon=True).start()
     # The socket listens already: who connects now is served as soon as the loop runs.
     _tell(listener.getsockname()[1], arguments.api_key)
-    # Requests that hang by intention must not keep the server from ending.
     server = _Server(config)
     with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[listener])
 
 
 class _Server(uvicorn.Server):
-    """Ends at once: its clients are used to worse."""
+    """Ends at once: requests that hang by intention would keep it from that."""
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         """Take the first signal as others take the second."""

@@ -30,7 +30,8 @@ class Application:
     """Serves chat completions, `GET /stats` and `POST /control`; one for each server.
 
     *api_key* is the only key that is taken, empty: any is, and none. Changes of the behaviour hold for what arrives
-    after them, except that going down closes the connections of requests under way.
+    after them, except that going down closes the connections of requests under way. A limit that changes begins with a
+    full bucket, and what was permitted is counted anew.
     """
 
     def __init__(self, *, behaviour: Behaviour, answerer: Answerer, api_key: str = "") -> None:
@@ -38,6 +39,7 @@ class Application:
         self._answerer = answerer
         self._expected = f"Bearer {api_key}".encode() if api_key else b""
         self._under_way: set[asyncio.Transport] = set()
+        self._cut: set[asyncio.Transport] = set()
         self._tally = Tally()
         self._requests, self._tokens = _buckets(behaviour)
 
@@ -81,7 +83,9 @@ class Application:
             self._requests, self._tokens = _buckets(behaviour)
         self._behaviour = behaviour
         if behaviour.down:
-            for transport in self._under_way:
+            for transport in self._under_way - self._cut:
+                self._cut.add(transport)
+                self._tally.dropped += 1
                 transport.close()
         shown = {name: getattr(behaviour, name) for name in Behaviour.__slots__}
         return replies.as_json(shown)
@@ -91,10 +95,11 @@ class Application:
         tally.arrived(time.monotonic())
         self._under_way.add(transport)
         try:
-            if self._behaviour.down:
+            # Read to its end first: closing before that resets the connection, which clients tell apart.
+            body = await _body(receive)
+            if self._behaviour.down or transport in self._cut:
                 await self._drop(tally, transport, receive)
                 return
-            body = await _body(receive)
             outcome = self._admit(scope, body)
             if isinstance(outcome, Reply):
                 await self._refuse(tally, outcome, send)
@@ -103,6 +108,7 @@ class Application:
                 await self._serve(tally, request, seen, transport, receive, send)
         finally:
             self._under_way.discard(transport)
+            self._cut.discard(transport)
             self._tally.in_flight -= 1
 
     async def _refuse(self, tally: Tally, reply: Reply, send: Send) -> None:
@@ -188,14 +194,10 @@ class Application:
         send: Send,
     ) -> None:
         reply, tokens = replies.completion(request, self._texts(request, malformed=fault is not None))
-        if latency_s := self._behaviour.latency_of(request.content):
-            await asyncio.sleep(latency_s)
-        if transport.is_closing():
-            if self._behaviour.down:
-                tally.dropped += 1
-            else:
+        latency_s = self._behaviour.latency_of(request.content)
+        if latency_s and await _leaves(receive, latency_s):
+            if transport not in self._cut:
                 tally.left += 1
-            await _disconnected(receive)
             return
         tally.last_answer_s = time.monotonic()
         tally.prompt_tokens += request.prompt_tokens
@@ -208,8 +210,9 @@ class Application:
         await _send(send, reply)
 
     async def _drop(self, tally: Tally, transport: asyncio.Transport, receive: Receive) -> None:
-        tally.dropped += 1
-        transport.close()
+        if transport not in self._cut:
+            tally.dropped += 1
+            transport.close()
         # Whoever returns without an answer before the connection is known to be gone has one sent in its name.
         await _disconnected(receive)
 
@@ -249,6 +252,16 @@ async def _body(receive: Receive) -> bytes:
 async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+async def _leaves(receive: Receive, within_s: float) -> bool:
+    """Wait *within_s*, at most until the client has left; return whether it has."""
+    try:
+        async with asyncio.timeout(within_s):
+            await _disconnected(receive)
+    except TimeoutError:
+        return False
+    return True
 
 
 async def _send(send: Send, reply: Reply) -> None:

@@ -51,13 +51,15 @@ class Tally:
     def summary(self) -> dict[str, object]:
         """Return the counts as JSON.
 
-        `answered` are those that can be parsed, `malformed` the others that came with status 200. `answered_per_s` is
-        over the time from the first arrival to the last answer.
+        `admitted` are those that no key, limit or refusal kept out, `answered` those with an answer that can be parsed,
+        `malformed` the others with status 200. `answered_per_s` is over the time from the first arrival to the last
+        answer.
         """
         begin_s, end_s = self.first_arrival_s, self.last_answer_s
         active_s = end_s - begin_s if begin_s is not None and end_s is not None else 0.0
         return {
             "requests": self.requests,
+            "admitted": sum(seen.admitted for seen in self.contents.values()),
             "answered": self.answered,
             "malformed": self.malformed,
             "refused": self.refused,

@@ -68,6 +68,39 @@ def test_a_refusal_names_the_field_and_the_value(change: dict[str, object], fiel
     assert field in str(refusal.value)
 
 
+def test_names_joined_by_dots_are_names_in_variables_and_constraints() -> None:
+    space = ConfigurationSpace(
+        variables=(
+            Integer(name="retrieve.k", low=1, high=10, points=(1, 10)),
+            Integer(name="rerank.first.k", low=1, high=10, points=(1, 10)),
+            Boolean(name="rerank.on"),
+        ),
+        constraints=(
+            Ordered(lower="rerank.first.k", upper="retrieve.k"),
+            Implies(when={"rerank.on": (False,)}, then={"rerank.first.k": (1,)}),
+            AtMost(weights={"retrieve.k": 1, "rerank.first.k": 1}, bound=20),
+        ),
+    )
+    assert ConfigurationSpace.from_json(space.to_json()) == space
+    assert [tuple(configuration.values.values()) for configuration in space.grid()] == [
+        (1, False, 1),
+        (1, True, 1),
+        (1, False, 10),
+        (1, True, 10),
+        (10, True, 10),
+    ]
+    assert space.validate({"retrieve.k": 2, "rerank.first.k": 1, "rerank.on": True}).values["retrieve.k"] == 2
+    with pytest.raises(InvalidValue) as refusal:
+        space.validate({"retrieve.k": 2, "rerank.first.k": 3, "rerank.on": True})
+    assert refusal.value.field == "rerank.first.k, retrieve.k"
+
+
+@pytest.mark.parametrize("name", ["", ".", "k.", ".k", "retrieve..k", "retrieve.1", "retrieve. k", "retrieve-k", None])
+def test_what_is_no_name_is_refused(name: Any) -> None:
+    with pytest.raises(InvalidValue, match="identifier"):
+        Boolean(name=name)
+
+
 def test_a_default_fills_in_for_a_value_left_out() -> None:
     assert SPACE.validate(GOOD).values["temperature"] == 1.0
 
