@@ -8,9 +8,9 @@ from collections.abc import Hashable, Iterable
 from dspex_pipelines.model.limits import RateLimit
 
 NEVER = math.inf
-SHARE = 0.985
+SHARE = 0.99
 """Of a declared rate that is used: the provider's clock and ours need not agree."""
-BURST_S = 0.02
+BURST_S = 0.015
 """Requests that a late timer has kept are caught up with for so long; providers allow little more at once."""
 TOKEN_BURST_S = 1.0
 _CRUMB = 1e-6
@@ -72,7 +72,7 @@ class Budget:
         self.most = _least(limit.max_concurrency for limit in limits)
         per_s = SHARE * _least(limit.requests_per_minute for limit in limits) / 60.0
         fresh = self.requests is None
-        self.requests = _bucket(self.requests, per_s, max(1.0, per_s * BURST_S), now)
+        self.requests = _bucket(self.requests, per_s, max(2.0, per_s * BURST_S), now)
         if fresh and self.requests is not None:
             self.requests.level = 1.0
         per_s = SHARE * _least(limit.tokens_per_minute for limit in limits) / 60.0

@@ -22,7 +22,7 @@ from dspex_pipelines.model.calls import CallPolicy
 from dspex_pipelines.model.outcome import ErrorType
 
 MOST_NAMES = 64
-MOST_REFUSALS = 10
+MOST_REFUSALS = 30
 """So often a call may be refused before its trial is."""
 MOST_FAILURES = 3
 """So often a call may be made in one attempt of its trial when the provider fails."""

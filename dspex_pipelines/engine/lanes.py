@@ -18,6 +18,8 @@ _FEW = 2
 _BELOW = 0.97
 _ROOM_GROWTH = 0.01
 _PATIENCE_S = 15.0
+_LOOK_S = 0.1
+"""So often it is looked whether a provider that has not answered yet may be sent more."""
 _UNKNOWN_TOKENS = 1_000.0
 """What a call is taken to use while nothing is known; all that wait would go at once if it were nothing."""
 
@@ -124,7 +126,7 @@ class Lane:
         pace, breaker = self.pace, self.breaker
         pace.advance(now)
         if verdict is Verdict.OK:
-            pace.answered(now - call.since)
+            pace.answered(now - call.since, now)
         if verdict is Verdict.FAILED:
             self.failed += 1
             breaker.detail = detail or breaker.detail
@@ -139,7 +141,7 @@ class Lane:
             if verdict is Verdict.OVERLOADED and retry_after_s == 0.0 and self.in_flight > _FEW:
                 self._narrow(call, now)
             else:
-                pace.refused(call.generation, now)
+                pace.refused(call.generation, self.in_flight, now)
             self._hold(retry_after_s, now, detail)
 
     def drop(self, call: Call, now: float) -> None:
@@ -199,7 +201,7 @@ class Lane:
         if self.breaker.down:
             return max(at, self.breaker.probe_at)
         if self.in_flight >= self._window(now):
-            return NEVER
+            return max(at, now + _LOOK_S) if self.pace.silent else NEVER
         return max(at, self.pace.due(now))
 
     def _others_at(self, call: Call, now: float) -> float:
@@ -216,7 +218,8 @@ class Lane:
         if self.breaker.down:
             return False
         pace = self.pace
-        return self._others_at(call, now) <= now and (self.in_flight >= self._window(now) or pace.due(now) > now)
+        full = pace.limited and self.in_flight >= self._window(now)
+        return self._others_at(call, now) <= now and (full or pace.due(now) > now)
 
     def _grant(self, call: Call, now: float) -> None:
         call.flying = True

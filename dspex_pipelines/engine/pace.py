@@ -17,14 +17,14 @@ _SPREAD_S = 0.02
 """A timer that fires so late costs nothing."""
 _MEMORY_S = 3.0
 _MEMORY_CALLS = 10.0
-_LIKELY_BURST = 10
-"""So many of a new provider's first answers say nothing of its rate."""
 _FEW = 5
 _STEEPEST_CUT = 0.25
 _BELOW = 0.96
 """Of the estimated ceiling, where the pace goes on after a refusal."""
 _BACK_DOUBLING_S = 0.5
-_SLOW_GROWTH = 0.004
+_FIND_DOUBLING_S = 1.5
+"""From what was kept at the first refusal on, until the next one."""
+_SLOW_GROWTH = 0.002
 _PATIENCE_S = 15.0
 _IMPATIENCE = 0.01
 _MOST_GROWTH = 0.5
@@ -32,11 +32,15 @@ _DOUBT = 0.3
 _SMALL_DOUBT = 0.04
 _TRUST = 0.6
 """Of an earlier lower bound that still holds at the next refusal, as limits are lowered too."""
-_MANY = 15
-"""So many first answers more do say something."""
 _GROWTH_PAUSE_S = 5.0
 _LONE_FAILURE = 50
 _ROOM = 1.25
+_FIRST = 64
+"""Calls in flight before anything is answered; each answer adds two, as long as nothing is refused."""
+_SILENCE_S = 1.0
+_SILENT_DOUBLING_S = 0.5
+"""Refusals come at once, so that whoever is silent for longer is slow: more go, twice as many each time."""
+_KNOWN = 1_000
 _LATENCIES = 100
 _RESTART_S = 10.0
 
@@ -51,15 +55,19 @@ class Pace:
     """
 
     __slots__ = (
+        "_answers",
         "_at",
         "_bucket",
         "_calls",
         "_doubt",
+        "_first",
         "_floor",
         "_grow_after",
+        "_kept",
         "_measured_s",
         "_oks",
         "_undisturbed",
+        "_waited_s",
         "ceiling",
         "generation",
         "hungry",
@@ -93,6 +101,13 @@ class Pace:
         self._calls = 0.0
         self._measured_s = 0.0
         self._oks = 0
+        self._answers = 0
+        self._waited_s = 0.0
+        """Since the first call, for the first answer."""
+        self._first = 0
+        """The generation after the first refusal."""
+        self._kept = 0.0
+        """Calls in flight that were not refused when others were, at first."""
         self._undisturbed = 0
         """Calls since the last failed one."""
         self._grow_after = 0.0
@@ -101,10 +116,20 @@ class Pace:
         """What was accepted per second before the last decrease."""
         self._set(self.rate, now)
 
+    @property
+    def silent(self) -> bool:
+        """Whether nothing has been answered or refused yet."""
+        return not (self._answers or self.limited)
+
     def window(self) -> float:
         """Return how many calls may be in flight."""
-        if not self.limited or not self.latency_s:
-            return NEVER
+        if not self.limited:
+            # Whoever has not answered anything yet may refuse all of it.
+            silent_s = 0.0 if self._answers else max(0.0, self._waited_s - _SILENCE_S)
+            first = _FIRST * 2.0 ** min(silent_s / _SILENT_DOUBLING_S, 20.0)
+            return first + 2 * self._answers if self._answers < _KNOWN else NEVER
+        if not self.latency_s:
+            return max(1.0, self._kept)
         return math.ceil(self.rate * self.latency_s * _ROOM) + 1
 
     def due(self, now: float) -> float:
@@ -125,6 +150,8 @@ class Pace:
         passed = now - self._at
         if passed <= 0.0:
             return
+        if self.hungry and not self._answers:
+            self._waited_s += passed
         if self.hungry:
             keep = math.exp(-passed / max(_MEMORY_S, _MEMORY_CALLS / self.rate))
             self._calls *= keep
@@ -143,11 +170,15 @@ class Pace:
         if self.rate != NEVER:
             self._bucket.take(1.0)
 
-    def answered(self, latency_s: float) -> None:
+    def answered(self, latency_s: float, now: float) -> None:
         """Learn from a call that worked."""
+        first = not self._oks
         self._undisturbed += 1
+        self._answers += 1
         self._oks = min(self._oks + 1, _LATENCIES)
         self.latency_s += (latency_s - self.latency_s) / self._oks
+        if first and self.limited:
+            self._set(max(self._kept / self.latency_s, _LEAST_PER_S), now)
 
     def failed(self, now: float) -> None:
         """Do not grow for a while, unless such failures are rare."""
@@ -155,30 +186,35 @@ class Pace:
             self._grow_after = now + _GROWTH_PAUSE_S
         self._undisturbed = 0
 
-    def refused(self, generation: int, now: float) -> None:
-        """Slow down, once for all calls granted at one pace."""
+    def refused(self, generation: int, in_flight: int, now: float) -> None:
+        """Slow down, once for all calls granted at one pace; so many are *in_flight* still."""
+        if not self.limited or generation < self._first:
+            self._settle(in_flight)
+            if self.latency_s:
+                self._set(max(min(self.rate, in_flight / self.latency_s), _LEAST_PER_S), now)
+            return
         if generation != self.generation:
             return
         self.generation += 1
         accepted = max(0.0, self._calls - 1.0)
-        telling = self.limited
-        if not telling:
-            accepted = max(0.0, accepted - _LIKELY_BURST)
-            telling = accepted >= _MANY
-        measured = max(accepted / max(self._measured_s, 1e-3), _TRUST * self._floor)
-        self._floor = measured if telling else 0.0
-        if self.rate == NEVER:
-            asked = measured = max(measured, _LEAST_PER_S)
-        else:
-            asked = self.rate
-        measured = min(measured, asked)
-        cut = 0.5 if self._calls < _FEW and self.limited else _STEEPEST_CUT
+        asked = self.rate
+        measured = min(asked, max(accepted / max(self._measured_s, 1e-3), _TRUST * self._floor))
+        self._floor = measured
+        cut = 0.5 if self._calls < _FEW else _STEEPEST_CUT
         estimate = max(cut * asked, math.sqrt(measured * asked))
         self._doubt = _DOUBT * math.log(asked / max(measured, cut * cut * asked)) / 2
         self.ceiling = max(estimate, _LEAST_PER_S)
-        self.limited = True
         self._calls = self._measured_s = self.steady_s = 0.0
         self._set(max(_BELOW * estimate, _LEAST_PER_S), now)
+
+    def _settle(self, in_flight: int) -> None:
+        """Go on with as many as the provider has kept, once it is known how long it takes for one (Little's law)."""
+        if not self.limited:
+            self.limited = True
+            self.generation += 1
+            self._first = self.generation
+        self._kept = in_flight
+        self._calls = self._measured_s = self.steady_s = 0.0
 
     def restart(self, now: float) -> None:
         """Begin anew after an outage, and be back soon."""
@@ -200,7 +236,8 @@ class Pace:
         if not self.limited:
             rate *= 2.0 ** min(passed / self.tuning.doubling_s, 1.0)
         elif rate < _BELOW * self.ceiling:
-            rate = min(rate * 2.0 ** min(passed / _BACK_DOUBLING_S, 1.0), _BELOW * self.ceiling)
+            doubling_s = _FIND_DOUBLING_S if self.ceiling == NEVER else _BACK_DOUBLING_S
+            rate = min(rate * 2.0 ** min(passed / doubling_s, 1.0), _BELOW * self.ceiling)
         else:
             self.steady_s += passed
             growth = max(_SLOW_GROWTH, self._doubt - _SMALL_DOUBT)
