@@ -13,7 +13,7 @@ from rich.console import Console
 
 from dspex_pipelines.analysis.results import as_json
 from dspex_pipelines.cli.results import instance, newest_results
-from dspex_pipelines.engine.programs import metric_version, program_version
+from dspex_pipelines.engine.program_versions import metric_version, program_version
 from dspex_pipelines.errors import InvalidValue
 from dspex_pipelines.model.evaluation import Evaluation
 from dspex_pipelines.model.outcome import TrialError

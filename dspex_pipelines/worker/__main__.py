@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from dspex_pipelines.engine.programs import know_distributions
+from dspex_pipelines.engine.program_versions import know_distributions
 from dspex_pipelines.engine.recycling import MAX_RSS_MB, Recycling
 from dspex_pipelines.errors import DspexError
 from dspex_pipelines.worker.forks import Forks

@@ -16,17 +16,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dspex_pipelines.engine.calls import TrialCalls
-from dspex_pipelines.engine.programs import (
-    DECLARED,
-    ProgramKind,
-    ProgramShape,
-    inspect_program,
-    is_dspy_module,
-    is_version_here,
-    metric_version,
-    project_modules,
-    resolve,
-)
+from dspex_pipelines.engine.program_versions import DECLARED, is_version_here, metric_version, project_modules
+from dspex_pipelines.engine.programs import ProgramKind, ProgramShape, inspect_program, is_dspy_module, resolve
 from dspex_pipelines.errors import ProgramUnavailable
 from dspex_pipelines.model.payload import digest
 from dspex_pipelines.model.space import Configuration

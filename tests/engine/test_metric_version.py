@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dspex_pipelines.engine.programs import metric_version
+from dspex_pipelines.engine.program_versions import metric_version
 from dspex_pipelines.errors import ProgramUnavailable
 
 HERE = "tests.engine.test_metric_version"
