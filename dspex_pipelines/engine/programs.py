@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import importlib.metadata
-import importlib.util
 import inspect
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -242,6 +240,11 @@ def _checked_state(state: Any) -> str:
     if not state.endswith(".json"):
         raise InvalidValue(field=field, value=state, fix=fix)
     return state
+
+
+def takes_trace(metric: Callable[..., Any]) -> bool:
+    """Return whether a metric has the third parameter that those for DSPy have."""
+    return "trace" in _parameters(metric, skip_self=False)
 
 
 def spare_parameters(metric: Callable[..., Any]) -> list[str]:

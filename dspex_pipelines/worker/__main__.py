@@ -36,6 +36,8 @@ def main() -> None:
     folder = str(Path.cwd())
     if folder not in sys.path:
         sys.path.insert(0, folder)
+    # Or DSPy's client fetches a list of prices when it is imported, in every worker anew.
+    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     # What programs print goes where the worker's log goes.
     os.dup2(2, 1)
     # Now, while no trial's time runs.
