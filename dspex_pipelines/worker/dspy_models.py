@@ -19,7 +19,7 @@ from dspy.clients import base_lm, execution
 from dspy.utils.usage_tracker import UsageTracker
 
 from dspex_pipelines.engine.calls import Call, TrialCalls, Used, running_trial, used_of
-from dspex_pipelines.worker.dspy_settings import TRIAL
+from dspex_pipelines.worker.dspy_settings import BUILDING, TRIAL
 
 MOST_HISTORY = 20
 """Entries of a history in a worker: it is looked at by the program that runs, and else only grows."""
@@ -46,9 +46,14 @@ class TrialModels:
         """Programs copy their modules, models included: they stay this trial's."""
         return self
 
+    def owns(self, model: Any) -> bool:
+        """Return whether a language model is a copy that this trial made."""
+        owner = model.__dict__.get(_OWNER)
+        return owner is not None and owner.calls is self.calls
+
     def of(self, model: Any) -> Any:
         """Return this trial's copy of a language model."""
-        if model.__dict__.get(_OWNER) is self:
+        if self.owns(model):
             return model
         with self._lock:
             known = self._copies.get(id(model))
@@ -108,7 +113,8 @@ _metering: ContextVar[_Meter | None] = ContextVar("metering", default=None)
 def trial_models() -> TrialModels | None:
     """Return the models of the trial that runs here; None outside a trial."""
     models = dspy.settings.get(TRIAL)
-    if models is None and (calls := running_trial()) is not None:
+    # A thread that builds a module may have run a trial before.
+    if models is None and (calls := running_trial()) is not None and BUILDING not in dspy.settings:
         models = TrialModels(calls)
     return models
 
@@ -125,7 +131,7 @@ def _managed(cls: type[Any]) -> type[Any]:
         models = _models_for_call()
         if models is None:
             return call_model(*args, **kwargs)
-        if self.__dict__.get(_OWNER) is not models:
+        if not models.owns(self):
             return models.of(self)(*args, **kwargs)
         asking = _Asking(self, models.calls, args, kwargs)
 
@@ -142,7 +148,7 @@ def _managed(cls: type[Any]) -> type[Any]:
         models = _models_for_call()
         if models is None:
             return await call_model(*args, **kwargs)
-        if self.__dict__.get(_OWNER) is not models:
+        if not models.owns(self):
             return await models.of(self).acall(*args, **kwargs)
         asking = _Asking(self, models.calls, args, kwargs)
 

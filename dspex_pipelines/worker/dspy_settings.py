@@ -18,7 +18,8 @@ from dspy.dsp.utils.settings import DEFAULT_CONFIG, Settings, main_thread_config
 
 TRIAL = "dspex_trial"
 """Setting that has what the trial that runs keeps; it reaches the threads that DSPy starts."""
-_BUILDING = "dspex_building"
+BUILDING = "dspex_building"
+"""Setting that has what a module configures while it is built."""
 _CALLED_FIRST = "_ensure_configure_allowed"
 
 
@@ -77,7 +78,7 @@ def _differs(value: Any, before: Any) -> bool:
 def building(settings: Mapping[str, Any]) -> Generator[dict[str, Any]]:
     """Hold while a module is built under *settings*; what it configures is in what this yields, and nowhere else."""
     configured: dict[str, Any] = {}
-    with dspy.context(**{**settings, _BUILDING: configured}):
+    with dspy.context(**{**settings, BUILDING: configured}):
         yield configured
 
 
@@ -93,7 +94,7 @@ def _ensure_configure_allowed(settings: Any) -> None:
             "dspy.configure was called inside a trial, where it would change the settings of other trials: call it at "
             "the top of the program's file or in the module's constructor, or use `with dspy.context(…):` here"
         )
-    configured = settings.get(_BUILDING)
+    configured = settings.get(BUILDING)
     if configured is not None:
         # The caller's arguments, before it gets to write them where all programs would see them.
         frame = inspect.currentframe()
