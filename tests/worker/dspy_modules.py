@@ -309,3 +309,112 @@ class Tracking(TwoStep):
 def function_program(question: str) -> str:
     """No module, but it calls DSPy's."""
     return ready_made.answer(question=question).answer
+
+
+# ---------------------------------------------------------------------------- metrics
+
+
+def as_dspy_has_it(example, prediction, trace=None) -> bool:
+    assert trace is None
+    return example.label == prediction.label and example.inputs().question == example.question
+
+
+def as_dspy_requires_it(example, prediction, trace) -> float:
+    return 1.0 if trace is None else 0.0
+
+
+def as_optimisers_have_it(gold, prediction, trace, pred_name, pred_trace) -> dspy.Prediction:
+    return dspy.Prediction(score=0.25, feedback="more")
+
+
+async def as_dspy_has_it_later(example, prediction, trace=None) -> float:
+    await asyncio.sleep(0)
+    return 0.75 if isinstance(prediction, dspy.Prediction) and isinstance(example, dspy.Example) else 0.0
+
+
+def as_we_have_it(example, outputs) -> dict[str, float]:
+    return {
+        "input": example.inputs["question"] == "Which?",
+        "label": example.labels["label"] == outputs["label"],
+        "id": example.example_id == "one",
+        "group": example.group == "",
+        "metadata": dict(example.metadata) == {},
+    }
+
+
+class Judge(dspy.Module):
+    """A metric that is a module, as DSPy's own are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.judge = dspy.Predict("question -> answer")
+        self.set_lm(echo("local/judge"))
+
+    def forward(self, example, pred, trace=None):
+        self.judge(question=example.question)
+        return dspy.Prediction(score=0.5 if trace is None else 1.0)
+
+
+judge = Judge()
+predicts = dspy.Predict("question -> answer")
+predicts.set_lm(echo("local/judge"))
+
+
+def judged_by_predictor(example, prediction) -> bool:
+    return bool(predicts(question=example.question).answer)
+
+
+class Labels(dspy.Module):
+    def forward(self, question: str) -> dspy.Prediction:
+        return dspy.Prediction(label="yes", answer="The  Paris!")
+
+
+class LabelsLater(dspy.Module):
+    async def aforward(self, question: str) -> dspy.Prediction:
+        return dspy.Prediction(label="yes", answer="Paris")
+
+
+def labels(question: str) -> dict[str, str]:
+    """No module, but judged as one."""
+    return {"label": "yes", "answer": "paris"}
+
+
+# ---------------------------------------------------------------------------- for comparison with dspy.Evaluate
+
+
+class Counting:
+    """Answers by what it is asked, right in some cases."""
+
+    def complete(self, request):
+        asked = request.messages[-1].text or ""
+        number = int(asked.partition("What is ")[2].split(" ", maxsplit=1)[0])
+        text = answered(answer=f"number {number % 7 if number % 3 else number % 5}")
+        usage = Usage(input_tokens=1, output_tokens=1, total_tokens=2)
+        message = Message.assistant([TextPart(text)])
+        return Response(id=None, model=request.model, message=message, finish_reason="stop", usage=usage)
+
+
+class Counts(dspy.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.answer = dspy.Predict("question -> answer")
+        self.set_lm(dspy.LM("local/counting", engine=Counting(), cache=False))
+
+    def forward(self, question: str) -> dspy.Prediction:
+        return self.answer(question=question)
+
+
+class CountsOrFails(Counts):
+    def forward(self, question: str) -> dspy.Prediction:
+        prediction = super().forward(question=question)
+        if question.split()[2].endswith("4"):
+            raise ZeroDivisionError(question)
+        return prediction
+
+
+def is_right(example, prediction, trace=None) -> bool:
+    return example.answer.split()[-1].strip("!") == prediction.answer.split()[-1]
+
+
+def how_right(example, prediction, trace=None) -> float:
+    return 1 / (1 + abs(int(example.answer.split()[-1].strip("!")) - int(prediction.answer.split()[-1])))
