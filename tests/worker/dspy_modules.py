@@ -181,6 +181,7 @@ class Writes(dspy.Module):
     def __init__(self) -> None:
         super().__init__()
         self.answer = dspy.Predict("question -> answer")
+        dspy.configure(lm=echo())
 
     def forward(self, question: str) -> dspy.Prediction:
         model = dspy.settings.lm
