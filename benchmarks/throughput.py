@@ -17,7 +17,7 @@ from dspex_pipelines.bridge import local_pool
 from dspex_pipelines.bridge.client import PoolClient
 from dspex_pipelines.engine.batch import run_batch
 from dspex_pipelines.engine.journal import Journal
-from dspex_pipelines.engine.programs import metric_version, program_version
+from dspex_pipelines.engine.program_versions import metric_version, program_version
 from dspex_pipelines.model.plan import Batch, Plan
 from dspex_pipelines.model.space import ConfigurationSpace
 from dspex_pipelines.model.trial import Example, MetricSpec, ProgramSpec

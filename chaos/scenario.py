@@ -11,7 +11,7 @@ from typing import Any
 
 from chaos import programs
 from dspex_pipelines.analysis.results import collect_trials
-from dspex_pipelines.engine.programs import metric_version, program_version
+from dspex_pipelines.engine.program_versions import metric_version, program_version
 from dspex_pipelines.model.outcome import ErrorType, TrialError, TrialOutcome, TrialResult
 from dspex_pipelines.model.payload import encode
 from dspex_pipelines.model.plan import Batch, Plan

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from dspex_pipelines.analysis.results import as_json
 from dspex_pipelines.cli.finding import find_trial
-from dspex_pipelines.engine.programs import metric_version, program_version
+from dspex_pipelines.engine.program_versions import metric_version, program_version
 from dspex_pipelines.model.evaluation import Evaluation
 from dspex_pipelines.model.outcome import TrialError
 from dspex_pipelines.model.trial import MetricSpec, ProgramSpec, TrialSpec

@@ -1,30 +1,24 @@
-"""Programs by name: what they take, whether that fits, and which version of their source they are."""
+"""Programs by name: what they take, and whether that fits."""
 
 from __future__ import annotations
 
-import ast
-import contextlib
 import difflib
-import functools
 import importlib
-import importlib.metadata
-import importlib.util
 import inspect
-import sys
-import sysconfig
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any, cast
 
 from dspex_pipelines.errors import InvalidValue, ProgramUnavailable
-from dspex_pipelines.model.payload import digest_of
-from dspex_pipelines.model.trial import ProgramSpec, check_entry_point
+from dspex_pipelines.model.trial import check_entry_point
 
-DECLARED = "declared-"
 SEED = "seed"
 """A program that has a parameter of this name gets the trial's seed."""
+STATE = "state"
+"""An init parameter of this name, where a DSPy module's constructor has none, is a file of saved state."""
+_OF_OPTIMISERS = frozenset({"trace", "pred_name", "pred_trace"})
 
 
 class ProgramKind(Enum):
@@ -39,7 +33,7 @@ class ProgramKind(Enum):
     CLASS_CONFIGURE = "class_configure"
     """Variables go to its `configure(variables)`: an instance per configuration."""
     DSPY_MODULE = "dspy_module"
-    """A `dspy.Module` without `configure`: variables its constructor does not take reach its language model."""
+    """A `dspy.Module` (a class, a factory, or an instance): variables that nobody takes reach its parts by name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,9 +43,11 @@ class ProgramShape:
     kind: ProgramKind
     target: Any
     variables: frozenset[str]
-    """Variables that go to the call (or, where configured, to the constructor); not a DSPy model's settings."""
+    """Variables that go to the call or, where configured, to the constructor; others reach a module's parts."""
     takes_seed: bool
     is_async: bool
+    state: str = ""
+    """File of saved state that a DSPy module loads once it is built."""
 
     @property
     def configured(self) -> bool:
@@ -113,6 +109,9 @@ def inspect_program(
     """
     target = resolve(entry_point)
     names = frozenset(variables)
+    module = _module_class(target)
+    if module is not None:
+        return _inspect_module(entry_point, target, module, init, inputs=inputs, variables=names)
     if not inspect.isclass(target):
         if init:
             raise InvalidValue(
@@ -127,7 +126,6 @@ def inspect_program(
             is_async=_is_async(target),
         )
     call = _call_of(entry_point, target)
-    is_dspy = is_dspy_module(target)
     in_constructor = names & _constructor(target).keys()
     if callable(getattr(target, "configure", None)) and names:
         kind, to_call = ProgramKind.CLASS_CONFIGURE, frozenset[str]()
@@ -135,9 +133,6 @@ def inspect_program(
     elif names and names <= in_constructor | frozenset(init):
         kind, to_call = ProgramKind.CLASS_CONFIGURED, frozenset[str]()
         _check_constructor(entry_point, target, set(init) | names)
-    elif is_dspy:
-        kind, to_call = ProgramKind.DSPY_MODULE, frozenset[str]()
-        _check_constructor(entry_point, target, set(init) | in_constructor)
     else:
         kind, to_call = ProgramKind.CLASS_SHARED, names
         _check_constructor(entry_point, target, set(init))
@@ -145,19 +140,16 @@ def inspect_program(
     return ProgramShape(
         kind=kind,
         target=target,
-        variables=in_constructor if kind is ProgramKind.DSPY_MODULE else names,
+        variables=names,
         takes_seed=takes_seed,
         is_async=_is_async(call),
     )
 
 
 def _call_of(entry_point: str, target: type) -> Callable[..., Any]:
-    if is_dspy_module(target):
-        call = getattr(target, "aforward", None) or getattr(target, "forward", None)
-    else:
-        call = getattr(target, "__call__", None)  # noqa: B004 - the method itself is wanted
-        if call is type.__call__ or "__call__" not in {n for base in target.__mro__ for n in vars(base)}:
-            call = None
+    call = getattr(target, "__call__", None)  # noqa: B004 - the method itself is wanted
+    if call is type.__call__ or "__call__" not in {n for base in target.__mro__ for n in vars(base)}:
+        call = None
     if call is None:
         raise ProgramUnavailable(
             entry_point=entry_point, reason="the class has no __call__; give it one that takes the inputs"
@@ -165,9 +157,103 @@ def _call_of(entry_point: str, target: type) -> Callable[..., Any]:
     return cast("Callable[..., Any]", call)
 
 
+# ---------------------------------------------------------------------------- DSPy modules
+
+
 def is_dspy_module(target: type) -> bool:
     """Return whether the class is a `dspy.Module`, without importing dspy."""
     return any(base.__name__ == "Module" and base.__module__.split(".")[0] == "dspy" for base in target.__mro__)
+
+
+def _module_class(target: Any) -> type | None:
+    """Return the class of the DSPy module that *target* is or makes; None for a program of another kind.
+
+    A factory says by its return annotation that it is one: it is not called to find out.
+    """
+    if inspect.isclass(target):
+        made = target
+    elif is_dspy_module(type(target)):
+        made = type(target)
+    else:
+        made = _returned(target)
+    return made if isinstance(made, type) and is_dspy_module(made) else None
+
+
+def _returned(factory: Any) -> Any:
+    function: Any = inspect.unwrap(factory)
+    annotation = getattr(function, "__annotations__", {}).get("return")
+    if not isinstance(annotation, str) or inspect.iscoroutinefunction(function):
+        return annotation
+    # Under `from __future__ import annotations` it is text; only a plain name can be that of a class.
+    first, *names = annotation.strip("'\"").split(".")
+    found = getattr(function, "__globals__", {}).get(first)
+    for name in names:
+        found = getattr(found, name, None)
+    return found
+
+
+def _inspect_module(
+    entry_point: str,
+    target: Any,
+    module: type,
+    init: Mapping[str, Any],
+    *,
+    inputs: Collection[str],
+    variables: frozenset[str],
+) -> ProgramShape:
+    if inspect.isclass(target):
+        where, parameters = f"{entry_point} (its constructor)", _constructor(target)
+    elif isinstance(target, module):
+        where, parameters = f"{entry_point} (an instance, which is copied)", dict[str, inspect.Parameter]()
+    else:
+        where, parameters = f"{entry_point} (a factory)", _parameters(target, skip_self=False)
+    state = "" if STATE in parameters or STATE not in init else _checked_state(init[STATE])
+    given = set(init) - ({STATE} if state else set())
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        for name in sorted(given - parameters.keys()):
+            takes = ", ".join(parameters) or "nothing"
+            raise InvalidValue(field=f"init parameter {name!r}", value=init[name], fix=f"{where} takes {takes}")
+    in_constructor = variables & parameters.keys()
+    _check_supplied(where, parameters, given | in_constructor, "init parameters and variables")
+    call = getattr(module, "aforward", None) or getattr(module, "forward", None)
+    if call is None and inspect.isclass(target):
+        reason = "the module has neither forward nor aforward; give it one that takes the inputs"
+        raise ProgramUnavailable(entry_point=entry_point, reason=reason)
+    # A factory that is annotated with `dspy.Module` itself does not say what the module takes.
+    return ProgramShape(
+        kind=ProgramKind.DSPY_MODULE,
+        target=target,
+        variables=in_constructor,
+        takes_seed=call is not None and _check_call(entry_point, call, inputs, frozenset(), skip_self=True),
+        is_async=call is not None and _is_async(call),
+        state=state,
+    )
+
+
+def _checked_state(state: Any) -> str:
+    field, fix = "init.state", "give the path of a .json file that module.save(path) has written"
+    if not isinstance(state, str) or not state:
+        raise InvalidValue(field=field, value=state, fix=fix)
+    if state.endswith(".pkl"):
+        why = "a .pkl runs whatever code is in it when it is loaded, and cannot be read or compared"
+        raise InvalidValue(field=field, value=state, fix=f'{why}; save it again with module.save("….json")')
+    if not state.endswith(".json"):
+        raise InvalidValue(field=field, value=state, fix=fix)
+    return state
+
+
+def takes_trace(metric: Callable[..., Any]) -> bool:
+    """Return whether a metric has the third parameter that those for DSPy have."""
+    return "trace" in _parameters(metric, skip_self=False)
+
+
+def spare_parameters(metric: Callable[..., Any]) -> list[str]:
+    """Return which of the parameters a metric needs beyond example and outputs are those that DSPy's optimisers give.
+
+    They get None: nothing is being optimised when a trial is judged.
+    """
+    needed = [name for name, one in _parameters(metric, skip_self=False).items() if one.default is one.empty]
+    return [name for name in needed[2:] if name in _OF_OPTIMISERS]
 
 
 def _is_async(call: Callable[..., Any]) -> bool:
@@ -238,162 +324,3 @@ def _check_supplied(where: str, parameters: Mapping[str, inspect.Parameter], giv
                 value=parameter.name,
                 fix=f"nobody supplies it: the {of} are {', '.join(sorted(given)) or 'none'}",
             )
-
-
-# ---------------------------------------------------------------------------- versions
-
-
-def program_version(
-    entry_point: str, init: Mapping[str, Any], *, files: Iterable[Path] = (), declared: str = ""
-) -> str:
-    """Return a hex digest of what decides how the program behaves.
-
-    That is its parameters, the source it reaches by import inside its own project, the versions of the
-    distributions that source imports, and *files*; or *declared* in place of source and distributions.
-    Raises `ProgramUnavailable` when it cannot be found.
-    """
-    parameters = [entry_point, dict(init)]
-    if declared:
-        return f"{DECLARED}{digest_of([parameters, declared]).hex()}"
-    version = digest_of([parameters, _source(entry_point)]).hex()
-    contents: list[list[Any]] = []
-    for file in files:
-        try:
-            contents.append([str(file), file.read_bytes()])
-        except OSError as error:
-            raise ProgramUnavailable(entry_point=entry_point, reason=f"declared file: {error}") from error
-    return f"{version}.{digest_of(contents).hex()}" if contents else version
-
-
-def is_version_here(spec: ProgramSpec) -> bool:
-    """Return whether the source this process would import is the version that *spec* names.
-
-    A declared version is the user's word. Files that join a version are not read again here.
-    """
-    if spec.version.startswith(DECLARED):
-        return True
-    return program_version(spec.entry_point, spec.init) == spec.version.partition(".")[0]
-
-
-def metric_version(entry_point: str) -> str:
-    """Return a hex digest of a metric's source; raises `ProgramUnavailable` when it cannot be imported, or called."""
-    target = resolve(entry_point)
-    with contextlib.suppress(ValueError):  # some builtins have no signature
-        try:
-            inspect.signature(target).bind(None, None)
-        except TypeError as error:
-            reason = f"a metric is called with two arguments, (example, outputs); this one cannot be: {error}"
-            raise ProgramUnavailable(entry_point=entry_point, reason=reason) from error
-    return digest_of([entry_point, _source(entry_point)]).hex()
-
-
-def project_modules(entry_point: str) -> dict[str, Path]:
-    """Return the modules of the program's own project that it reaches by import, with their files."""
-    module_name = entry_point.partition(":")[0]
-    found: dict[str, Path] = {}
-    todo = [module_name]
-    top = module_name.split(".")[0]
-    root = _project_root(entry_point, module_name, top)
-    while todo:
-        name = todo.pop()
-        path = _file_of(name, root, top)
-        if name in found or path is None:
-            continue
-        found[name] = path
-        todo.extend(_imports(name, path, is_package=path.name == "__init__.py"))
-        # A package's own __init__ runs before any module in it.
-        todo.extend([name.rpartition(".")[0]] if "." in name else [])
-    return found
-
-
-def _source(entry_point: str) -> list[Any]:
-    modules = project_modules(entry_point)
-    imported = {
-        name.split(".")[0]
-        for module, path in modules.items()
-        for name in _imports(module, path, is_package=path.name == "__init__.py")
-    }
-    own = {name.split(".")[0] for name in modules}
-    packages = _distributions()
-    distributions = sorted(
-        f"{distribution}=={importlib.metadata.version(distribution)}"
-        for name in imported - own
-        for distribution in packages.get(name, ())
-    )
-    sources = sorted((name, path.read_bytes()) for name, path in modules.items())
-    return [sources, distributions, list(sys.version_info[:2])]
-
-
-def know_distributions() -> None:
-    """Find out now what is installed; otherwise the first version that is asked for has to, in a fifth of a second."""
-    _distributions()
-
-
-@functools.cache
-def _distributions() -> Mapping[str, list[str]]:
-    return importlib.metadata.packages_distributions()
-
-
-def _project_root(entry_point: str, module_name: str, top: str) -> Path:
-    """Return the folder that the program's top-level module or package lies in."""
-    try:
-        spec = importlib.util.find_spec(top)
-    except (ImportError, ValueError) as error:
-        raise ProgramUnavailable(entry_point=entry_point, reason=str(error)) from error
-    if spec is None:
-        raise ProgramUnavailable(entry_point=entry_point, reason=f"there is no module {module_name!r}")
-    if spec.submodule_search_locations:
-        return Path(next(iter(spec.submodule_search_locations))).resolve().parent
-    return Path(spec.origin or ".").resolve().parent
-
-
-@functools.cache
-def _installed() -> tuple[Path, ...]:
-    names = ("stdlib", "platstdlib", "purelib", "platlib")
-    return tuple(Path(path).resolve() for path in map(sysconfig.get_path, names) if path)
-
-
-def _file_of(name: str, root: Path, top: str) -> Path | None:
-    """Return the source file of *name* when it belongs to the project at *root*."""
-    # In site-packages a project is one top-level package, not all of them.
-    if root in _installed() and name.split(".", maxsplit=1)[0] != top:
-        return None
-    base = root.joinpath(*name.split("."))
-    return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
-
-
-def _imports(module: str, path: Path, *, is_package: bool) -> list[str]:
-    return list(_parsed_imports(module, path, is_package, path.stat().st_mtime_ns))
-
-
-@functools.lru_cache(maxsize=4096)
-def _parsed_imports(module: str, path: Path, is_package: bool, _: int) -> tuple[str, ...]:  # noqa: FBT001
-    try:
-        tree = ast.parse(path.read_bytes())
-    except SyntaxError:
-        return ()
-    names: list[str] = []
-    package = module if is_package else module.rpartition(".")[0]
-    for node in _executed(tree):
-        if isinstance(node, ast.Import):
-            names.extend(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                above = package.split(".")[: len(package.split(".")) - (node.level - 1)]
-                base = ".".join([*above, base] if base else above)
-            names.append(base)
-            names.extend(f"{base}.{alias.name}" for alias in node.names)
-    return tuple(names)
-
-
-def _executed(tree: ast.AST) -> Iterator[ast.AST]:
-    """Yield the nodes below *tree*, but not what stands under ``if TYPE_CHECKING``."""
-    todo = [tree]
-    while todo:
-        node = todo.pop()
-        yield node
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            todo.extend(node.orelse)
-        else:
-            todo.extend(ast.iter_child_nodes(node))

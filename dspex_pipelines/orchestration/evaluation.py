@@ -11,7 +11,8 @@ from dspex_pipelines.analysis.results import collect_trials
 from dspex_pipelines.engine.batch import BatchSummary, planned_outcomes, run_batch
 from dspex_pipelines.engine.executor import Progress
 from dspex_pipelines.engine.ledger import Ledger, why_stopped
-from dspex_pipelines.engine.programs import inspect_program, metric_version, program_version
+from dspex_pipelines.engine.program_versions import metric_version, program_version
+from dspex_pipelines.engine.programs import inspect_program
 from dspex_pipelines.errors import DspexError, PoolUnreachable
 from dspex_pipelines.model.budget import Budget
 from dspex_pipelines.model.calls import CallPolicy

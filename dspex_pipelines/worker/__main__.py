@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from dspex_pipelines.engine.programs import know_distributions
+from dspex_pipelines.engine.program_versions import know_distributions
 from dspex_pipelines.engine.recycling import MAX_RSS_MB, Recycling
 from dspex_pipelines.errors import DspexError
 from dspex_pipelines.worker.forks import Forks
@@ -36,6 +36,7 @@ def main() -> None:
     folder = str(Path.cwd())
     if folder not in sys.path:
         sys.path.insert(0, folder)
+    set_environment()
     # What programs print goes where the worker's log goes.
     os.dup2(2, 1)
     # Now, while no trial's time runs.
@@ -52,6 +53,12 @@ def main() -> None:
         recycling=recycling,
         forks=forks,
     )
+
+
+def set_environment() -> None:
+    """Say what libraries are to do without being asked, where the user has not."""
+    # Or DSPy's client fetches a list of prices when it is imported, in every worker anew.
+    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 
 
 if __name__ == "__main__":

@@ -19,9 +19,9 @@ from dspex_pipelines.wire.codec import (
     program_to_wire,
     trial_to_wire,
 )
-from dspex_pipelines.worker.answers import plain
 from dspex_pipelines.worker.instances import Instances, Loader, ProgramLoader
 from dspex_pipelines.worker.permits import PermitsHere
+from dspex_pipelines.worker.plain import plain
 from dspex_pipelines.worker.program_executor import ProgramExecutor, TrialPermits
 from dspex_pipelines.worker.running import Ready, outputs_and_scores
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +15,7 @@ from dspex_pipelines.model.payload import decode, encode
 from dspex_pipelines.model.space import Configuration
 from dspex_pipelines.wire.codec import PAYLOAD_BYTES, error_type_to_wire, failure_to_wire
 from dspex_pipelines.worker.faults import clean, failure_and_raw, failure_of, said
+from dspex_pipelines.worker.plain import encode_outputs
 
 OUTCOME_BYTES = PAYLOAD_BYTES
 SCORES_BYTES = 1 << 16
@@ -24,7 +24,6 @@ RAW = "raw"
 """In place of outputs: what a model said that could not be read."""
 _SCALARS = frozenset((type(None), str, int, float, bool, bytes))
 """Exactly these are packed as they are, and can be read again."""
-_PLAIN = _SCALARS | {dict, list}
 
 
 def answer_result(
@@ -39,7 +38,7 @@ def answer_result(
     """Return the outcome of a program that returned; a metric's failure keeps the outputs."""
     payload, judged, failure = b"", b"", None
     try:
-        payload = encode(plain(outputs))
+        payload = encode_outputs(outputs)
         _check_size("outputs", len(payload), OUTCOME_BYTES)
         if type(outputs) not in _SCALARS:
             _check_readable(payload)
@@ -131,19 +130,6 @@ def answer_unavailable(
         session_version=trial.version,
         failure=failure_to_wire(kind, said(error)),
     )
-
-
-def plain(outputs: Any) -> Any:
-    """Return outputs as plain values: DSPy predictions, pydantic models and dataclasses become maps."""
-    if type(outputs) in _PLAIN or isinstance(outputs, dict | list | str | int | float | bool | bytes):
-        return outputs
-    for method in ("toDict", "model_dump"):
-        convert = getattr(outputs, method, None)
-        if callable(convert) and not isinstance(outputs, type):
-            return convert()
-    if dataclasses.is_dataclass(outputs) and not isinstance(outputs, type):
-        return dataclasses.asdict(outputs)
-    return outputs
 
 
 def _check_readable(payload: bytes) -> None:

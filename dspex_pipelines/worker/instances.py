@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
+import functools
 import importlib
 import importlib.util
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -16,24 +16,31 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dspex_pipelines.engine.calls import TrialCalls
-from dspex_pipelines.engine.programs import (
+from dspex_pipelines.engine.program_versions import (
     DECLARED,
-    ProgramKind,
-    ProgramShape,
-    inspect_program,
-    is_dspy_module,
+    imported_packages,
     is_version_here,
     metric_version,
     project_modules,
+)
+from dspex_pipelines.engine.programs import (
+    ProgramKind,
+    ProgramShape,
+    inspect_program,
     resolve,
+    spare_parameters,
+    takes_trace,
 )
 from dspex_pipelines.errors import ProgramUnavailable
 from dspex_pipelines.model.payload import digest
 from dspex_pipelines.model.space import Configuration
 from dspex_pipelines.model.trial import Example, MetricSpec, ProgramSpec
-from dspex_pipelines.model.variables import Value
 
 MOST_INSTANCES = 64
+_DSPY = "dspy"
+_SETTINGS = "dspex_pipelines.worker.dspy_settings"
+_TRIALS = "dspex_pipelines.worker.dspy_trials"
+"""Imported by name once a program needs them: DSPy takes seconds to import."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,8 +59,12 @@ class LoadedProgram:
 class Convention(Protocol):
     """How a library has its programs called, and what its metrics are given."""
 
-    def around(self, calls: TrialCalls) -> AbstractContextManager[None]:
-        """Hold while one trial's program and metrics run."""
+    def build(self, spec: ProgramSpec, shape: ProgramShape, configuration: Configuration) -> Any:
+        """Return an instance of a program that the library has a way of its own to build."""
+        ...
+
+    def around(self, calls: TrialCalls, instance: Any) -> AbstractContextManager[None]:
+        """Hold while one trial's program, which is *instance*, and its metrics run."""
         ...
 
     def outputs(self, stored: Any) -> Any:
@@ -164,12 +175,36 @@ def _loaded(
     variables: tuple[str, ...],
     sources: Mapping[str, bytes],
 ) -> LoadedProgram:
+    before = set(sys.modules)
+    if _DSPY in before:
+        importlib.import_module(_SETTINGS).CONFIGURED.before()
+    shape = inspect_program(spec.entry_point, spec.init, inputs=inputs, variables=variables)
+    judges = [resolve(metric.entry_point) for metric in metrics]
+    convention = None
+    entry_points = [spec.entry_point, *(metric.entry_point for metric in metrics)]
+    if shape.kind is ProgramKind.DSPY_MODULE or _is_for_dspy(entry_points, judges):
+        importlib.import_module(_SETTINGS).CONFIGURED.after(set(sys.modules) - before)
+        reached = {name for entry_point in entry_points for name in project_modules(entry_point)}
+        convention = importlib.import_module(_TRIALS).DspyConvention(shape, modules=reached)
     return LoadedProgram(
         spec=spec,
-        shape=inspect_program(spec.entry_point, spec.init, inputs=inputs, variables=variables),
-        metrics=tuple((metric, resolve(metric.entry_point)) for metric in metrics),
+        shape=shape,
+        metrics=tuple(zip(metrics, map(_without_spare, judges), strict=True)),
         sources=sources,
+        convention=convention,
     )
+
+
+def _is_for_dspy(entry_points: Sequence[str], judges: Sequence[Callable[..., Any]]) -> bool:
+    """Return whether a program that is no module may call DSPy's models, or is judged as DSPy's programs are."""
+    if any(_DSPY in imported_packages(entry_point) for entry_point in entry_points):
+        return True
+    return any(map(takes_trace, judges)) and importlib.util.find_spec(_DSPY) is not None
+
+
+def _without_spare(metric: Callable[..., Any]) -> Callable[..., Any]:
+    spare = spare_parameters(metric)
+    return functools.partial(metric, **dict.fromkeys(spare)) if spare else metric
 
 
 def _check(spec: ProgramSpec, metrics: tuple[MetricSpec, ...]) -> None:
@@ -239,39 +274,14 @@ def _build(program: LoadedProgram, configuration: Configuration) -> Any:
             instance.configure(dict(configuration.values))
             return instance
         case ProgramKind.DSPY_MODULE:
-            taken = {name: configuration.values[name] for name in shape.variables}
-            settings = {name: value for name, value in configuration.values.items() if name not in taken}
-            return _configured_module(shape.target(**{**init, **taken}), settings)
+            assert program.convention is not None
+            return program.convention.build(program.spec, shape, configuration)
         case _:
             return shape.target(**init)
 
 
 def _called(program: LoadedProgram, instance: Any) -> Any:
     """Return what a trial calls: DSPy runs `aforward` by `acall` alone."""
-    later = program.shape.is_async and is_dspy_module(program.shape.target) and hasattr(instance, "aforward")
+    is_module = program.shape.kind is ProgramKind.DSPY_MODULE
+    later = is_module and hasattr(instance, "aforward") and (program.shape.is_async or not hasattr(instance, "forward"))
     return instance.acall if later else instance
-
-
-def _configured_module(module: Any, values: Mapping[str, Value]) -> Any:
-    """Return the DSPy module with a language model of its own that has *values* as its settings."""
-    if not values:
-        return module
-    settings: Any = importlib.import_module("dspy").settings
-    model = module.get_lm() if _own_models(module) else settings.lm
-    if model is None:
-        names = ", ".join(values)
-        raise ValueError(
-            f"the variables {names} set up a language model, but the module has none: set one in its "
-            "constructor with set_lm, or give the module a configure(variables) method"
-        )
-    mine = copy.copy(model)
-    mine.kwargs = {**model.kwargs, **{n: v for n, v in values.items() if n != "model"}}
-    if "model" in values:
-        mine.model = values["model"]
-    mine.history = []
-    module.set_lm(mine)
-    return module
-
-
-def _own_models(module: Any) -> bool:
-    return any(getattr(predictor, "lm", None) is not None for predictor in module.predictors())

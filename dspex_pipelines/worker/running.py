@@ -49,6 +49,7 @@ def answer_in_thread(
 ) -> types_pb2.Outcome:
     """Return the trial's outcome; *on_loop* returns what a coroutine, which raises nothing, returns on the loop."""
     calls = _begin(trial, ready)
+    outputs, scores, raised, run_s = None, dict[str, Any](), None, 0.0
     with _around(ready, calls):
         try:
             outputs = _given(trial, ready) if trial.outputs else ready.instance(**_arguments(ready, trial, example))
@@ -57,19 +58,21 @@ def answer_in_thread(
                 if error is not None:
                     raise error
         except BaseException as error:  # noqa: BLE001 - SystemExit is an outcome too
-            return answer_failed(trial, ready.configuration, error, calls=calls, run_s=_ran(calls))
+            raised = error
         run_s = _ran(calls)
-        judging = _judge(ready, example, outputs)
-        if any(inspect.iscoroutinefunction(metric) for _, metric in ready.program.metrics):
-            scores = on_loop(judging, trial.id)
-        else:
-            scores = _finish(judging)
-    return answer_result(trial, ready.configuration, outputs, scores, calls=calls, run_s=run_s)
+        if raised is None:
+            judging = _judge(ready, example, outputs)
+            if any(inspect.iscoroutinefunction(metric) for _, metric in ready.program.metrics):
+                scores = on_loop(judging, trial.id)
+            else:
+                scores = _finish(judging)
+    return _answer(trial, ready, outputs, scores, raised, calls, run_s)
 
 
 async def answer_in_loop(trial: types_pb2.Trial, ready: Ready, example: Any) -> types_pb2.Outcome:
     """Return the outcome of a coroutine's trial; raises only what cancels it."""
     calls = _begin(trial, ready)
+    outputs, scores, raised, run_s = None, dict[str, Any](), None, 0.0
     with _around(ready, calls):
         try:
             if trial.outputs:
@@ -77,9 +80,24 @@ async def answer_in_loop(trial: types_pb2.Trial, ready: Ready, example: Any) -> 
             else:
                 outputs = await ready.instance(**_arguments(ready, trial, example))
         except BaseException as error:  # noqa: BLE001 - SystemExit is an outcome too
-            return answer_failed(trial, ready.configuration, error, calls=calls, run_s=_ran(calls))
+            raised = error
         run_s = _ran(calls)
-        scores = await _judge(ready, example, outputs)
+        if raised is None:
+            scores = await _judge(ready, example, outputs)
+    return _answer(trial, ready, outputs, scores, raised, calls, run_s)
+
+
+def _answer(
+    trial: types_pb2.Trial,
+    ready: Ready,
+    outputs: Any,
+    scores: dict[str, Any] | BaseException,
+    raised: BaseException | None,
+    calls: TrialCalls,
+    run_s: float,
+) -> types_pb2.Outcome:
+    if raised is not None:
+        return answer_failed(trial, ready.configuration, raised, calls=calls, run_s=run_s)
     return answer_result(trial, ready.configuration, outputs, scores, calls=calls, run_s=run_s)
 
 
@@ -105,7 +123,7 @@ def _begin(trial: types_pb2.Trial, ready: Ready) -> TrialCalls:
 
 def _around(ready: Ready, calls: TrialCalls) -> AbstractContextManager[None]:
     convention = ready.program.convention
-    return _NOTHING_AROUND if convention is None else convention.around(calls)
+    return _NOTHING_AROUND if convention is None else convention.around(calls, ready.instance)
 
 
 def _given(trial: types_pb2.Trial, ready: Ready) -> Any:

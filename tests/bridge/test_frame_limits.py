@@ -17,7 +17,7 @@ from dspex.v1 import execution_pb2, types_pb2, worker_pb2
 from dspex_pipelines.bridge import links
 from dspex_pipelines.bridge.client import PoolClient
 from dspex_pipelines.bridge.server import Bridge
-from dspex_pipelines.engine.programs import metric_version, program_version
+from dspex_pipelines.engine.program_versions import metric_version, program_version
 from dspex_pipelines.engine.runner import TrialRunner
 from dspex_pipelines.model.outcome import ErrorType, TrialError, TrialOutcome, TrialResult
 from dspex_pipelines.model.space import Configuration

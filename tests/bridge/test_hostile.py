@@ -31,7 +31,7 @@ from dspex.v1 import (
 )
 from dspex_pipelines.bridge import local_pool
 from dspex_pipelines.bridge.client import PoolClient
-from dspex_pipelines.engine.programs import program_version
+from dspex_pipelines.engine.program_versions import program_version
 from dspex_pipelines.engine.runner import TrialRunner
 from dspex_pipelines.model.outcome import TrialOutcome, TrialResult
 from dspex_pipelines.model.payload import encode

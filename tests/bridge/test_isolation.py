@@ -13,7 +13,7 @@ import pytest
 
 from dspex_pipelines.bridge import local_pool
 from dspex_pipelines.bridge.client import PoolClient, SnapshotRef
-from dspex_pipelines.engine.programs import metric_version, program_version
+from dspex_pipelines.engine.program_versions import metric_version, program_version
 from dspex_pipelines.engine.runner import TrialRunner
 from dspex_pipelines.model.outcome import ErrorType, TrialError, TrialOutcome, TrialResult
 from dspex_pipelines.model.space import Configuration, ConfigurationSpace

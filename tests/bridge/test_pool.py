@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dspex_pipelines.bridge.client import PoolClient
-from dspex_pipelines.engine.programs import metric_version, program_version
+from dspex_pipelines.engine.program_versions import metric_version, program_version
 from dspex_pipelines.engine.runner import TrialRunner
 from dspex_pipelines.errors import (
     InvalidValue,

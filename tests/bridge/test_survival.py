@@ -16,7 +16,7 @@ import pytest
 
 from dspex_pipelines.bridge import local_pool
 from dspex_pipelines.bridge.client import PoolClient
-from dspex_pipelines.engine.programs import program_version
+from dspex_pipelines.engine.program_versions import program_version
 from dspex_pipelines.engine.runner import TrialRunner
 from dspex_pipelines.errors import PoolFailed
 from dspex_pipelines.model.outcome import ErrorType, TrialError, TrialOutcome, TrialResult

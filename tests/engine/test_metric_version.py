@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dspex_pipelines.engine.programs import metric_version
+from dspex_pipelines.engine.program_versions import metric_version
 from dspex_pipelines.errors import ProgramUnavailable
 
 HERE = "tests.engine.test_metric_version"
@@ -30,6 +30,10 @@ def as_dspy_has_it(example: object, outputs: object, trace: object = None) -> fl
     return 1.0
 
 
+def as_optimisers_have_it(gold: object, prediction: object, trace: object, pred_name: object) -> float:
+    return 1.0
+
+
 def of_anything(*given: object) -> float:
     return 1.0
 
@@ -52,6 +56,6 @@ def test_a_metric_that_does_not_take_two_arguments_is_refused(name: str) -> None
     assert refusal.value.entry_point == f"{HERE}:{name}"
 
 
-@pytest.mark.parametrize("name", ["as_dspy_has_it", "of_anything", "judge"])
-def test_a_metric_may_take_more_that_has_a_default(name: str) -> None:
+@pytest.mark.parametrize("name", ["as_dspy_has_it", "as_optimisers_have_it", "of_anything", "judge"])
+def test_a_metric_may_take_more_that_has_a_default_or_that_dspy_gives(name: str) -> None:
     assert metric_version(f"{HERE}:{name}")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dspex_pipelines.engine.programs import program_version
+from dspex_pipelines.engine.program_versions import program_version
 from dspex_pipelines.errors import InvalidValue, ProgramUnavailable
 from dspex_pipelines.model.evaluation import Dataset, Evaluation
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dspex.v1 import types_pb2
-from dspex_pipelines.engine.programs import metric_version, program_version
+from dspex_pipelines.engine.program_versions import metric_version, program_version
 from dspex_pipelines.model.outcome import TrialOutcome
 from dspex_pipelines.model.space import Configuration
 from dspex_pipelines.model.trial import Example, Isolation, MetricSpec, ProgramSpec, TrialSpec

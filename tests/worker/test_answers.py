@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dspex_pipelines.model.outcome import ErrorType, TrialError, TrialResult
-from dspex_pipelines.worker.answers import plain
+from dspex_pipelines.worker.plain import plain
 from tests.worker import programs
 from tests.worker.conftest import Bench, program
 

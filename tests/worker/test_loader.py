@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dspex_pipelines.engine.programs import program_version
+from dspex_pipelines.engine.program_versions import program_version
 from dspex_pipelines.errors import ProgramUnavailable
 from dspex_pipelines.model.trial import MetricSpec, ProgramSpec
 from dspex_pipelines.worker.instances import ProgramLoader

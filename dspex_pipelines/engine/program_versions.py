@@ -1,0 +1,192 @@
+"""Which version of its source a program or a metric is, and which files that source is."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import functools
+import importlib.metadata
+import importlib.util
+import inspect
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from dspex_pipelines.engine.programs import resolve, spare_parameters
+from dspex_pipelines.errors import ProgramUnavailable
+from dspex_pipelines.model.payload import digest_of
+from dspex_pipelines.model.trial import ProgramSpec
+
+DECLARED = "declared-"
+_LIBRARIES = frozenset({"dspy"})
+"""Libraries whose own metrics are used as they are: their version is that of the distribution."""
+
+
+def program_version(
+    entry_point: str, init: Mapping[str, Any], *, files: Iterable[Path] = (), declared: str = ""
+) -> str:
+    """Return a hex digest of what decides how the program behaves.
+
+    That is its parameters, the source it reaches by import inside its own project, the versions of the
+    distributions that source imports, and *files*; or *declared* in place of source and distributions.
+    Raises `ProgramUnavailable` when it cannot be found.
+    """
+    parameters = [entry_point, dict(init)]
+    if declared:
+        return f"{DECLARED}{digest_of([parameters, declared]).hex()}"
+    version = digest_of([parameters, _source(entry_point)]).hex()
+    contents: list[list[Any]] = []
+    for file in files:
+        try:
+            contents.append([str(file), file.read_bytes()])
+        except OSError as error:
+            raise ProgramUnavailable(entry_point=entry_point, reason=f"declared file: {error}") from error
+    return f"{version}.{digest_of(contents).hex()}" if contents else version
+
+
+def is_version_here(spec: ProgramSpec) -> bool:
+    """Return whether the source this process would import is the version that *spec* names.
+
+    A declared version is the user's word. Files that join a version are not read again here.
+    """
+    if spec.version.startswith(DECLARED):
+        return True
+    return program_version(spec.entry_point, spec.init) == spec.version.partition(".")[0]
+
+
+def metric_version(entry_point: str) -> str:
+    """Return a hex digest of a metric's source; raises `ProgramUnavailable` when it cannot be imported, or called."""
+    target = resolve(entry_point)
+    with contextlib.suppress(ValueError):  # some builtins have no signature
+        try:
+            inspect.signature(target).bind(None, None, **dict.fromkeys(spare_parameters(target)))
+        except TypeError as error:
+            reason = f"a metric is called with two arguments, (example, outputs); this one cannot be: {error}"
+            raise ProgramUnavailable(entry_point=entry_point, reason=reason) from error
+    return digest_of([entry_point, _source(entry_point)]).hex()
+
+
+def project_modules(entry_point: str) -> dict[str, Path]:
+    """Return the modules of the program's own project that it reaches by import, with their files."""
+    module_name = entry_point.partition(":")[0]
+    found: dict[str, Path] = {}
+    todo = [module_name]
+    top = module_name.split(".")[0]
+    if top in _LIBRARIES:
+        return {}
+    root = _project_root(entry_point, module_name, top)
+    while todo:
+        name = todo.pop()
+        path = _file_of(name, root, top)
+        if name in found or path is None:
+            continue
+        found[name] = path
+        todo.extend(_imports(name, path, is_package=path.name == "__init__.py"))
+        # A package's own __init__ runs before any module in it.
+        todo.extend([name.rpartition(".")[0]] if "." in name else [])
+    return found
+
+
+def _source(entry_point: str) -> list[Any]:
+    modules = project_modules(entry_point)
+    imported = _imported(entry_point, modules)
+    own = {name.split(".")[0] for name in modules}
+    packages = _distributions()
+    distributions = sorted(
+        f"{distribution}=={importlib.metadata.version(distribution)}"
+        for name in imported - own
+        for distribution in packages.get(name, ())
+    )
+    sources = sorted((name, path.read_bytes()) for name, path in modules.items())
+    return [sources, distributions, list(sys.version_info[:2])]
+
+
+def imported_packages(entry_point: str) -> set[str]:
+    """Return the names of all top-level packages that the source of the program's own project imports."""
+    return _imported(entry_point, project_modules(entry_point))
+
+
+def _imported(entry_point: str, modules: Mapping[str, Path]) -> set[str]:
+    imported = {
+        name.split(".")[0]
+        for module, path in modules.items()
+        for name in _imports(module, path, is_package=path.name == "__init__.py")
+    }
+    return imported | ({entry_point.partition(":")[0].partition(".")[0]} & _LIBRARIES)
+
+
+def know_distributions() -> None:
+    """Find out now what is installed; otherwise the first version that is asked for has to, in a fifth of a second."""
+    _distributions()
+
+
+@functools.cache
+def _distributions() -> Mapping[str, list[str]]:
+    return importlib.metadata.packages_distributions()
+
+
+def _project_root(entry_point: str, module_name: str, top: str) -> Path:
+    """Return the folder that the program's top-level module or package lies in."""
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError) as error:
+        raise ProgramUnavailable(entry_point=entry_point, reason=str(error)) from error
+    if spec is None:
+        raise ProgramUnavailable(entry_point=entry_point, reason=f"there is no module {module_name!r}")
+    if spec.submodule_search_locations:
+        return Path(next(iter(spec.submodule_search_locations))).resolve().parent
+    return Path(spec.origin or ".").resolve().parent
+
+
+@functools.cache
+def _installed() -> tuple[Path, ...]:
+    names = ("stdlib", "platstdlib", "purelib", "platlib")
+    return tuple(Path(path).resolve() for path in map(sysconfig.get_path, names) if path)
+
+
+def _file_of(name: str, root: Path, top: str) -> Path | None:
+    """Return the source file of *name* when it belongs to the project at *root*."""
+    # In site-packages a project is one top-level package, not all of them.
+    if root in _installed() and name.split(".", maxsplit=1)[0] != top:
+        return None
+    base = root.joinpath(*name.split("."))
+    return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
+
+
+def _imports(module: str, path: Path, *, is_package: bool) -> list[str]:
+    return list(_parsed_imports(module, path, is_package, path.stat().st_mtime_ns))
+
+
+@functools.lru_cache(maxsize=4096)
+def _parsed_imports(module: str, path: Path, is_package: bool, _: int) -> tuple[str, ...]:  # noqa: FBT001
+    try:
+        tree = ast.parse(path.read_bytes())
+    except SyntaxError:
+        return ()
+    names: list[str] = []
+    package = module if is_package else module.rpartition(".")[0]
+    for node in _executed(tree):
+        if isinstance(node, ast.Import):
+            names.extend(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = package.split(".")[: len(package.split(".")) - (node.level - 1)]
+                base = ".".join([*above, base] if base else above)
+            names.append(base)
+            names.extend(f"{base}.{alias.name}" for alias in node.names)
+    return tuple(names)
+
+
+def _executed(tree: ast.AST) -> Iterator[ast.AST]:
+    """Yield the nodes below *tree*, but not what stands under ``if TYPE_CHECKING``."""
+    todo = [tree]
+    while todo:
+        node = todo.pop()
+        yield node
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            todo.extend(node.orelse)
+        else:
+            todo.extend(ast.iter_child_nodes(node))
