@@ -19,6 +19,7 @@ from dspex_pipelines.engine.throttle import Throttle
 from dspex_pipelines.engine.tickets import Orders, Settled, Ticket
 from dspex_pipelines.errors import UnknownSession
 from dspex_pipelines.model.outcome import Attempt, ErrorType
+from dspex_pipelines.wire.alarm import Alarm
 from dspex_pipelines.wire.codec import (
     attempt_to_wire,
     error_type_from_wire,
@@ -68,7 +69,7 @@ class Hub:
         """Of the outcomes that are being taken in and are large."""
         self._inspections: set[asyncio.Task[None]] = set()
         self._next_client = 1
-        self._timer: asyncio.TimerHandle | None = None
+        self._alarm = Alarm(self._tick)
 
     # ------------------------------------------------------------------ workers
 
@@ -294,8 +295,7 @@ class Hub:
             link.wake.set()
         self.sessions.close_all()
         self.models.close()
-        if self._timer is not None:
-            self._timer.cancel()
+        self._alarm.cancel()
 
     # ------------------------------------------------------------------ orders
 
@@ -401,18 +401,10 @@ class Hub:
         link.wake.set()
 
     def _arm(self) -> None:
-        """Keep one timer, for the dispatcher's next deadline."""
-        due = self.dispatcher.next_deadline()
-        timer = self._timer
-        if due is None or (timer is not None and not timer.cancelled() and timer.when() <= due):
-            return
-        if timer is not None:
-            timer.cancel()
         # The loop's clock is time.monotonic, the one that the dispatcher is told.
-        self._timer = asyncio.get_running_loop().call_at(due, self._tick)
+        self._alarm.set(self.dispatcher.next_deadline())
 
     def _tick(self) -> None:
-        self._timer = None
         self._perform(self.dispatcher.tick(time.monotonic()))
 
 

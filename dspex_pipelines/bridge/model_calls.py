@@ -5,7 +5,6 @@ The clock of a trial stands still while one of its calls waits.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
 
@@ -13,6 +12,7 @@ from dspex.v1 import pool_pb2, worker_pb2
 from dspex_pipelines.engine.dispatcher import Dispatcher
 from dspex_pipelines.engine.throttle import Answer, Throttle
 from dspex_pipelines.model.limits import RateLimit
+from dspex_pipelines.wire.alarm import Alarm
 from dspex_pipelines.wire.codec import verdict_from_wire
 
 NAME_CHARACTERS = 500
@@ -44,7 +44,7 @@ class ModelCalls:
         """Calls that wait for leave, and the attempt of each."""
         self._asked: dict[str, set[int]] = {}
         """Worker to its calls that have not ended."""
-        self._timer: asyncio.TimerHandle | None = None
+        self._alarm = Alarm(self._tick)
 
     def heard(
         self, worker_id: str, asks: Iterable[worker_pb2.CallAsk], ends: Iterable[worker_pb2.CallEnd], now: float
@@ -108,9 +108,7 @@ class ModelCalls:
 
     def close(self) -> None:
         """Answer nothing any more."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._alarm.cancel()
 
     def status(self) -> list[pool_pb2.ModelStatus]:
         """Return how calls to each model go."""
@@ -146,16 +144,9 @@ class ModelCalls:
             self._changed()
 
     def _arm(self) -> None:
-        due = self._throttle.next_due()
-        timer = self._timer
-        if due is None or (timer is not None and not timer.cancelled() and timer.when() <= due):
-            return
-        if timer is not None:
-            timer.cancel()
-        self._timer = asyncio.get_running_loop().call_at(due, self._tick)
+        self._alarm.set(self._throttle.next_due())
 
     def _tick(self) -> None:
-        self._timer = None
         now = time.monotonic()
         self._answer(self._throttle.tick(now), now)
         self._arm()
