@@ -32,7 +32,7 @@ INTERRUPTED_EXIT = 130
 
 Target = Annotated[
     str,
-    typer.Argument(help="A shipped evaluation (stdlib_search), or module:attribute; default: ./evaluation.py."),
+    typer.Argument(help="A shipped evaluation (stdlib_search, qa_rag), or module:attribute; default: ./evaluation.py."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
@@ -86,8 +86,12 @@ def evaluate(
         float, typer.Option(help="Stop after so many failed trials, or a fraction of 100 and more.")
     ] = 0.0,
     max_time_s: Annotated[float, typer.Option(help="Stop after so many seconds of a partition's trials.")] = 0.0,
-    max_tokens: Annotated[int, typer.Option(help="Stop after so many tokens, as programs report them.")] = 0,
-    max_cost_usd: Annotated[float, typer.Option(help="Stop after so many dollars, as programs report them.")] = 0.0,
+    max_tokens: Annotated[
+        int, typer.Option(help="Stop after so many tokens, of calls to models and as programs report them.")
+    ] = 0,
+    max_cost_usd: Annotated[
+        float, typer.Option(help="Stop after so many dollars, of calls to models and as programs report them.")
+    ] = 0.0,
     workers: Annotated[int, typer.Option(help="Workers of the local pool; 0: one for each core.")] = 0,
     pool_address: Annotated[str, typer.Option(help="A bridge to use instead of a local pool.")] = "",
 ) -> None:
@@ -227,7 +231,8 @@ def replay(
 ) -> None:
     """Run one trial again, alone and in the foreground, with its traceback. Exits 1 when it fails.
 
-    Past the evaluation's timeout_s it tells where it is, and goes on until Ctrl-C.
+    Its calls to models are made again, and cost what they cost. Past the evaluation's timeout_s it tells where it is,
+    and goes on until Ctrl-C.
     """
     from dspex_pipelines.cli.replaying import replay_trial
     from dspex_pipelines.cli.targets import find_evaluation
@@ -256,12 +261,17 @@ def trace(
 
 @pool_app.command("status")
 def pool_status() -> None:
-    """List the local pools that run."""
+    """List the local pools that run, and how calls to the models of their programs go."""
     from dspex_pipelines.bridge import local_pool
+    from dspex_pipelines.cli.pools import models_of
 
     pools = local_pool.status()
     for pool in pools:
         console.print(f"pid {pool.pid}  {pool.address}", highlight=False)
+        for model in models_of(pool.address):
+            counts = f"{model.waiting:,} wait, {model.in_flight:,} in flight"
+            ended = f"{model.granted:,} made, {model.refused:,} refused, {model.failed:,} failed"
+            _say(f"  {model.model}  {model.state}: {counts}; {ended}")
     if not pools:
         console.print("No local pool runs; the next evaluation starts one.")
 

@@ -19,6 +19,7 @@ from dspex_pipelines.engine.program_versions import metric_version, program_vers
 from dspex_pipelines.model.evaluation import Evaluation
 from dspex_pipelines.model.outcome import TrialError
 from dspex_pipelines.model.trial import MetricSpec, ProgramSpec, TrialSpec
+from dspex_pipelines.worker.__main__ import set_environment
 from dspex_pipelines.worker.alone import run_alone, run_here
 
 _AFTER_S = 0.1
@@ -30,6 +31,7 @@ def replay_trial(evaluation: Evaluation, trial: str, console: Console, *, debug:
 
     With *debug* it runs in this thread, where its own breakpoints stop, and what it raises opens the debugger.
     """
+    set_environment()
     spec = _as_it_is_now(evaluation, find_trial(evaluation, trial).spec)
     metrics = [MetricSpec(entry_point=metric, version=metric_version(metric)) for metric in evaluation.metrics]
     console.print(f"trial          {spec.trial_id.hex()}", highlight=False)

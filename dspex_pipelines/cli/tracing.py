@@ -26,7 +26,10 @@ def recorded(trial: FoundTrial) -> TrialOutcome:
     with instance() as opened, ResultStore().journal(opened) as journal:
         found = journal.find(plan.generation, {spec.trial_id: Scoring(plan).of(spec)})
     if spec.trial_id not in found:
-        raise DspexError(f"the journal has trial {spec.trial_id.hex()} no more; `dspex replay` runs it again")
+        raise DspexError(
+            f"the journal has no outcome of trial {spec.trial_id.hex()}: it was not run, or has been pruned since; "
+            "`dspex replay` runs it"
+        )
     return found[spec.trial_id].outcome
 
 

@@ -16,7 +16,8 @@ _HOTTEST = 2
 _CHAT_ASKS = "Respond with the corresponding output fields, starting with the field "
 _JSON_ASKS = "Respond with a JSON object in the following order of fields: "
 _ANNOTATED = r"(?: \(must be formatted as a valid Python (.+?)\))?(?=, then|, and then|\.\s|\.$)"
-_CHAT_FIELD = re.compile(r"`\[\[ ## (\w+) ## \]\]`" + _ANNOTATED)
+# The mark that ends an answer is written like a field.
+_CHAT_FIELD = re.compile(r"`\[\[ ## (?!completed )(\w+) ## \]\]`" + _ANNOTATED)
 _JSON_FIELD = re.compile(r"`(\w+)`" + _ANNOTATED)
 _HEADER = re.compile(r"^\[\[ ## (\w+) ## \]\]", re.MULTILINE)
 

@@ -6,8 +6,10 @@ copy's settings or history is gone with the trial. Outside trials all of this do
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
+import sys
 import threading
 from collections.abc import Mapping
 from contextvars import ContextVar
@@ -15,7 +17,8 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 import dspy
-from dspy.clients import base_lm, execution
+from dspy.clients import backend_selection, base_lm, execution
+from dspy.clients._litellm import get_litellm
 from dspy.utils.usage_tracker import UsageTracker
 
 from dspex_pipelines.engine.calls import Call, TrialCalls, Used, running_trial, used_of
@@ -27,6 +30,7 @@ _SECRET = ("key", "token", "secret", "authorization", "header", "password", "cre
 _OPEN = frozenset({"max_tokens", "max_completion_tokens"})
 _ROLLOUT = "rollout_id"
 _TIMEOUT = "timeout"
+_BY_LITELLM = "litellm"
 _OWNER = "_dspex_models"
 _CHARACTERS_PER_TOKEN = 4
 
@@ -73,7 +77,25 @@ class TrialModels:
         if by_name and self.calls.timeout_s > 0 and mine.kwargs.get(_TIMEOUT) is None and _KEYS_ARE_GUARDED:
             # A call that hangs would keep its thread for ever.
             mine.kwargs[_TIMEOUT] = _OurTimeout(self.calls.timeout_s)
+        if by_name:
+            _import_litellm(mine)
         return mine
+
+
+_importing = threading.Lock()
+
+
+def _import_litellm(model: Any) -> None:
+    """Import LiteLLM in one piece where DSPy is going to call *model* by it.
+
+    Threads that begin with different parts of it (one calls, one reads an answer out of the cache) wait for each other,
+    until Python fails one of them for the deadlock.
+    """
+    if _BY_LITELLM not in sys.modules or not getattr(sys.modules[_BY_LITELLM], "_dspy_logging_configured", False):
+        with _importing, contextlib.suppress(Exception):
+            # What it cannot do, it says when it is called.
+            if not backend_selection.select_backend(model).native:
+                get_litellm(feature="dspy.LM")
 
 
 class _OurTimeout(float):

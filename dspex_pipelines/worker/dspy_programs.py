@@ -44,6 +44,8 @@ LM_PARAMETERS = frozenset(
 )
 """Names that are a language model's before they are anything else's; it may take others too."""
 _ALIKE = 0.8
+_REASONING = "reasoning"
+"""What `dspy.ChainOfThought` adds to the task's own fields."""
 
 _names: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 _models: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
@@ -202,7 +204,7 @@ class _Parts:
         signature = predictor.signature
         if isinstance(old, dspy.ChainOfThought):
             # Its reasoning is its own, not the task's.
-            signature = signature.delete("reasoning")
+            signature = signature.delete(_REASONING)
         new = wanted(signature)
         if not isinstance(new, dspy.Module):
             fix = f"give one that makes a dspy.Module of a signature; it made a {type(new).__name__}"
@@ -225,7 +227,7 @@ class _Parts:
             demos = predictor.demos or [demo for demo in pool if _fits(demo, predictor)]
             reached = reached or bool(demos)
             predictor.demos = demos[:value]
-        if not reached:
+        if value and not reached:
             why = f"no predictor has demonstrations, and {DEMO_POOL} has none with a predictor's output fields"
             raise self._nowhere(name, value, why)
 
@@ -293,7 +295,9 @@ class _Parts:
 
 
 def _fits(demo: Any, predictor: Any) -> bool:
-    return all(name in demo for name in predictor.signature.output_fields)
+    """Return whether it shows what the predictor is to answer; DSPy says itself where the reasoning is not given."""
+    wanted = [name for name in predictor.signature.output_fields if name != _REASONING]
+    return bool(wanted) and all(name in demo for name in wanted)
 
 
 def _check_spelling(name: str, value: object, parameter: str) -> None:

@@ -106,3 +106,9 @@ def test_demonstrations_and_a_question_that_quotes_a_prompt_are_told_apart(model
     program.demos = [dspy.Example(question="a", answer="b")]
     with dspy.context(lm=model):
         assert program(question=quoted).answer
+
+
+def test_the_mark_at_the_end_is_no_field(model):
+    with dspy.context(lm=model):
+        dspy.Predict("question -> answer")(question="What is it?")
+    assert model.history[-1]["outputs"][0].count("[[ ## completed ## ]]") == 1

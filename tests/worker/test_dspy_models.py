@@ -307,3 +307,27 @@ print("connected:", connected)
 def test_nothing_is_fetched_when_a_module_is_loaded_and_run() -> None:
     done = subprocess.run([sys.executable, "-c", _NO_NETWORK], capture_output=True, text=True, check=False)
     assert done.stdout.splitlines()[-1:] == ["connected: []"], done.stderr
+
+
+_AT_ONCE = """
+import os, sys, threading
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
+import dspy
+from dspex_pipelines.engine.calls import TrialCalls
+from dspex_pipelines.worker.dspy_models import TrialModels
+model = dspy.LM("openai/gpt-4o-mini", api_key="none")
+TrialModels(TrialCalls(None)).of(model)
+print("litellm" in sys.modules)
+os.environ["OPENAI_API_BASE"] = "http://127.0.0.1:9/v1"
+def copies():
+    TrialModels(TrialCalls(None)).of(model)
+    print(sys.modules["litellm"]._dspy_logging_configured)
+threads = [threading.Thread(target=copies) for _ in range(4)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+"""
+
+
+def test_litellm_is_imported_where_it_is_used_and_whole_before_a_call() -> None:
+    done = subprocess.run([sys.executable, "-c", _AT_ONCE], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["False", *["True"] * 4], done.stderr

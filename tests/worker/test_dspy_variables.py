@@ -195,6 +195,15 @@ async def test_another_module_keeps_demonstrations_and_settings(bench: Bench) ->
     assert said(swapped, "second")["system"] == "Go."
 
 
+async def test_reasoning_need_not_be_demonstrated(bench: Bench) -> None:
+    swapped = await outputs_of(bench, "QA", {"answer": "dspy:ChainOfThought", "max_demos": 2})
+    assert (swapped["demos"], said(swapped)[SHOTS]) == (2, 2)
+
+
+async def test_no_demonstrations_can_be_had_anywhere(bench: Bench) -> None:
+    assert await outputs_of(bench, "TwoStep", {"max_demos": 0})
+
+
 @pytest.mark.parametrize(
     ("values", "says"),
     [
