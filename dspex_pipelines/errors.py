@@ -134,8 +134,10 @@ class ProviderRefused(DspexError):
     """A model's provider has refused whoever calls it: no trial of the evaluation can succeed."""
 
     def __init__(self, message: str) -> None:
+        # What else a client library says is advice of its own, over several lines.
+        said = message.strip().partition("\n")[0].rstrip(". ")
         super().__init__(
-            f"a model's provider refused the key, so nothing more is run: {message}. Check the key in the environment "
+            f"a model's provider refused the key, so nothing more is run: {said}. Check the key in the environment "
             "that the pool was started from, and run again; outcomes so far are kept"
         )
 

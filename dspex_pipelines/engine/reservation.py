@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Iterable
 from typing import TypeVar
 
 from dspex_pipelines.engine.ledger import Ledger, usage_of
+from dspex_pipelines.model.budget import dollars
 from dspex_pipelines.model.outcome import TrialOutcome
 
 FIRST = 8
@@ -76,6 +77,6 @@ class Reservation:
                 "(max_tokens)"
             )
         return (
-            f"${spent.cost_usd:,.2f} of ${budget.max_cost_usd:,.2f} are spent, and a trial costs about "
+            f"{dollars(spent.cost_usd)} of {dollars(budget.max_cost_usd)} are spent, and a trial costs about "
             f"${cost_usd:,.4f} (max_cost_usd)"
         )

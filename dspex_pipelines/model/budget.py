@@ -8,6 +8,15 @@ from dataclasses import dataclass
 from dspex_pipelines.errors import InvalidValue
 
 
+def dollars(amount: float) -> str:
+    """Return an amount of US dollars for people, to the hundredth of a cent where cents say too little."""
+    cents = f"{amount:,.2f}"
+    return f"${cents}" if amount >= 1 or abs(float(cents) - amount) < _LITTLE_USD else f"${amount:,.4f}"
+
+
+_LITTLE_USD = 0.000_05
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spent:
     """What one run has spent so far, over all its steps."""
@@ -64,7 +73,7 @@ class Budget:
         if self.max_tokens and spent.tokens >= self.max_tokens:
             return f"{spent.tokens:,} of {self.max_tokens:,} tokens are spent (max_tokens)"
         if self.max_cost_usd and spent.cost_usd >= self.max_cost_usd:
-            return f"${spent.cost_usd:,.2f} of ${self.max_cost_usd:,.2f} are spent (max_cost_usd)"
+            return f"{dollars(spent.cost_usd)} of {dollars(self.max_cost_usd)} are spent (max_cost_usd)"
         return ""
 
     def _is_over(self, failed: int, trials: int) -> bool:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from dspex_pipelines.errors import InvalidValue
-from dspex_pipelines.model.budget import Budget, Spent
+from dspex_pipelines.errors import InvalidValue, ProviderRefused
+from dspex_pipelines.model.budget import Budget, Spent, dollars
 
 
 @pytest.mark.parametrize(
@@ -67,3 +67,17 @@ def test_a_bound_that_is_none_is_refused_by_name(field: str, value: Any) -> None
     with pytest.raises(InvalidValue) as refused:
         Budget(**{field: value})
     assert (refused.value.field, refused.value.value) == (f"budget.{field}", value)
+
+
+@pytest.mark.parametrize(
+    ("amount", "said"),
+    [(0, "$0.00"), (0.25, "$0.25"), (0.0021, "$0.0021"), (0.255, "$0.2550"), (1234.5678, "$1,234.57")],
+)
+def test_small_amounts_are_told_in_full(amount: float, said: str) -> None:
+    assert dollars(amount) == said
+
+
+def test_a_refused_key_is_told_in_one_line() -> None:
+    told = str(ProviderRefused("authentication: Incorrect key.\n\n  To fix:\n    - Check it"))
+    assert "nothing more is run: authentication: Incorrect key. Check the key" in told
+    assert "\n" not in told

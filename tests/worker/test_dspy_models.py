@@ -319,12 +319,14 @@ model = dspy.LM("openai/gpt-4o-mini", api_key="none")
 TrialModels(TrialCalls(None)).of(model)
 print("litellm" in sys.modules)
 os.environ["OPENAI_API_BASE"] = "http://127.0.0.1:9/v1"
+whole = []
 def copies():
     TrialModels(TrialCalls(None)).of(model)
-    print(sys.modules["litellm"]._dspy_logging_configured)
+    whole.append(sys.modules["litellm"]._dspy_logging_configured)
 threads = [threading.Thread(target=copies) for _ in range(4)]
 for thread in threads: thread.start()
 for thread in threads: thread.join()
+print(*whole)
 """
 
 
