@@ -20,21 +20,6 @@ class WorkerStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelStatus:
-    """How the calls to one model go, of all clients of a pool together."""
-
-    model: str
-    """With its endpoint, where that is the program's own: ``openai/gpt-4o-mini@https://...``."""
-    state: str
-    """open, probing the limit, limited, paused, down, or given up."""
-    waiting: int
-    in_flight: int
-    granted: int
-    refused: int
-    failed: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class PoolStatus:
     """Who works in a pool and how much there is to do."""
 
@@ -47,7 +32,6 @@ class PoolStatus:
     settled: int
     workers_lost: int
     draining: bool
-    models: tuple[ModelStatus, ...] = ()
 
 
 def status_from_wire(status: pool_pb2.PoolStatus) -> PoolStatus:
@@ -72,16 +56,4 @@ def status_from_wire(status: pool_pb2.PoolStatus) -> PoolStatus:
         settled=status.settled,
         workers_lost=status.workers_lost,
         draining=status.draining,
-        models=tuple(
-            ModelStatus(
-                model=model.model,
-                state=model.state,
-                waiting=model.waiting,
-                in_flight=model.in_flight,
-                granted=model.granted,
-                refused=model.refused,
-                failed=model.failed,
-            )
-            for model in status.models
-        ),
     )

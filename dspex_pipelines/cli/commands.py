@@ -261,17 +261,12 @@ def trace(
 
 @pool_app.command("status")
 def pool_status() -> None:
-    """List the local pools that run, and how calls to the models of their programs go."""
+    """List the local pools that run."""
     from dspex_pipelines.bridge import local_pool
-    from dspex_pipelines.cli.pools import models_of
 
     pools = local_pool.status()
     for pool in pools:
         console.print(f"pid {pool.pid}  {pool.address}", highlight=False)
-        for model in models_of(pool.address):
-            counts = f"{model.waiting:,} wait, {model.in_flight:,} in flight"
-            ended = f"{model.granted:,} made, {model.refused:,} refused, {model.failed:,} failed"
-            _say(f"  {model.model}  {model.state}: {counts}; {ended}")
     if not pools:
         console.print("No local pool runs; the next evaluation starts one.")
 
