@@ -260,13 +260,16 @@ def trace(
 
 
 @pool_app.command("status")
-def pool_status() -> None:
-    """List the local pools that run."""
-    from dspex_pipelines.bridge import local_pool
+def pool_status(*, as_json: AsJson = False) -> None:
+    """List the local pools that run: who works in them, how much there is to do, and how calls to models go."""
+    from dspex_pipelines.cli.pools import ask_pools, pool_document, print_pool
 
-    pools = local_pool.status()
+    pools = ask_pools()
+    if as_json:
+        print(json.dumps([pool_document(pool) for pool in pools], indent=2))
+        return
     for pool in pools:
-        console.print(f"pid {pool.pid}  {pool.address}", highlight=False)
+        print_pool(pool, console)
     if not pools:
         console.print("No local pool runs; the next evaluation starts one.")
 
