@@ -91,7 +91,8 @@ def _step(predictor: Any, inputs: Mapping[str, Any], outputs: Any) -> dict[str, 
 
 def _prediction(outputs: Any) -> Any:
     if isinstance(outputs, Mapping) and all(isinstance(name, str) for name in cast("Mapping[Any, Any]", outputs)):
-        return dspy.Prediction(**cast("Mapping[str, Any]", outputs))
+        # Not by name: an output may be called as a parameter of the constructor is.
+        return dspy.Prediction(dict(cast("Mapping[str, Any]", outputs)))
     return outputs
 
 
@@ -169,7 +170,7 @@ class SharedExample(dspy.Example):
     def __init__(self, base: Any = None, **kwargs: Any) -> None:
         if isinstance(base, Example):
             # An input is what the program saw; a label of the same name is in `labels`.
-            super().__init__(None, **{**base.labels, **base.inputs, **kwargs})
+            super().__init__({**base.labels, **base.inputs, **kwargs})
             self._input_keys: Any = set(base.inputs)
             self._ours: Example | None = base
         else:
