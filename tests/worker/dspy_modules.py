@@ -152,6 +152,25 @@ class UnderSettings(dspy.Module):
         return dspy.Prediction(said=self.answer(question=question).answer, history=len(dspy.settings.lm.history))
 
 
+class Unhashable(QA):
+    __hash__ = None
+
+    def __eq__(self, other: object) -> bool:
+        raise AssertionError("not to be compared")
+
+
+class Garbled(dspy.Module):
+    """Its model says what cannot be read, the first time that a trial is run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answer = dspy.Predict("question -> number: int")
+        self.set_lm(echo())
+
+    def forward(self, question: str) -> dspy.Prediction:
+        return self.answer(question=question)
+
+
 class UsesState(QA):
     """Has the model of its settings."""
 

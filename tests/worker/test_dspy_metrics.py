@@ -85,6 +85,15 @@ async def test_a_metric_that_fails_keeps_a_predictions_outputs(bench: Bench) -> 
     assert outcome.outputs["label"] == "yes"
 
 
+async def test_what_a_model_said_in_vain_is_kept(bench: Bench) -> None:
+    outcome = await bench.run(program(f"{HERE}:Garbled"), question="How many?")
+    assert isinstance(outcome, TrialError)
+    assert outcome.type is ErrorType.MALFORMED_OUTPUT
+    assert outcome.retryable
+    assert "local/echo" in outcome.outputs["raw"]
+    assert outcome.usage["calls"] == 2  # the second is DSPy's, in another format
+
+
 # ---------------------------------------------------------------------------- examples
 
 

@@ -38,7 +38,14 @@ async def refusal_of(bench: Bench, name: str, values: dict[str, Any] | None = No
 
 
 @pytest.mark.parametrize(
-    ("name", "style"), [("QA", "plain"), ("make_qa", "made"), ("make_something", "made"), ("ready_made", "ready")]
+    ("name", "style"),
+    [
+        ("QA", "plain"),
+        ("make_qa", "made"),
+        ("make_something", "made"),
+        ("ready_made", "ready"),
+        ("Unhashable", "plain"),
+    ],
 )
 async def test_a_class_a_factory_and_an_instance_are_programs(bench: Bench, name: str, style: str) -> None:
     assert (await outputs_of(bench, name))["style"] == style
