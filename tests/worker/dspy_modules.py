@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import ClassVar
 
 import dspy
 from dspy.lm15 import Message, RateLimitError, Response, TextPart, Usage
@@ -365,12 +367,15 @@ def as_we_have_it(example, outputs) -> dict[str, float]:
 class Judge(dspy.Module):
     """A metric that is a module, as DSPy's own are."""
 
+    threads: ClassVar[set[int]] = set()
+
     def __init__(self) -> None:
         super().__init__()
         self.judge = dspy.Predict("question -> answer")
         self.set_lm(echo("local/judge"))
 
     def forward(self, example, pred, trace=None):
+        Judge.threads.add(threading.get_ident())
         self.judge(question=example.question)
         return dspy.Prediction(score=0.5 if trace is None else 1.0)
 

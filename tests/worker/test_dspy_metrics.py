@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from typing import Any
 
 import dspy
@@ -76,6 +77,13 @@ async def test_what_a_judge_asks_is_counted(bench: Bench, name: str, judge: str)
     outcome = await bench.run(program(f"{HERE}:{name}"), judges=[f"{HERE}:{judge}"], question="Which?")
     assert isinstance(outcome, TrialResult), outcome
     assert outcome.usage["local/judge.input_tokens"] == 10
+
+
+async def test_a_judge_that_asks_a_model_keeps_no_loop_waiting(bench: Bench) -> None:
+    dspy_modules.Judge.threads.clear()
+    await scores_of(bench, "LabelsLater", "judge")
+    assert threading.get_ident() not in dspy_modules.Judge.threads
+    assert len(dspy_modules.Judge.threads) == 1
 
 
 async def test_a_metric_that_fails_keeps_a_predictions_outputs(bench: Bench) -> None:
