@@ -12,6 +12,8 @@ from typing import ClassVar
 import dspy
 from dspy.lm15 import Message, RateLimitError, Response, TextPart, Usage
 
+from dspex_pipelines.engine.calls import running_trial
+
 
 def answered(**fields: object) -> str:
     """What a model says in the form of DSPy's chat adapter."""
@@ -171,6 +173,18 @@ class Garbled(dspy.Module):
 
     def forward(self, question: str) -> dspy.Prediction:
         return self.answer(question=question)
+
+
+class AsksWhenBuilt(dspy.Module):
+    """Calls a model in its constructor, as those that prepare something do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        echo()("Prepare.")
+        self.trial = running_trial() is not None
+
+    def forward(self, question: str) -> dspy.Prediction:
+        return dspy.Prediction(trial=self.trial)
 
 
 class UsesState(QA):

@@ -18,8 +18,10 @@ from dspy.clients import base_lm
 from dspex_pipelines.engine.calls import TrialCalls
 from dspex_pipelines.engine.throttle import Verdict
 from dspex_pipelines.engine.trace import pack_trace, unpack_trace
+from dspex_pipelines.model.outcome import TrialResult
 from dspex_pipelines.worker.dspy_models import MOST_HISTORY, TrialModels, rollout_of, shown_settings
 from tests.worker import dspy_modules
+from tests.worker.conftest import Bench, program
 from tests.worker.dspy_modules import Echo
 from tests.worker.dspy_trial import Trials
 
@@ -208,6 +210,14 @@ def test_a_dspy_whose_own_parts_are_elsewhere_is_noticed() -> None:
     assert callable(Settings._ensure_configure_allowed)
     Trials("QA")
     assert base_lm.MAX_HISTORY_SIZE == MOST_HISTORY
+
+
+async def test_a_thread_that_has_run_a_trial_runs_for_none_afterwards(bench: Bench) -> None:
+    outcome = await bench.run(program("tests.worker.dspy_modules:QA"), question="Which?")
+    assert isinstance(outcome, TrialResult)
+    outcome = await bench.run(program("tests.worker.dspy_modules:AsksWhenBuilt"), question="Which?")
+    assert isinstance(outcome, TrialResult), outcome
+    assert outcome.outputs == {"trial": False}
 
 
 def test_outside_a_trial_models_are_as_ever() -> None:
