@@ -353,7 +353,7 @@ def begin_trial(calls: TrialCalls) -> None:
 
 
 def end_trial() -> None:
-    """This thread runs for no trial until the next begins."""
+    """From here on, the thread runs for no trial."""
     _running.set(None)
 
 

@@ -14,7 +14,7 @@ import pytest
 from dspex_pipelines.engine.calls import end_trial
 from dspex_pipelines.engine.throttle import Verdict
 from dspex_pipelines.worker.dspy_models import TrialOver
-from tests.worker.dspy_modules import answered
+from tests.worker.dspy_echo import answered
 from tests.worker.dspy_trial import Trials
 
 
