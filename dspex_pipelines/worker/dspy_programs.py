@@ -25,7 +25,7 @@ import dspy
 
 from dspex_pipelines.engine.programs import ProgramShape, resolve_value
 from dspex_pipelines.errors import InvalidValue, ProgramUnavailable
-from dspex_pipelines.model.trial import check_entry_point
+from dspex_pipelines.model.trial import reads_as_entry_point
 from dspex_pipelines.model.variables import Value
 
 MAX_DEMOS = "max_demos"
@@ -125,12 +125,11 @@ def _argument(target: Any, name: str, value: Value) -> Any:
 
 def _names_an_object(value: object) -> bool:
     """Return whether it is written as `Module` variables are, and its package is there; other text may have a colon."""
-    if not isinstance(value, str):
+    if not reads_as_entry_point(value):
         return False
     try:
-        check_entry_point("variable", value)
         return find_spec(value.partition(":")[0].partition(".")[0]) is not None
-    except (InvalidValue, ImportError, ValueError):
+    except (ImportError, ValueError):
         return False
 
 
