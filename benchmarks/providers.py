@@ -1,7 +1,7 @@
 """DSPy programs that call a model: how near to what the model permits, and to `dspy.Evaluate` in the same run.
 
-The provider is the stand-in of `dspex_pipelines.loopback`, in a process of its own on the same machine. An efficiency is
-ideal over actual time, ideal being calls × latency / calls in flight, from the first trial to the last outcome.
+The provider is the stand-in of `dspex_pipelines.loopback`, in a process of its own on the same machine. An efficiency
+is ideal over actual time, ideal being calls × latency / calls in flight, from the first trial to the last outcome.
 """
 
 from __future__ import annotations
