@@ -10,6 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 from benchmarks._report import report
+from dspex_pipelines.engine.calls import Caller
 from dspex_pipelines.engine.program_versions import know_distributions, program_version
 from dspex_pipelines.model.space import Configuration
 from dspex_pipelines.model.trial import Example, ProgramSpec, TrialSpec
@@ -17,6 +18,7 @@ from dspex_pipelines.wire.codec import trial_to_wire
 from dspex_pipelines.worker.forks import Forks
 from dspex_pipelines.worker.instances import ProgramLoader
 from dspex_pipelines.worker.isolated import IsolatedTrial, serve_one
+from dspex_pipelines.worker.permits import PermitsHere
 
 PROGRAM = "benchmarks._programs:alone"
 REFERENCES = 10
@@ -37,13 +39,14 @@ def main() -> None:
     forks = Forks.start(serve_one)
     program = ProgramSpec(entry_point=PROGRAM, version=program_version(PROGRAM, {}), isolation="process")
     loaded = ProgramLoader().load(program, (), ("x",), ())
+    caller = Caller(PermitsHere())
 
     def run(number: int) -> float:
         example = Example(example_id=str(number), inputs={"x": number})
         spec = TrialSpec(program=program, example=example, configuration=_NONE)
         trial = trial_to_wire(spec, id=number + 1, session_id=1, version=1, timeout_s=0)
         started = time.perf_counter()
-        outcome = IsolatedTrial(forks, loaded, _NONE, trial).run()
+        outcome = IsolatedTrial(forks, loaded, _NONE, trial, caller).run()
         assert outcome is not None
         assert not outcome.HasField("failure"), outcome.failure
         return time.perf_counter() - started

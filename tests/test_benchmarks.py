@@ -13,11 +13,15 @@ ROOT = Path(__file__).resolve().parent.parent
 SMALL = {
     "throughput": ["--trials", "200", "--rounds", "1"],
     "isolation": ["--trials", "8"],
+    "dspy_calls": ["--calls", "40"],
+    "providers": ["--trials", "100", "--rounds", "1"],
     "journal": ["--outcomes", "5000", "--trials", "200", "--rounds", "1"],
 }
 CASES = {
     "throughput": ["async", "threads"],
     "isolation": ["process"],
+    "dspy_calls": ["thread", "coroutine"],
+    "providers": ["2 s, HTTP", "200 ms, HTTP", "200 ms, in process", "declared limit", "discovered limit"],
     "journal": [
         *("throughput into small", "throughput into large"),
         *("record into small", "record into large"),

@@ -192,7 +192,7 @@ def test_a_provider_that_is_down(reader: Reader) -> None:
     reader.start(evaluate)
     until = time.monotonic() + DEADLINE_S
     told = ""
-    while "down:" not in told:
+    while not re.search(rf"{reader.port}/v1 +down ", told):
         assert time.monotonic() < until, told
         time.sleep(0.5)
         told = reader.run(status)

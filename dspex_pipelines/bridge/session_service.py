@@ -14,6 +14,7 @@ from dspex_pipelines.bridge.sessions import Snapshot
 from dspex_pipelines.errors import DspexError, InvalidValue, QuotaExceeded, UnknownSession
 from dspex_pipelines.model.payload import decode
 from dspex_pipelines.model.space import ConfigurationSpace
+from dspex_pipelines.model.trial import reads_as_entry_point
 from dspex_pipelines.wire.codec import checked_about, policy_from_wire, session_to_wire
 
 MOST_METRICS = 256
@@ -38,10 +39,7 @@ class SessionService(session_pb2_grpc.SessionServiceServicer):
             _check_size("about_bytes", request.ByteSize(), sessions.limits.about_bytes)
             _check_size("metrics", len(request.metrics), MOST_METRICS)
             for entry_point in (request.program.entry_point, *(metric.entry_point for metric in request.metrics)):
-                if not any(fnmatch.fnmatchcase(entry_point, pattern) for pattern in self._allow):
-                    reason = f"this pool runs only {', '.join(self._allow)}; start it with another --allow"
-                    code = grpc.StatusCode.PERMISSION_DENIED
-                    await refuse_for(context, code, entry_point=entry_point, reason=reason)
+                await self._check_admitted(entry_point, context)
             space = ConfigurationSpace.from_json(request.space) if request.space else None
             isolated = request.program.isolation == "process"
             session = sessions.open(
@@ -64,6 +62,10 @@ class SessionService(session_pb2_grpc.SessionServiceServicer):
             values = decode(request.values) or {}
             if not isinstance(values, dict):
                 raise InvalidValue(field="values", value=values, fix="send a msgpack map of names to values")
+            for value in values.values():
+                # A worker imports what such a value names, as it does a program.
+                if reads_as_entry_point(value):
+                    await self._check_admitted(value, context)
             snapshot = self._hub.sessions.set_variables(
                 request.session_id, values, expected_version=expected, replace=request.replace
             )
@@ -71,6 +73,11 @@ class SessionService(session_pb2_grpc.SessionServiceServicer):
         except DspexError as error:
             await refuse(context, error)
         return session_pb2.SetVariablesResponse(version=snapshot.version, digest=snapshot.digest)
+
+    async def _check_admitted(self, entry_point: str, context: Context) -> None:
+        if not any(fnmatch.fnmatchcase(entry_point, pattern) for pattern in self._allow):
+            reason = f"this pool runs only {', '.join(self._allow)}; start it with another --allow"
+            await refuse_for(context, grpc.StatusCode.PERMISSION_DENIED, entry_point=entry_point, reason=reason)
 
     async def GetSession(  # noqa: N802
         self, request: session_pb2.GetSessionRequest, context: Context

@@ -147,6 +147,11 @@ class TrialCalls:
         """Seconds in which at least one of its calls waited for leave."""
         return self._throttled_s
 
+    @property
+    def ran_s(self) -> float:
+        """Seconds since it began, those apart in which it waited for leave."""
+        return max(0.0, time.perf_counter() - self.started - self._throttled_s)
+
     # Calls
 
     def call(self, model: str, make: Callable[[Call], T], *, tokens: int = 0) -> T:
@@ -345,6 +350,11 @@ def begin_trial(calls: TrialCalls) -> None:
     """From here on, this coroutine or thread runs for that trial."""
     calls.started = time.perf_counter()
     _running.set(calls)
+
+
+def end_trial() -> None:
+    """From here on, the thread runs for no trial."""
+    _running.set(None)
 
 
 def report_usage(**amounts: float) -> None:

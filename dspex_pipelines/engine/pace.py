@@ -42,6 +42,7 @@ _SILENT_DOUBLING_S = 0.5
 """Refusals come at once, so that whoever is silent for longer is slow: more go, twice as many each time."""
 _KNOWN = 1_000
 _LATENCIES = 100
+_LEAST_LATENCY_S = 1e-4
 _RESTART_S = 10.0
 
 
@@ -173,6 +174,8 @@ class Pace:
     def answered(self, latency_s: float, now: float) -> None:
         """Learn from a call that worked."""
         first = not self._oks
+        # A clock may not tell one moment from the next.
+        latency_s = max(latency_s, _LEAST_LATENCY_S)
         self._undisturbed += 1
         self._answers += 1
         self._oks = min(self._oks + 1, _LATENCIES)

@@ -6,7 +6,9 @@ It goes by what such exceptions have in common (a status, a code, headers), so n
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import Any, cast
 
 from dspex_pipelines.engine.throttle import Verdict
@@ -19,7 +21,8 @@ _STATUSES: dict[str, frozenset[int]] = {
     "refused": frozenset({429}),
     "overloaded": frozenset({503, 529}),
     "failed": frozenset({408, 409, 425, 499}),
-    "key": frozenset({401, 402, 403}),
+    "billing": frozenset({402}),
+    "key": frozenset({401, 403}),
     "model": frozenset({404}),
 }
 _MEANINGS: dict[str, tuple[ErrorType, Verdict, str]] = {
@@ -27,6 +30,7 @@ _MEANINGS: dict[str, tuple[ErrorType, Verdict, str]] = {
     "overloaded": (ErrorType.PROVIDER_UNAVAILABLE, Verdict.OVERLOADED, "overload"),
     "failed": (ErrorType.PROVIDER_UNAVAILABLE, Verdict.FAILED, "provider failed"),
     "key": (ErrorType.PROVIDER_UNAVAILABLE, Verdict.NEUTRAL, "authentication"),
+    "billing": (ErrorType.PROVIDER_UNAVAILABLE, Verdict.NEUTRAL, "billing"),
     "model": (ErrorType.INVALID_CONFIGURATION, Verdict.NEUTRAL, "unknown model"),
     "malformed": (ErrorType.MALFORMED_OUTPUT, Verdict.NEUTRAL, "malformed output"),
     "context": (ErrorType.PROGRAM_EXCEPTION, Verdict.NEUTRAL, "context length"),
@@ -46,8 +50,11 @@ _CODES: dict[str, str] = {
     "auth": "key",
     "not_configured": "key",
     "invalid_api_key": "key",
-    "billing": "key",
-    "insufficient_quota": "key",
+    "billing": "billing",
+    "insufficient_quota": "billing",
+    "stream_assembly": "failed",
+    "invalid_request": "request",
+    "unsupported_feature": "request",
     "unsupported_model": "model",
     "model_not_found": "model",
     "unknown_model": "model",
@@ -58,16 +65,28 @@ _CODES: dict[str, str] = {
     "content_policy_violation": "content",
     "adapter_parse_error": "malformed",
 }
-_FIRST = ("malformed", "context", "content", "key", "model")
+_FIRST = ("malformed", "context", "content", "billing", "key", "model")
 """Meanings that a code has whatever the status says: no quota left is a 429 too, and will not pass."""
 _LIBRARIES = frozenset(
     {"aiohttp", "anthropic", "cohere", "dspy", "google", "httpcore", "httpx", "litellm", "openai", "requests"}
 )
 _LOST = (
     *("Timeout", "Connection", "ConnectError", "ReadError", "WriteError", "RemoteProtocolError", "TransportError"),
-    *("ServerDisconnected", "ClientOSError"),
+    *("ServerDisconnected", "ClientOSError", "ProxyError", "CloseError", "DecodingError", "ResponseValidationError"),
+    "gaierror",
 )
-"""Parts of the names of what such libraries raise when there is no answer."""
+"""Parts of the names of what such libraries raise when there is no answer, or none that can be one."""
+_NAMED: dict[str, str] = {
+    # LiteLLM and OpenAI tell these by the class alone, under a status that says less or otherwise.
+    "ContextWindowExceeded": "context",
+    "ContentPolicyViolation": "content",
+    "ContentFilterFinishReason": "content",
+    "BudgetExceeded": "billing",
+    "JSONSchemaValidation": "malformed",
+    "LengthFinishReason": "malformed",
+}
+_MEMBERS = 16
+"""Of a group of exceptions, so many are looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +113,10 @@ def provider_fault(error: BaseException, *, within_call: bool = False) -> Provid
     provider's. Never raises, whatever the exception makes of being looked at.
     """
     try:
+        if isinstance(error, BaseExceptionGroup):
+            # Tasks that failed together: it is the provider's fault if none of them is anybody else's.
+            members = [provider_fault(one, within_call=within_call) for one in error.exceptions[:_MEMBERS]]
+            return members[0] if all(members) else None
         if isinstance(error, ProviderGivenUp):
             return ProviderFault(ErrorType.PROVIDER_UNAVAILABLE, Verdict.NEUTRAL, "given up")
         links = _links(error)
@@ -119,7 +142,8 @@ def _meaning(error: BaseException, *, within_call: bool) -> str:
     known = any(base.__module__.partition(".")[0] in _LIBRARIES for base in type(error).__mro__)
     if not known and not within_call:
         return ""
-    codes = [_CODES[code] for code in _codes(error) if code in _CODES]
+    codes = [meaning for part, meaning in _NAMED.items() if part in type(error).__name__]
+    codes += [_CODES[code] for code in _codes(error) if code in _CODES]
     first = next((meaning for meaning in _FIRST if meaning in codes), "")
     status = _status(error)
     return (
@@ -146,7 +170,7 @@ def _meaning_of_type(error: BaseException) -> str:
 
 def _fault(meaning: str, error: BaseException, links: list[BaseException]) -> ProviderFault:
     kind, verdict, what = _MEANINGS[meaning]
-    raw = getattr(error, "lm_response", None) if meaning == "malformed" else None
+    raw = getattr(error, "lm_response", getattr(error, "raw_response", None)) if meaning == "malformed" else None
     passes = verdict is not Verdict.NEUTRAL
     return ProviderFault(
         type=kind,
@@ -154,7 +178,7 @@ def _fault(meaning: str, error: BaseException, links: list[BaseException]) -> Pr
         what=what,
         passes=passes or meaning == "malformed",
         retry_after_s=_retry_after_s(links) if passes else 0.0,
-        ends_run=meaning == "key",
+        ends_run=meaning in ("key", "billing"),
         raw=raw if isinstance(raw, str) else None,
     )
 
@@ -171,10 +195,11 @@ def _codes(error: BaseException) -> list[str]:
 
 def _status(error: BaseException) -> int | None:
     for holder in (error, getattr(error, "response", None)):
-        for name in ("status", "status_code", "http_status"):
+        # Google's clients have the status as the code.
+        for name in ("status", "status_code", "http_status", "code"):
             status = getattr(holder, name, None)
-            if isinstance(status, int) and not isinstance(status, bool) and 100 <= status < 600:  # noqa: PLR2004
-                return status
+            if isinstance(status, int) and not isinstance(status, bool) and 400 <= status < 600:  # noqa: PLR2004
+                return int(status)
     return None
 
 
@@ -182,10 +207,7 @@ def _retry_after_s(links: list[BaseException]) -> float:
     for link in links:
         said: Any
         for said in (getattr(link, "retry_after", None), getattr(link, "retry_after_s", None), *_headers(link)):
-            try:
-                seconds = float(said)
-            except (TypeError, ValueError):
-                continue
+            seconds = _seconds(said)
             if math.isfinite(seconds) and seconds > 0:
                 return seconds
     return 0.0
@@ -195,6 +217,16 @@ def _headers(error: BaseException) -> list[Any]:
     headers: Any = getattr(getattr(error, "response", None), "headers", None)
     if headers is None:
         return []
-    milliseconds = headers.get("retry-after-ms")
-    seconds = [float(milliseconds) / 1_000] if milliseconds else []
-    return [*seconds, headers.get("retry-after")]
+    return [_seconds(headers.get("retry-after-ms")) / 1_000, headers.get("retry-after")]
+
+
+def _seconds(said: Any) -> float:
+    """Return a number of seconds, which HTTP may give as the date until when; 0 for what is neither."""
+    try:
+        return float(said)
+    except (TypeError, ValueError):
+        pass
+    try:
+        return parsedate_to_datetime(said).timestamp() - time.time()
+    except (TypeError, ValueError):
+        return 0.0

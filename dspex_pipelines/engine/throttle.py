@@ -150,14 +150,16 @@ class Throttle:
         tokens: int = 0,
         detail: str = "",
     ) -> list[Answer]:
-        """Note how a call in flight ended, having used *tokens* (0: unknown); others are ignored.
+        """Note how a call in flight ended, having used *tokens* (0: unknown); one that waits is forgotten, others ignored.
 
         *detail* is what the provider said; it becomes part of the reason when it is given up.
         """
         self._now = now
         call = self._calls.get(call_id)
-        if call is None or not call.flying:
+        if call is None:
             return []
+        if not call.flying:
+            return self.forget([call_id], now)
         del self._calls[call_id]
         lane = call.lane
         lane.end(call, verdict, now, retry_after_s=retry_after_s, tokens=tokens, detail=detail)

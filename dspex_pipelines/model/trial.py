@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from struct import Struct
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeGuard
 
 from dspex_pipelines.errors import InvalidValue
 from dspex_pipelines.model.payload import DIGEST_BYTES, digest, digest_of, encode
@@ -116,6 +116,15 @@ class TrialSpec:
 @lru_cache(maxsize=4_096)
 def _beginning(program: bytes, configuration: bytes) -> bytes:
     return digest(program, configuration)[:BEGINNING_BYTES]
+
+
+def reads_as_entry_point(value: object) -> TypeGuard[str]:
+    """Return whether a value is text that reads ``module:attribute``, as those of `Module` variables do."""
+    try:
+        check_entry_point("value", value)
+    except InvalidValue:
+        return False
+    return True
 
 
 def check_entry_point(field_name: str, entry_point: object) -> None:

@@ -98,6 +98,10 @@ def _import_litellm(model: Any) -> None:
                 get_litellm(feature="dspy.LM")
 
 
+class TrialOver(RuntimeError):
+    """A trial that nobody waits for any more asks a model; its thread could not be stopped, and is to end."""
+
+
 class _OurTimeout(float):
     """A timeout that is not the user's, and so no part of what answers are kept under in DSPy's cache."""
 
@@ -218,9 +222,10 @@ def _record(model: Any, entry: Mapping[str, Any]) -> None:
 class _Asking:
     """What is asked of a model, in however many attempts."""
 
-    __slots__ = ("_caches", "_messages", "_settings", "kwargs", "lane", "tokens")
+    __slots__ = ("_caches", "_calls", "_messages", "_settings", "kwargs", "lane", "tokens")
 
     def __init__(self, model: Any, calls: TrialCalls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._calls = calls
         set_ = {**model.kwargs, **kwargs}
         base = set_.get("api_base") or set_.get("base_url")
         self.lane = _lane(model.model, base if isinstance(base, str) else "")
@@ -235,7 +240,11 @@ class _Asking:
                 self.kwargs = {**kwargs, _ROLLOUT: rollout}
 
     def begun(self, call: Call) -> _Attempt:
-        """Return an attempt at it, which is written down in *call*."""
+        """Return an attempt at it, which is written down in *call*; raises `TrialOver`."""
+        if self._calls.timeout_s > 0 and self._calls.ran_s > self._calls.timeout_s:
+            raise TrialOver(
+                f"the trial has run for longer than its {self._calls.timeout_s:g} s; {call.model} is not asked"
+            )
         call.asked = self._messages
         call.settings = shown_settings(self._settings)
         return _Attempt(call, may_be_cached=self._caches)

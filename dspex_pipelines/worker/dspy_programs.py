@@ -16,16 +16,16 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import weakref
 from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import dspy
 
 from dspex_pipelines.engine.programs import ProgramShape, resolve_value
 from dspex_pipelines.errors import InvalidValue, ProgramUnavailable
-from dspex_pipelines.model.trial import check_entry_point
+from dspex_pipelines.model.trial import reads_as_entry_point
 from dspex_pipelines.model.variables import Value
 
 MAX_DEMOS = "max_demos"
@@ -47,8 +47,24 @@ _ALIKE = 0.8
 _REASONING = "reasoning"
 """What `dspy.ChainOfThought` adds to the task's own fields."""
 
-_names: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
-_models: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+
+class ByIdentity:
+    """A value for each of some objects while they live, whether or not they can be compared or hashed."""
+
+    def __init__(self) -> None:
+        self._of: dict[int, tuple[weakref.ref[Any], Any]] = {}
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        number = id(key)
+        self._of[number] = (weakref.ref(key, lambda _: self._of.pop(number, None)), value)
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        """Return the value of *key*; *default* where it has none."""
+        return self._of.get(id(key), (None, default))[1]
+
+
+_names = ByIdentity()
+_models = ByIdentity()
 
 
 def build_module(shape: ProgramShape, init: Mapping[str, Any], values: Mapping[str, Value], *, entry_point: str) -> Any:
@@ -111,12 +127,11 @@ def _argument(target: Any, name: str, value: Value) -> Any:
 
 def _names_an_object(value: object) -> bool:
     """Return whether it is written as `Module` variables are, and its package is there; other text may have a colon."""
-    if not isinstance(value, str):
+    if not reads_as_entry_point(value):
         return False
     try:
-        check_entry_point("variable", value)
         return find_spec(value.partition(":")[0].partition(".")[0]) is not None
-    except (InvalidValue, ImportError, ValueError):
+    except (ImportError, ValueError):
         return False
 
 
@@ -255,7 +270,8 @@ class _Parts:
             if predictor.lm is not None:
                 predictor.lm = mine[id(predictor.lm)]
         if self._default is not None:
-            self._default = _models[self._module] = _with_settings(self._default, settings)
+            self._default = _with_settings(self._default, settings)
+            _models[self._module] = self._default
 
     def _model_of(self, name: str, value: Value, predictor: Any) -> Any:
         model = predictor.lm or self._default

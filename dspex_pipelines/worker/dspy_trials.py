@@ -11,7 +11,6 @@ import inspect
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
-from weakref import WeakKeyDictionary
 
 import dspy
 
@@ -20,7 +19,7 @@ from dspex_pipelines.engine.programs import ProgramKind, ProgramShape, takes_tra
 from dspex_pipelines.model.space import Configuration
 from dspex_pipelines.model.trial import Example, ProgramSpec
 from dspex_pipelines.worker.dspy_models import MOST_HISTORY, TrialModels, manage_models
-from dspex_pipelines.worker.dspy_programs import build_module, configured_model, predictor_name
+from dspex_pipelines.worker.dspy_programs import ByIdentity, build_module, configured_model, predictor_name
 from dspex_pipelines.worker.dspy_settings import CONFIGURED, TRIAL, building, guard_configure
 
 SCORE = "score"
@@ -35,8 +34,11 @@ class DspyConvention:
         manage_models()
         self._is_module = shape.kind is ProgramKind.DSPY_MODULE
         self._settings = _bounded(CONFIGURED.of(modules))
-        self._of: WeakKeyDictionary[Any, Mapping[str, Any]] = WeakKeyDictionary()
+        self._of = ByIdentity()
         """Instance to what it has configured besides, and to the default model with its variables."""
+
+        self._styles: dict[int, _Style] = {}
+        """By the identity of a metric, which its program keeps."""
 
     def build(self, spec: ProgramSpec, shape: ProgramShape, configuration: Configuration) -> Any:
         """Return the module, built under its program's settings."""
@@ -68,7 +70,9 @@ class DspyConvention:
 
     def judge(self, metric: Callable[..., Any], example: Example, outputs: Any) -> Any:
         """Return what a metric says of the outputs: of a prediction that it returns, its `score`."""
-        style = _style(metric)
+        style = self._styles.get(id(metric))
+        if style is None:
+            style = self._styles[id(metric)] = _style(metric)
         shown: Any = example
         if self._is_module or style.is_dspys:
             shown = SharedExample(example)
@@ -91,7 +95,8 @@ def _step(predictor: Any, inputs: Mapping[str, Any], outputs: Any) -> dict[str, 
 
 def _prediction(outputs: Any) -> Any:
     if isinstance(outputs, Mapping) and all(isinstance(name, str) for name in cast("Mapping[Any, Any]", outputs)):
-        return dspy.Prediction(**cast("Mapping[str, Any]", outputs))
+        # Not by name: an output may be called as a parameter of the constructor is.
+        return dspy.Prediction(dict(cast("Mapping[str, Any]", outputs)))
     return outputs
 
 
@@ -106,7 +111,6 @@ class _Style(NamedTuple):
     """Whether it is known to, and would keep a loop from going on."""
 
 
-@functools.lru_cache(maxsize=1_024)
 def _style(metric: Callable[..., Any]) -> _Style:
     function: Any = metric.func if isinstance(metric, functools.partial) else metric
     is_module = isinstance(function, dspy.Module)
@@ -169,7 +173,7 @@ class SharedExample(dspy.Example):
     def __init__(self, base: Any = None, **kwargs: Any) -> None:
         if isinstance(base, Example):
             # An input is what the program saw; a label of the same name is in `labels`.
-            super().__init__(None, **{**base.labels, **base.inputs, **kwargs})
+            super().__init__({**base.labels, **base.inputs, **kwargs})
             self._input_keys: Any = set(base.inputs)
             self._ours: Example | None = base
         else:

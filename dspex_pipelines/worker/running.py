@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import time
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from dspex.v1 import types_pb2
-from dspex_pipelines.engine.calls import Caller, TrialCalls, begin_trial
+from dspex_pipelines.engine.calls import Caller, TrialCalls, begin_trial, end_trial
 from dspex_pipelines.engine.programs import SEED
 from dspex_pipelines.model.payload import decode
 from dspex_pipelines.model.space import Configuration
@@ -59,7 +58,7 @@ def answer_in_thread(
                     raise error
         except BaseException as error:  # noqa: BLE001 - SystemExit is an outcome too
             raised = error
-        run_s = _ran(calls)
+        run_s = calls.ran_s
         if raised is None:
             judging = _judge(ready, example, outputs)
             if any(inspect.iscoroutinefunction(metric) for _, metric in ready.program.metrics):
@@ -81,7 +80,7 @@ async def answer_in_loop(trial: types_pb2.Trial, ready: Ready, example: Any) -> 
                 outputs = await ready.instance(**_arguments(ready, trial, example))
         except BaseException as error:  # noqa: BLE001 - SystemExit is an outcome too
             raised = error
-        run_s = _ran(calls)
+        run_s = calls.ran_s
         if raised is None:
             scores = await _judge(ready, example, outputs)
     return _answer(trial, ready, outputs, scores, raised, calls, run_s)
@@ -96,6 +95,7 @@ def _answer(
     calls: TrialCalls,
     run_s: float,
 ) -> types_pb2.Outcome:
+    end_trial()
     if raised is not None:
         return answer_failed(trial, ready.configuration, raised, calls=calls, run_s=run_s)
     return answer_result(trial, ready.configuration, outputs, scores, calls=calls, run_s=run_s)
@@ -130,10 +130,6 @@ def _given(trial: types_pb2.Trial, ready: Ready) -> Any:
     """Return the outputs of an earlier run, of which only the metrics are wanted."""
     outputs = decode(trial.outputs)
     return outputs if ready.program.convention is None else ready.program.convention.outputs(outputs)
-
-
-def _ran(calls: TrialCalls) -> float:
-    return max(0.0, time.perf_counter() - calls.started - calls.throttled_s)
 
 
 def _arguments(ready: Ready, trial: types_pb2.Trial, example: Any) -> dict[str, Any]:

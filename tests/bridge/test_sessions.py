@@ -24,7 +24,7 @@ from dspex_pipelines.errors import InvalidValue, ProgramUnavailable, UnknownSess
 from dspex_pipelines.model.payload import decode, encode
 from dspex_pipelines.model.space import Configuration, ConfigurationSpace, Ordered
 from dspex_pipelines.model.trial import MetricSpec, ProgramSpec
-from dspex_pipelines.model.variables import Integer
+from dspex_pipelines.model.variables import Integer, Text
 
 SPACE = ConfigurationSpace(
     variables=(Integer(name="low", low=0, high=2), Integer(name="high", low=0, high=2)),
@@ -374,3 +374,13 @@ async def test_a_closed_session_is_unknown(client: PoolClient) -> None:
             await call
     assert (await client.status()).sessions == 1
     await client.set_variables(other, {"low": 0, "high": 0})
+
+
+async def test_a_value_that_a_worker_would_import_is_admitted_as_programs_are(client: PoolClient) -> None:
+    space = ConfigurationSpace(variables=(Text(name="strategy", candidates=("somewhere.else:Retriever",)),))
+    session = await client.open_session(PROGRAM, [METRIC], space.to_json())
+    assert await client.set_variables(session, {"strategy": "somewhere.else:Retriever"})
+    assert await client.set_variables(session, {"strategy": "note: this is text"})
+    with pytest.raises(ProgramUnavailable, match="another --allow") as refusal:
+        await client.set_variables(session, {"strategy": "os:system"})
+    assert refusal.value.entry_point == "os:system"

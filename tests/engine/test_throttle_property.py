@@ -12,7 +12,7 @@ from dspex_pipelines.engine.throttle import Answer, Throttle, Verdict
 from dspex_pipelines.model.limits import RateLimit
 
 PER_S = 20.0
-BURST = 1.0
+BURST = 2.0
 MOST = 3
 LANES = ("paced/a", "paced/b@http://localhost:1", "counted/a", "counted/b", "free")
 

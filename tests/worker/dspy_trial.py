@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 from typing import Any
 
-from dspex_pipelines.engine.calls import Caller, TrialCalls, begin_trial
+from dspex_pipelines.engine.calls import Caller, TrialCalls, begin_trial, end_trial
 from dspex_pipelines.engine.throttle import Verdict
 from dspex_pipelines.model.space import Configuration
 from dspex_pipelines.worker.instances import Instances, LoadedProgram, ProgramLoader
@@ -60,8 +60,11 @@ class Trials:
 
     def run(self, question: str = "Which?", **of: Any) -> tuple[Any, TrialCalls]:
         calls = self.begun(**of)
-        with self.around(calls):
-            return self.instance(question=question), calls
+        try:
+            with self.around(calls):
+                return self.instance(question=question), calls
+        finally:
+            end_trial()
 
     async def arun(self, question: str = "Which?", **of: Any) -> tuple[Any, TrialCalls]:
         calls = self.begun(**of)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from typing import Any
 
 import dspy
@@ -12,10 +13,10 @@ from dspex_pipelines.model.outcome import ErrorType, TrialError, TrialResult
 from dspex_pipelines.model.space import Configuration
 from dspex_pipelines.model.trial import Example, TrialSpec
 from dspex_pipelines.worker.dspy_trials import SharedExample
-from tests.worker import dspy_modules
+from tests.worker import dspy_judges
 from tests.worker.conftest import Bench, program
 
-HERE = "tests.worker.dspy_modules"
+HERE = "tests.worker.dspy_judges"
 
 
 async def scores_of(bench: Bench, name: str, *judges: str, **labels: Any) -> dict[str, Any]:
@@ -78,11 +79,27 @@ async def test_what_a_judge_asks_is_counted(bench: Bench, name: str, judge: str)
     assert outcome.usage["local/judge.input_tokens"] == 10
 
 
+async def test_a_judge_that_asks_a_model_keeps_no_loop_waiting(bench: Bench) -> None:
+    dspy_judges.Judge.threads.clear()
+    await scores_of(bench, "LabelsLater", "judge")
+    assert threading.get_ident() not in dspy_judges.Judge.threads
+    assert len(dspy_judges.Judge.threads) == 1
+
+
 async def test_a_metric_that_fails_keeps_a_predictions_outputs(bench: Bench) -> None:
     outcome = await bench.run(program(f"{HERE}:Labels"), judges=[f"{HERE}:as_dspy_has_it"], question="Which?")
     assert isinstance(outcome, TrialError)  # there is no label
     assert outcome.type is ErrorType.METRIC_EXCEPTION
     assert outcome.outputs["label"] == "yes"
+
+
+async def test_what_a_model_said_in_vain_is_kept(bench: Bench) -> None:
+    outcome = await bench.run(program("tests.worker.dspy_modules:Garbled"), question="How many?")
+    assert isinstance(outcome, TrialError)
+    assert outcome.type is ErrorType.MALFORMED_OUTPUT
+    assert outcome.retryable
+    assert "local/echo" in outcome.outputs["raw"]
+    assert outcome.usage["calls"] == 2  # the second is DSPy's, in another format
 
 
 # ---------------------------------------------------------------------------- examples
@@ -129,4 +146,4 @@ def test_an_attribute_that_is_not_there_is_missed() -> None:
 
 def test_dspys_evaluate_takes_them() -> None:
     evaluate = dspy.Evaluate(devset=[example(inputs={"question": "Q"}, labels={"label": "yes"})], num_threads=1)
-    assert evaluate(dspy_modules.Labels(), metric=dspy_modules.as_dspy_has_it).score == 100.0
+    assert evaluate(dspy_judges.Labels(), metric=dspy_judges.as_dspy_has_it).score == 100.0

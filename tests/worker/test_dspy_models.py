@@ -18,9 +18,11 @@ from dspy.clients import base_lm
 from dspex_pipelines.engine.calls import TrialCalls
 from dspex_pipelines.engine.throttle import Verdict
 from dspex_pipelines.engine.trace import pack_trace, unpack_trace
+from dspex_pipelines.model.outcome import TrialResult
 from dspex_pipelines.worker.dspy_models import MOST_HISTORY, TrialModels, rollout_of, shown_settings
-from tests.worker import dspy_modules
-from tests.worker.dspy_modules import Echo
+from tests.worker import dspy_echo, dspy_modules
+from tests.worker.conftest import Bench, program
+from tests.worker.dspy_echo import Echo
 from tests.worker.dspy_trial import Trials
 
 
@@ -134,7 +136,7 @@ def test_a_lane_is_a_model_and_its_endpoint_without_secrets() -> None:
     trials = Trials("QA")
     calls = trials.begun()
     with trials.around(calls):
-        model = dspy_modules.OldModel("local/old", api_base="https://me:pw@host:8000/v1?key=1", api_key="sk-1")
+        model = dspy_echo.OldModel("local/old", api_base="https://me:pw@host:8000/v1?key=1", api_key="sk-1")
         model("hello")
     assert trials.leave.asked[0][0] == "local/old@https://host:8000/v1"
     assert "pw" not in str(calls.calls[0].settings)
@@ -177,8 +179,8 @@ def test_a_copy_is_as_its_original_but_for_retries() -> None:
     "model",
     [
         pytest.param(lambda: dspy.LM("openai/gpt-4o-mini", timeout=3), id="has-its-own"),
-        pytest.param(dspy_modules.echo, id="owns-its-connection"),
-        pytest.param(lambda: dspy_modules.OldModel("local/old"), id="custom"),
+        pytest.param(dspy_echo.echo, id="owns-its-connection"),
+        pytest.param(lambda: dspy_echo.OldModel("local/old"), id="custom"),
     ],
 )
 def test_a_timeout_is_given_only_where_it_is_ours_to_give(model: Any) -> None:
@@ -208,6 +210,14 @@ def test_a_dspy_whose_own_parts_are_elsewhere_is_noticed() -> None:
     assert callable(Settings._ensure_configure_allowed)
     Trials("QA")
     assert base_lm.MAX_HISTORY_SIZE == MOST_HISTORY
+
+
+async def test_a_thread_that_has_run_a_trial_runs_for_none_afterwards(bench: Bench) -> None:
+    outcome = await bench.run(program("tests.worker.dspy_modules:QA"), question="Which?")
+    assert isinstance(outcome, TrialResult)
+    outcome = await bench.run(program("tests.worker.dspy_modules:AsksWhenBuilt"), question="Which?")
+    assert isinstance(outcome, TrialResult), outcome
+    assert outcome.outputs == {"trial": False}
 
 
 def test_outside_a_trial_models_are_as_ever() -> None:

@@ -14,15 +14,15 @@ from dspex_pipelines.model.space import Configuration
 from dspex_pipelines.model.trial import Example, TrialSpec
 from dspex_pipelines.wire.codec import outcome_from_wire, trial_to_wire
 from dspex_pipelines.worker.running import Ready, answer_in_thread
-from tests.worker import dspy_modules
+from tests.worker import dspy_judges
 from tests.worker.conftest import Bench, program
 from tests.worker.dspy_trial import Trials
 
-HERE = "tests.worker.dspy_modules"
+HERE = "tests.worker.dspy_judges"
 COUNT = 60
 METRICS = [
-    pytest.param(f"{HERE}:is_right", dspy_modules.is_right, id="boolean"),
-    pytest.param(f"{HERE}:how_right", dspy_modules.how_right, id="float"),
+    pytest.param(f"{HERE}:is_right", dspy_judges.is_right, id="boolean"),
+    pytest.param(f"{HERE}:how_right", dspy_judges.how_right, id="float"),
     pytest.param("dspy.evaluate:answer_exact_match", dspy.evaluate.answer_exact_match, id="built-in"),
 ]
 
@@ -36,7 +36,7 @@ def evaluated(name: str, metric: Any) -> tuple[float, list[Any]]:
     devset = [dspy.Example(question=question, answer=answer).with_inputs("question") for question, answer in rows()]
     evaluate = dspy.Evaluate(devset=devset, metric=metric, num_threads=4, max_errors=COUNT, failure_score=0.0)
     logging.getLogger("dspy").setLevel(logging.CRITICAL)
-    result = contextvars.Context().run(evaluate, getattr(dspy_modules, name)())
+    result = contextvars.Context().run(evaluate, getattr(dspy_judges, name)())
     return result.score, [score for _, _, score in result.results]
 
 
@@ -72,7 +72,7 @@ async def test_parity_of_scores(bench: Bench, name: str, entry_point: str, metri
 @pytest.mark.parametrize(("entry_point", "metric"), METRICS)
 async def test_parity_of_scores_from_stored_outputs(bench: Bench, entry_point: str, metric: Any) -> None:
     theirs, each = evaluated("Counts", metric)
-    trials = Trials("Counts", metrics=(entry_point,))
+    trials = Trials(f"{HERE}:Counts", metrics=(entry_point,))
     ours = []
     for index, outcome in enumerate(await ran(bench, "Counts", entry_point)):
         assert isinstance(outcome, TrialResult)

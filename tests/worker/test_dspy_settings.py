@@ -50,7 +50,8 @@ async def test_configure_in_a_constructor_is_for_that_configuration_alone(bench:
 
 _PROGRAM = """
 import dspy
-from tests.worker.dspy_modules import echo, UnderSettings
+from tests.worker.dspy_echo import echo
+from tests.worker.dspy_modules import UnderSettings
 {configure}
 class Program(UnderSettings):
     pass
@@ -75,7 +76,7 @@ async def test_configure_at_the_top_of_a_file_is_for_its_program_alone(
 
 
 async def test_a_shared_file_configures_all_programs_that_import_it(bench: Bench, project: Callable[..., Path]) -> None:
-    shared = "import dspy\nfrom tests.worker.dspy_modules import echo\ndspy.configure(lm=echo('local/shared'))\n"
+    shared = "import dspy\nfrom tests.worker.dspy_echo import echo\ndspy.configure(lm=echo('local/shared'))\n"
     project(
         common_settings=shared,
         one_of_them=_PROGRAM.format(configure="import common_settings"),

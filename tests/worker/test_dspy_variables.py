@@ -13,6 +13,7 @@ from dspex_pipelines.errors import InvalidValue, ProgramUnavailable
 from dspex_pipelines.model.outcome import ErrorType, TrialError, TrialResult
 from tests.worker import dspy_modules
 from tests.worker.conftest import Bench, program
+from tests.worker.dspy_trial import Trials
 
 HERE = "tests.worker.dspy_modules"
 SHOTS = "shots"
@@ -38,7 +39,14 @@ async def refusal_of(bench: Bench, name: str, values: dict[str, Any] | None = No
 
 
 @pytest.mark.parametrize(
-    ("name", "style"), [("QA", "plain"), ("make_qa", "made"), ("make_something", "made"), ("ready_made", "ready")]
+    ("name", "style"),
+    [
+        ("QA", "plain"),
+        ("make_qa", "made"),
+        ("make_something", "made"),
+        ("ready_made", "ready"),
+        ("Unhashable", "plain"),
+    ],
 )
 async def test_a_class_a_factory_and_an_instance_are_programs(bench: Bench, name: str, style: str) -> None:
     assert (await outputs_of(bench, name))["style"] == style
@@ -202,6 +210,12 @@ async def test_reasoning_need_not_be_demonstrated(bench: Bench) -> None:
 
 async def test_no_demonstrations_can_be_had_anywhere(bench: Bench) -> None:
     assert await outputs_of(bench, "TwoStep", {"max_demos": 0})
+
+
+def test_another_module_has_the_task_without_the_reasoning_of_the_first() -> None:
+    trials = Trials("TwoStep", {"answer": "dspy:Predict", "think": "dspy:ChainOfThought"})
+    assert list(trials.instance.answer.signature.output_fields) == ["answer"]
+    assert list(trials.instance.think.predict.signature.output_fields) == ["reasoning", "answer"]
 
 
 @pytest.mark.parametrize(
