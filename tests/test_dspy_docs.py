@@ -72,9 +72,8 @@ class Reader:
             # What it exports, and where it goes, stays; with what it ended is what its last command said.
             after = f"ended=$?\n{{ pwd; env -0; }} > {shlex.quote(kept.name)}\nexit $ended"
             command = ["bash", "-c", f"{script}\n{after}"]
-            done = subprocess.run(
-                command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=DEADLINE_S
-            )
+            where = {"cwd": self.folder, "env": self.environment}
+            done = subprocess.run(command, **where, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
             told = done.stdout + done.stderr
             assert done.returncode == code, told
             folder, _, variables = Path(kept.name).read_text().partition("\n")

@@ -141,6 +141,8 @@ def test_init_overwrites_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "program.py").read_text() == "mine"
 
 
-@pytest.mark.parametrize("command", ["", "init", "evaluate", "leaderboard", "trials", "replay", "pool", "journal"])
+@pytest.mark.parametrize(
+    "command", ["", "init", "evaluate", "leaderboard", "trials", "replay", "trace", "pool", "journal"]
+)
 def test_every_command_has_help(tmp_path: Path, command: str) -> None:
     assert "Usage" in dspex(tmp_path, *command.split(), "--help")

@@ -150,7 +150,9 @@ class Throttle:
         tokens: int = 0,
         detail: str = "",
     ) -> list[Answer]:
-        """Note how a call in flight ended, having used *tokens* (0: unknown); one that waits is forgotten, others ignored.
+        """Note how a call in flight ended, having used *tokens* (0: unknown).
+
+        One that waits is forgotten: nobody would tell how it went. Others are ignored.
 
         *detail* is what the provider said; it becomes part of the reason when it is given up.
         """
