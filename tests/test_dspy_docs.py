@@ -114,9 +114,9 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
         one.background.communicate()
 
 
-def blocks(page: str, title: str, *, files: bool = True) -> list[tuple[str, str]]:
+def blocks(page: str, title: str) -> list[tuple[str, str]]:
     section = page.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
-    found = [(language, body) for language, body in BLOCK.findall(section) if files or language != "python"]
+    found: list[tuple[str, str]] = BLOCK.findall(section)
     assert found, title
     return found
 
@@ -216,3 +216,11 @@ def test_a_program_without_dspy(reader: Reader, tmp_path: Path) -> None:
     reader.serve(f"{SERVER} --port {reader.port}")
     reader.folder = tmp_path
     follow(reader, MODELS, "Programs without DSPy")
+    told = follow(reader, MODELS, "Traces")
+    assert '"calls": [' in told
+    assert reader.environment["SUMMARY_API_BASE"] not in told, "the program's own affair"
+
+
+def test_every_block_of_the_page_on_calls_is_run() -> None:
+    run = [block for title in ("Traces", "Programs without DSPy") for block in blocks(MODELS, title)]
+    assert BLOCK.findall(MODELS) == run
