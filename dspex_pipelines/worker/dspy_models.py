@@ -9,12 +9,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import sys
 import threading
 from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any, cast
 from urllib.parse import urlsplit
+from weakref import WeakSet
 
 import dspy
 from dspy.clients import backend_selection, base_lm, execution
@@ -30,7 +30,6 @@ _SECRET = ("key", "token", "secret", "authorization", "header", "password", "cre
 _OPEN = frozenset({"max_tokens", "max_completion_tokens"})
 _ROLLOUT = "rollout_id"
 _TIMEOUT = "timeout"
-_BY_LITELLM = "litellm"
 _OWNER = "_dspex_models"
 _CHARACTERS_PER_TOKEN = 4
 
@@ -78,11 +77,13 @@ class TrialModels:
             # A call that hangs would keep its thread for ever.
             mine.kwargs[_TIMEOUT] = _OurTimeout(self.calls.timeout_s)
         if by_name:
-            _import_litellm(mine)
+            _import_litellm(model)
         return mine
 
 
 _importing = threading.Lock()
+_ready: WeakSet[Any] = WeakSet()
+"""Models of which it is known what DSPy calls them by, and that it is there."""
 
 
 def _import_litellm(model: Any) -> None:
@@ -91,11 +92,13 @@ def _import_litellm(model: Any) -> None:
     Threads that begin with different parts of it (one calls, one reads an answer out of the cache) wait for each other,
     until Python fails one of them for the deadlock.
     """
-    if _BY_LITELLM not in sys.modules or not getattr(sys.modules[_BY_LITELLM], "_dspy_logging_configured", False):
-        with _importing, contextlib.suppress(Exception):
-            # What it cannot do, it says when it is called.
-            if not backend_selection.select_backend(model).native:
-                get_litellm(feature="dspy.LM")
+    if model in _ready:
+        return
+    # What cannot be imported, it says when it is called.
+    with _importing, contextlib.suppress(Exception):
+        if not backend_selection.select_backend(model).native:
+            get_litellm(feature="dspy.LM")
+    _ready.add(model)
 
 
 class TrialOver(RuntimeError):

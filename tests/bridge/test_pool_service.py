@@ -14,24 +14,11 @@ import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from dspex.v1 import (
-    execution_pb2,
-    execution_pb2_grpc,
-    pool_pb2,
-    pool_pb2_grpc,
-    session_pb2,
-    session_pb2_grpc,
-    types_pb2,
-    worker_pb2,
-)
+from dspex.v1 import execution_pb2, execution_pb2_grpc, pool_pb2, pool_pb2_grpc
 from dspex_pipelines.bridge.client import PoolClient
-from dspex_pipelines.bridge.pool_status import ask_status
 from dspex_pipelines.bridge.server import Bridge
-from dspex_pipelines.errors import PoolUnreachable
-from dspex_pipelines.model.calls import CallPolicy
-from dspex_pipelines.model.limits import RateLimit
 from dspex_pipelines.model.outcome import ErrorType, TrialError, TrialResult
-from tests.bridge.fakes import PROGRAM, TRIAL, FakeWorker, ready, wire_trial
+from tests.bridge.fakes import TRIAL, FakeWorker, ready, wire_trial
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -155,45 +142,3 @@ async def _status_of(call: Any) -> tuple[grpc.StatusCode, str]:
     with pytest.raises(grpc.aio.AioRpcError) as refusal:
         await call
     return refusal.value.code(), refusal.value.details() or ""
-
-
-async def test_whoever_asks_for_the_status_is_no_client_and_sees_the_models(bridge: Bridge, client: PoolClient) -> None:
-    limit = RateLimit(model="openai/*", max_concurrency=1)
-    session = await client.open_session(PROGRAM, [], "", CallPolicy(limits=(limit,)))
-    await client.set_variables(session, {"k": 1})
-    assert (await ask_status(bridge.address, within_s=10)).models == ()
-    async with FakeWorker(bridge.address, "w", 2) as worker:
-        running = asyncio.gather(*(client.execute(TRIAL, session_id=session, version=1, timeout_s=0) for _ in range(2)))
-        await worker.until(lambda seen: len(seen.trials) == 2)
-        asks = [
-            worker_pb2.CallAsk(id=number, trial_id=trial_id, model="openai/m")
-            for number, trial_id in enumerate(worker.seen.trials, start=1)
-        ]
-        await worker.call.write(worker_pb2.AttachRequest(asks=asks))
-        while not (models := (await ask_status(bridge.address, within_s=10)).models) or not models[0].in_flight:
-            pass
-        (model,) = models
-        assert (model.model, model.in_flight, model.window, model.waiting) == ("openai/m", 1, 1.0, 1)
-        status = await client.status()
-        assert status.models[0].model == "openai/m"
-        assert (status.clients, status.in_flight) == (1, 2)
-        await worker.work(until=lambda seen: len(seen.trials) == 2)
-        await running
-
-
-@pytest.mark.parametrize("address", ["unix:/nowhere/at/all", "127.0.0.1:1"])
-async def test_a_status_that_nobody_gives_is_told_as_such(address: str) -> None:
-    with pytest.raises(PoolUnreachable):
-        await ask_status(address, within_s=0.5)
-
-
-@pytest.mark.parametrize("traceparent", ["", "00-nothing-01", "00-" + "0" * 32 + "-" + "1" * 16 + "-01"])
-async def test_a_session_of_a_trace_that_cannot_be_is_refused(
-    bridge: Bridge, channel: grpc.aio.Channel, traceparent: str
-) -> None:
-    stub: Any = session_pb2_grpc.SessionServiceStub(channel)
-    program = types_pb2.Program(entry_point="m:p", version="1")
-    trace = types_pb2.TraceContext(traceparent=traceparent, share=1.0)
-    code, details = await _status_of(stub.OpenSession(session_pb2.OpenSessionRequest(program=program, trace=trace)))
-    assert code is grpc.StatusCode.INVALID_ARGUMENT
-    assert "trace" in details

@@ -325,8 +325,8 @@ os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
 import dspy
 from dspex_pipelines.engine.calls import TrialCalls
 from dspex_pipelines.worker.dspy_models import TrialModels
-model = dspy.LM("openai/gpt-4o-mini", api_key="none")
-TrialModels(TrialCalls(None)).of(model)
+native, model = (dspy.LM("openai/gpt-4o-mini", api_key="none") for _ in range(2))
+TrialModels(TrialCalls(None)).of(native)
 print("litellm" in sys.modules)
 os.environ["OPENAI_API_BASE"] = "http://127.0.0.1:9/v1"
 whole = []
