@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn
 
-from dspex_pipelines.cli import replaying
+from dspex_pipelines.cli import finding, replaying
 from dspex_pipelines.cli.evaluating import BarReporter
 from dspex_pipelines.model.plan import Plan
 from dspex_pipelines.model.space import Configuration
@@ -64,11 +64,11 @@ def test_a_replay_is_of_the_same_files_and_isolation(tmp_path: Path, monkeypatch
     planned = next(plan.trials(next(plan.batches(1)), [example])).trial_id.hex()
     frame = pd.DataFrame([{"trial_id": planned, "partition": "all"}])
     newest = NewestResults(paths={"all": tmp_path / "trials.parquet"}, left_out=(), partial={})
-    monkeypatch.setattr(replaying, "newest_results", lambda _: (frame, newest))
-    monkeypatch.setattr(replaying, "instance", nullcontext)
-    monkeypatch.setattr(replaying.ResultStore, "datasets", lambda *_: tmp_path)
-    monkeypatch.setattr(replaying, "load_examples", lambda *_, **__: [example])
-    found = replaying._find(evaluation, planned)
+    monkeypatch.setattr(finding, "newest_results", lambda _: (frame, newest))
+    monkeypatch.setattr(finding, "instance", nullcontext)
+    monkeypatch.setattr(finding.ResultStore, "datasets", lambda *_: tmp_path)
+    monkeypatch.setattr(finding, "load_examples", lambda *_, **__: [example])
+    found = replaying._as_it_is_now(evaluation, finding.find_trial(evaluation, planned).spec)
     assert found.trial_id.hex() == planned
     assert found.program.isolation == "process"
 

@@ -32,6 +32,7 @@ FOUND = [
     "error_traceback",
     "run_s",
     "queue_s",
+    "throttled_s",
     "attempts",
     "worker",
     "outputs",
