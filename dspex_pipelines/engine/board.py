@@ -80,17 +80,17 @@ class Board:
         trial.waiting_calls += 1
         if trial.waiting_calls == 1:
             trial.waits_since = now
-            trial.left_s = trial.due - now if trial.due >= 0.0 else UNSET
+            trial.left_s = max(0.0, trial.due - now) if trial.due >= 0.0 else UNSET
             self.timers.disarm(trial)
 
     def start_clock(self, trial: Trial, now: float) -> None:
         """One of its calls waits no more."""
         if trial.waiting_calls > 1:
             trial.waiting_calls -= 1
-        elif self._end_wait(trial, now) and trial.left_s != UNSET:
-            self.timers.arm(trial, now + max(0.0, trial.left_s))
+        elif self.end_wait(trial, now) and trial.left_s != UNSET:
+            self.timers.arm(trial, now + trial.left_s)
 
-    def _end_wait(self, trial: Trial, now: float) -> bool:
+    def end_wait(self, trial: Trial, now: float) -> bool:
         """Count how long a trial's clock has stood still; return False where it has not."""
         if not trial.waiting_calls:
             return False
@@ -102,7 +102,7 @@ class Board:
 
     def settle(self, orders: Orders, trial: Trial, error: ErrorType, message: str, now: float) -> None:
         """Answer the client. Where the trial is now is the caller's to see to."""
-        self._end_wait(trial, now)
+        self.end_wait(trial, now)
         worker = trial.worker
         waited = 0.0 if worker else now - trial.since
         del trial.client.trials[trial.ticket.client_trial_id]
@@ -126,7 +126,7 @@ class Board:
         """Write down an attempt that does not settle its trial, which has no worker from here on."""
         worker = trial.worker
         assert worker is not None
-        self._end_wait(trial, now)
+        self.end_wait(trial, now)
         if trial.history is None:
             trial.history = []
         queue_s = trial.queue_s - sum(past.queue_s for past in trial.history)

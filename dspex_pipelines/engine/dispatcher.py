@@ -154,6 +154,8 @@ class Dispatcher:
             timers.disarm(trial)
             if fault is not None and self._failures.tries_again(orders, trial, fault, now):
                 continue
+            if trial.waiting_calls:
+                board.end_wait(trial, now)
             ticket = trial.ticket
             del trial.client.trials[ticket[1]]
             settle.append(

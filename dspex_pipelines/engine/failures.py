@@ -106,7 +106,10 @@ class Failures:
             holder = worker.running.get(worker.held_by)
             # It waits for the other's deadline, but no longer than it might have run itself.
             patience = trial.since + 2.0 * trial.ticket.timeout_s
-            until = min(holder.due, patience) if holder is not None else 0.0
+            until = 0.0
+            if holder is not None:
+                # One whose clock stands still has no deadline, but what it keeps from turning has.
+                until = patience if holder.waiting_calls else min(holder.due, patience)
             if until < now or patience <= now:
                 # Settled already, or free to take as long as it likes; but not from others.
                 self._board.kill(orders, worker, worker.held_by)

@@ -9,6 +9,7 @@ import random
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
@@ -49,6 +50,16 @@ class ModelWorker:
     """Attempts settled otherwise, whose slots have not come back."""
 
 
+@dataclass
+class ModelWait:
+    """An attempt whose calls wait for leave."""
+
+    key: Key
+    since: float
+    left_s: float | None
+    calls: int = 1
+
+
 class Dispatching(RuleBasedStateMachine):
     workers = Bundle("workers")
 
@@ -73,6 +84,10 @@ class Dispatching(RuleBasedStateMachine):
         """By attempt, how many slots it takes."""
         self.stopped: set[int] = set()
         """Clients whose ordinary trials are not to be dispatched."""
+        self.waits: dict[int, ModelWait] = {}
+        """By attempt, for as long as its clock stands still."""
+        self.throttled: dict[Key, float] = {}
+        """For how long a trial's clock has stood still, over all attempts."""
         self.numbers = 0
 
     # ------------------------------------------------------------------ what comes back
@@ -85,6 +100,9 @@ class Dispatching(RuleBasedStateMachine):
         Each of *expected* must be answered, of *allowed* may be; nothing else.
         """
         expected, allowed = dict(expected or {}), dict(allowed or {})
+        running = {attempt_id for worker in self.fleet.values() for attempt_id in worker.running}
+        for attempt_id in self.waits.keys() - running:
+            self.end_wait(attempt_id)
         for settled in orders.settle:
             self.settle(settled, expected, allowed)
         assert not expected, f"never answered: {expected}"
@@ -148,9 +166,17 @@ class Dispatching(RuleBasedStateMachine):
         assert len(settled.history) >= settled.attempts - 1
         assert settled.queue_s >= 0
         assert settled.run_s >= 0
+        for attempt_id in [attempt_id for attempt_id, wait in self.waits.items() if wait.key == key]:
+            self.end_wait(attempt_id)
+        assert settled.throttled_s == pytest.approx(self.throttled.pop(key, 0.0))
         if key[1] in self.fresh[key[0]]:
             self.fresh[key[0]].remove(key[1])
         self.between.discard(key)
+
+    def end_wait(self, attempt_id: int) -> ModelWait:
+        wait = self.waits.pop(attempt_id)
+        self.throttled[wait.key] = self.throttled.get(wait.key, 0.0) + self.now - wait.since
+        return wait
 
     def taken(self, worker: ModelWorker) -> int:
         return sum(self.width[attempt_id] for attempt_id in (*worker.running, *worker.held))
@@ -265,6 +291,37 @@ class Dispatching(RuleBasedStateMachine):
             worker.heard = self.now
             worker.inspected = None
         self.dispatcher.heard(worker_id, self.now, held_by=held_by)
+
+    @rule(worker_id=workers, data=st.data())
+    def stop_clock(self, worker_id: str, data: st.DataObject) -> None:
+        """A call waits for leave; perhaps it is of an attempt that has ended."""
+        worker = self.fleet.get(worker_id)
+        known = [] if worker is None else [*worker.running, *worker.held]
+        attempt_id = data.draw(st.sampled_from([*known, 10**9]))
+        self.dispatcher.stop_clock(worker_id, attempt_id, self.now)
+        if worker is None or attempt_id not in worker.running:
+            return
+        if attempt_id in self.waits:
+            self.waits[attempt_id].calls += 1
+            return
+        ticket, due = worker.running[attempt_id], self.due.pop(attempt_id, None)
+        left_s = None if due is None else max(0.0, due - self.now)
+        self.waits[attempt_id] = ModelWait((ticket.client, ticket.client_trial_id), self.now, left_s)
+
+    @rule(worker_id=workers, data=st.data())
+    def start_clock(self, worker_id: str, data: st.DataObject) -> None:
+        """A call has leave; perhaps its attempt never waited, or has ended."""
+        worker = self.fleet.get(worker_id)
+        known = [] if worker is None else [*worker.running, *worker.held]
+        waiting = [attempt_id for attempt_id in known if attempt_id in self.waits]
+        attempt_id = data.draw(st.sampled_from([*waiting, *waiting, *known, 10**9]))
+        self.dispatcher.start_clock(worker_id, attempt_id, self.now)
+        if attempt_id in waiting:
+            self.waits[attempt_id].calls -= 1
+            if not self.waits[attempt_id].calls:
+                wait = self.end_wait(attempt_id)
+                if wait.left_s is not None:
+                    self.due[attempt_id] = self.now + wait.left_s
 
     @rule(worker_id=workers)
     def drain(self, worker_id: str) -> None:

@@ -188,7 +188,11 @@ async def test_an_isolated_trial_finds_the_worker_as_it_was_started(pool: Pool) 
     assert before.outputs == after.outputs
     assert before.outputs["folder"] == str(ROOT)
     assert before.outputs["path"][0] == str(ROOT)
-    assert before.outputs["environment"] == psutil.Process(worker.pid).environ()
+    # What libraries are to do without being asked is said after the start.
+    assert before.outputs["environment"] == {
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+        **psutil.Process(worker.pid).environ(),
+    }
     assert before.outputs["grpc"] == []
     assert before.outputs["descriptors"] <= 12
 
