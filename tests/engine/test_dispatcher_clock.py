@@ -69,9 +69,13 @@ def play(bench: Bench, steps: Steps) -> None:
         pytest.param([("stop", 101.0), ("start", 104.0)], 113.0, id="has-waited"),
         pytest.param([("stop", 101.0), ("stop", 102.0), ("start", 104.0)], None, id="one-of-two-waits-on"),
         pytest.param(
-            [("stop", 101.0), ("stop", 102.0), ("start", 104.0), ("start", 105.0)], 114.0, id="two-overlap-and-count-once"
+            [("stop", 101.0), ("stop", 102.0), ("start", 104.0), ("start", 105.0)],
+            114.0,
+            id="two-overlap-and-count-once",
         ),
-        pytest.param([("stop", 101.0), ("start", 102.0), ("stop", 103.0), ("start", 105.0)], 113.0, id="one-after-other"),
+        pytest.param(
+            [("stop", 101.0), ("start", 102.0), ("stop", 103.0), ("start", 105.0)], 113.0, id="one-after-other"
+        ),
         pytest.param([("start", 101.0)], 110.0, id="started-without-a-stop"),
         pytest.param([("stop", 101.0), ("start", 101.0), ("start", 108.0)], 110.0, id="started-twice"),
         pytest.param([("stop", 111.0), ("start", 120.0)], 120.0, id="stopped-one-second-late"),
