@@ -120,4 +120,4 @@ def test_money_is_reserved_before_a_trial_starts(lab: Lab) -> None:
     assert result.success, failure(result)
     _, metadata = lab.newest()
     assert metadata["used cost_usd"] == pytest.approx(0.25), "one more would cost a cent too much"
-    assert "$0.25 of $0.26 are spent, and a trial costs about $0.0100 (max_cost_usd)" in metadata["partial"]
+    assert "$0.25 of $0.2550 are spent, and a trial costs about $0.0100 (max_cost_usd)" in metadata["partial"]
