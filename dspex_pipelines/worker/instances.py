@@ -151,14 +151,15 @@ class VouchedLoader:
     Working out the version anew would cost an isolated trial more than everything else.
     """
 
-    def __init__(self, sources: Mapping[str, bytes]) -> None:
+    def __init__(self, sources: Mapping[str, bytes], *, has_convention: bool) -> None:
         self._sources = sources
+        self._has_convention = has_convention
 
     def load(
         self, spec: ProgramSpec, metrics: tuple[MetricSpec, ...], inputs: tuple[str, ...], variables: tuple[str, ...]
     ) -> LoadedProgram:
         """Return the program; raises `ProgramUnavailable` when its source is of another version by now."""
-        loaded = _loaded(spec, metrics, inputs, variables, self._sources)
+        loaded = _loaded(spec, metrics, inputs, variables, self._sources, has_convention=self._has_convention)
         try:
             edited = any(digest(Path(file).read_bytes()) != source for file, source in self._sources.items())
         except OSError:
@@ -174,7 +175,10 @@ def _loaded(
     inputs: tuple[str, ...],
     variables: tuple[str, ...],
     sources: Mapping[str, bytes],
+    *,
+    has_convention: bool | None = None,
 ) -> LoadedProgram:
+    """Return the program; *has_convention* is known where a worker has found out, by reading all that it imports."""
     before = set(sys.modules)
     if _DSPY in before:
         importlib.import_module(_SETTINGS).CONFIGURED.before()
@@ -182,7 +186,9 @@ def _loaded(
     judges = [resolve(metric.entry_point) for metric in metrics]
     convention = None
     entry_points = [spec.entry_point, *(metric.entry_point for metric in metrics)]
-    if shape.kind is ProgramKind.DSPY_MODULE or _is_for_dspy(entry_points, judges):
+    if has_convention is None:
+        has_convention = shape.kind is ProgramKind.DSPY_MODULE or _is_for_dspy(entry_points, judges)
+    if has_convention:
         importlib.import_module(_SETTINGS).CONFIGURED.after(set(sys.modules) - before)
         reached = {name for entry_point in entry_points for name in project_modules(entry_point)}
         convention = importlib.import_module(_TRIALS).DspyConvention(shape, modules=reached)

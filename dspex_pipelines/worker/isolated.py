@@ -116,7 +116,7 @@ class IsolatedTrial:
             calls=policy_to_wire(self._caller.policy),
         )
         parts = [session.SerializeToString(), self._configuration.values, self._trial.SerializeToString()]
-        return encode([*parts, program.sources])
+        return encode([*parts, program.sources, program.convention is not None])
 
     def _received(self, fork: Fork) -> types_pb2.Outcome | None:
         """Return the answer, relaying calls to models until it is there; None where there is none, or no proper one."""
@@ -156,7 +156,7 @@ class IsolatedTrial:
 
 def serve_one(connection: Connection) -> NoReturn:
     """Answer the request that waits on *connection*, and end this process."""
-    session_bytes, values, trial_bytes, sources = cast("list[Any]", decode(connection.recv_bytes()))
+    session_bytes, values, trial_bytes, sources, has_convention = cast("list[Any]", decode(connection.recv_bytes()))
     session = types_pb2.Session.FromString(session_bytes)
     trial = types_pb2.Trial.FromString(trial_bytes)
 
@@ -187,9 +187,8 @@ def serve_one(connection: Connection) -> NoReturn:
 
     async def run() -> None:
         threading.Thread(target=hear, name="permits", daemon=True).start()
-        start_alone(
-            session, Configuration(values), trial, deliver=deliver, loader=VouchedLoader(sources), permits=permits
-        )
+        loader = VouchedLoader(sources, has_convention=has_convention)
+        start_alone(session, Configuration(values), trial, deliver=deliver, loader=loader, permits=permits)
         await asyncio.Event().wait()
 
     asyncio.run(run())

@@ -197,6 +197,13 @@ async def test_an_isolated_trial_finds_the_worker_as_it_was_started(pool: Pool) 
     assert before.outputs["descriptors"] <= 12
 
 
+async def test_an_isolated_trial_of_a_dspy_module_is_run_and_counted_as_one(pool: Pool) -> None:
+    await pool.start_worker()
+    outcome = await soon(pool.run("tests.worker.dspy_modules:QA", isolation="process", question="Why?"))
+    assert isinstance(outcome, TrialResult), outcome
+    assert outcome.usage["calls"] == 1
+
+
 async def test_a_worker_without_its_fork_parent_is_replaced(pool: Pool) -> None:
     link = await pool.start_worker()
     (parent,) = psutil.Process(link.pid).children()
