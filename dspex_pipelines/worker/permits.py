@@ -51,45 +51,49 @@ class _Permit:
                 self.granted.set_exception(ProviderGivenUp(model=self.model.partition("@")[0], reason=reason))
 
 
-class _Waiting:
+class _Permits:
     """The permits that have not ended, by number; all methods from any thread."""
 
     def __init__(self) -> None:
         self._permits: dict[int, _Permit] = {}
         self._numbers = itertools.count(1)
 
-    def add(self, trial: int, model: str, end: Callable[[_Permit, Verdict, float, int], None]) -> _Permit:
-        permit = _Permit(next(self._numbers), trial, model, end)
-        self._permits[permit.number] = permit
-        return permit
-
-    def answer(self, number: int, *, granted: bool, reason: str) -> None:
-        permit = self._permits.get(number)
-        if permit is not None:
-            permit.answer(granted=granted, reason=reason)
-
-    def drop(self, permit: _Permit) -> None:
-        self._permits.pop(permit.number, None)
-
     def stop(self, trial: int) -> None:
-        """Have the threads of a cancelled trial wait no more."""
+        """Have whatever waits for that trial, which is cancelled, wait no more."""
         for permit in list(self._permits.values()):
             if permit.trial == trial:
                 with suppress(Exception):
                     permit.granted.set_exception(TrialStopped())
 
+    def _add(self, trial: int, model: str) -> _Permit:
+        permit = _Permit(next(self._numbers), trial, model, self._ended)
+        self._permits[permit.number] = permit
+        return permit
 
-class PermitsOfBridge:
+    def _answer(self, number: int, *, granted: bool, reason: str) -> None:
+        permit = self._permits.get(number)
+        if permit is not None:
+            permit.answer(granted=granted, reason=reason)
+
+    def _ended(self, permit: _Permit, verdict: Verdict, retry_after_s: float, tokens: int) -> None:
+        del self._permits[permit.number]
+        self._end(permit.number, verdict, retry_after_s, tokens)
+
+    def _end(self, number: int, verdict: Verdict, retry_after_s: float, tokens: int) -> None:
+        raise NotImplementedError
+
+
+class PermitsOfBridge(_Permits):
     """Asks and ends go to *ask* and *end*, which write them to the bridge; `take` is what it answers."""
 
     def __init__(self, *, ask: Callable[[worker_pb2.CallAsk], None], end: Callable[[worker_pb2.CallEnd], None]) -> None:
+        super().__init__()
         self._say_ask = ask
         self._say_end = end
-        self._waiting = _Waiting()
 
     def ask(self, trial: int, model: str, tokens: int, *, again: bool) -> _Permit:
         """Return the permit for a call of that trial."""
-        permit = self._waiting.add(trial, model, self._end)
+        permit = self._add(trial, model)
         self._say_ask(
             worker_pb2.CallAsk(id=permit.number, trial_id=trial, model=model, tokens=max(0, tokens), again=again)
         )
@@ -98,43 +102,32 @@ class PermitsOfBridge:
     def take(self, permits: Iterable[worker_pb2.CallPermit]) -> None:
         """The bridge has answered."""
         for one in permits:
-            self._waiting.answer(one.id, granted=one.granted, reason=one.reason)
+            self._answer(one.id, granted=one.granted, reason=one.reason)
 
-    def stop(self, trial: int) -> None:
-        """Have whatever waits for that trial wait no more."""
-        self._waiting.stop(trial)
-
-    def _end(self, permit: _Permit, verdict: Verdict, retry_after_s: float, tokens: int) -> None:
-        self._waiting.drop(permit)
+    def _end(self, number: int, verdict: Verdict, retry_after_s: float, tokens: int) -> None:
         self._say_end(
             worker_pb2.CallEnd(
-                id=permit.number, verdict=verdict_to_wire(verdict), retry_after_s=retry_after_s, tokens=max(0, tokens)
+                id=number, verdict=verdict_to_wire(verdict), retry_after_s=retry_after_s, tokens=max(0, tokens)
             )
         )
 
 
-class PermitsHere:
+class PermitsHere(_Permits):
     """A throttle of this process alone, for a trial that runs without a bridge."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._throttle = Throttle()
-        self._waiting = _Waiting()
         self._lock = threading.RLock()
         self._timer: threading.Timer | None = None
 
     def ask(self, trial: int, model: str, tokens: int, *, again: bool) -> _Permit:
         """Return the permit for a call of that trial."""
-        permit = self._waiting.add(trial, model, self._end)
+        permit = self._add(trial, model)
         self._step(lambda now: self._throttle.ask(permit.number, model, tokens, now, again=again))
         return permit
 
-    def stop(self, trial: int) -> None:
-        """Have whatever waits for that trial wait no more."""
-        self._waiting.stop(trial)
-
-    def _end(self, permit: _Permit, verdict: Verdict, retry_after_s: float, tokens: int) -> None:
-        self._waiting.drop(permit)
-        number = permit.number
+    def _end(self, number: int, verdict: Verdict, retry_after_s: float, tokens: int) -> None:
         self._step(lambda now: self._throttle.done(number, verdict, now, retry_after_s=retry_after_s, tokens=tokens))
 
     def _step(self, event: Callable[[float], list[Answer]]) -> None:
@@ -143,7 +136,7 @@ class PermitsHere:
             self._arm()
         for answer in answers:
             assert isinstance(answer.call_id, int)
-            self._waiting.answer(answer.call_id, granted=answer.granted, reason=answer.reason)
+            self._answer(answer.call_id, granted=answer.granted, reason=answer.reason)
 
     def _arm(self) -> None:
         if self._timer is not None:
