@@ -350,7 +350,8 @@ class Hub:
         outcome.queue_s = settled.queue_s
         outcome.attempts = settled.attempts
         outcome.worker_id = settled.worker_id
-        outcome.throttled_s = max(outcome.throttled_s, settled.throttled_s)
+        if settled.throttled_s:
+            outcome.throttled_s = max(outcome.throttled_s, settled.throttled_s)
         if settled.history or outcome.history:
             self._tell_history(outcome, settled)
         if self._sizes and (size := self._sizes.get(id(outcome))):
@@ -364,8 +365,7 @@ class Hub:
     @staticmethod
     def _tell_history(outcome: types_pb2.Outcome, settled: Settled) -> None:
         """Put the attempts before it in front of the calls that failed within the one that settled it."""
-        own = (_call(call) for call in outcome.history[-MOST_ATTEMPTS:] if call.call)
-        calls = [replace(call, number=settled.attempts, worker=settled.worker_id) for call in own]
+        calls = [replace(call, number=settled.attempts, worker=settled.worker_id) for call in _calls(outcome)]
         del outcome.history[:]
         outcome.history.extend(attempt_to_wire(attempt) for attempt in (*settled.history[-MOST_ATTEMPTS:], *calls))
 
@@ -421,18 +421,22 @@ def _fault(outcome: types_pb2.Outcome) -> Fault | None:
         fingerprint=failure.fingerprint[:NAME_CHARACTERS],
         # A number that is none would put every timer out of order.
         retry_after_s=max(0.0, failure.retry_after_s),
-        calls=tuple(_call(call) for call in outcome.history[-MOST_ATTEMPTS:] if call.call) if outcome.history else (),
+        calls=_calls(outcome),
         usage=outcome.usage,
     )
 
 
-def _call(said: types_pb2.Attempt) -> Attempt:
-    """Return what a worker says of a call that failed within an attempt, bounded."""
-    return Attempt(
-        number=0,
-        worker="",
-        type=error_type_from_wire(said.type),
-        message=said.message[:MESSAGE_CHARACTERS],
-        run_s=max(0.0, said.run_s),
-        call=said.call[:NAME_CHARACTERS],
+def _calls(outcome: types_pb2.Outcome) -> tuple[Attempt, ...]:
+    """Return what a worker says of calls that failed within an attempt, the last ones, bounded."""
+    return tuple(
+        Attempt(
+            number=0,
+            worker="",
+            type=error_type_from_wire(said.type),
+            message=said.message[:MESSAGE_CHARACTERS],
+            run_s=max(0.0, said.run_s),
+            call=said.call[:NAME_CHARACTERS],
+        )
+        for said in outcome.history[-MOST_ATTEMPTS:]
+        if said.call
     )

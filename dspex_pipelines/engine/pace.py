@@ -66,7 +66,6 @@ class Pace:
         "_grow_after",
         "_kept",
         "_measured_s",
-        "_oks",
         "_undisturbed",
         "_waited_s",
         "ceiling",
@@ -101,10 +100,9 @@ class Pace:
         self._bucket = Bucket(1.0, 1.0, now)
         self._calls = 0.0
         self._measured_s = 0.0
-        self._oks = 0
         self._answers = 0
         self._waited_s = 0.0
-        """Since the first call, for the first answer."""
+        """While calls waited; looked at until the first answer."""
         self._first = 0
         """The generation after the first refusal."""
         self._kept = 0.0
@@ -151,9 +149,8 @@ class Pace:
         passed = now - self._at
         if passed <= 0.0:
             return
-        if self.hungry and not self._answers:
-            self._waited_s += passed
         if self.hungry:
+            self._waited_s += passed
             keep = math.exp(-passed / max(_MEMORY_S, _MEMORY_CALLS / self.rate))
             self._calls *= keep
             self._measured_s = self._measured_s * keep + passed
@@ -173,13 +170,12 @@ class Pace:
 
     def answered(self, latency_s: float, now: float) -> None:
         """Learn from a call that worked."""
-        first = not self._oks
+        first = not self._answers
         # A clock may not tell one moment from the next.
         latency_s = max(latency_s, _LEAST_LATENCY_S)
         self._undisturbed += 1
         self._answers += 1
-        self._oks = min(self._oks + 1, _LATENCIES)
-        self.latency_s += (latency_s - self.latency_s) / self._oks
+        self.latency_s += (latency_s - self.latency_s) / min(self._answers, _LATENCIES)
         if first and self.limited:
             self._set(max(self._kept / self.latency_s, _LEAST_PER_S), now)
 

@@ -61,16 +61,20 @@ class Reservation:
             return self._in_flight < FIRST
         after = self._in_flight + 1
         budget, spent = self._ledger.budget, self._ledger.spent
-        tokens, cost_usd = self._tokens / self._settled, self._cost_usd / self._settled
+        tokens, cost_usd = self._mean()
         return not (
             (budget.max_tokens and spent.tokens + after * tokens > budget.max_tokens)
             # Sums of floats are off by their last digits.
             or (budget.max_cost_usd and spent.cost_usd + after * cost_usd > budget.max_cost_usd * (1 + 1e-9))
         )
 
+    def _mean(self) -> tuple[float, float]:
+        """Return the tokens and the US dollars of a trial, of which there has been one."""
+        return self._tokens / self._settled, self._cost_usd / self._settled
+
     def _reason(self) -> str:
         budget, spent = self._ledger.budget, self._ledger.spent
-        tokens, cost_usd = self._tokens / self._settled, self._cost_usd / self._settled
+        tokens, cost_usd = self._mean()
         if budget.max_tokens and spent.tokens + tokens > budget.max_tokens:
             return (
                 f"{spent.tokens:,} of {budget.max_tokens:,} tokens are spent, and a trial uses about {tokens:,.0f} "

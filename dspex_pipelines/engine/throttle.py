@@ -99,6 +99,8 @@ class Throttle:
 
     def withdraw(self, owner: Hashable, now: float) -> list[Answer]:
         """Take back what *owner* declared, if anything."""
+        if not any(owner in budget.owners for budget in self._budgets.values()):
+            return []
         return self.declare(owner, (), now)
 
     # Calls
