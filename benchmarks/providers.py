@@ -18,15 +18,13 @@ from statistics import median
 
 from benchmarks._dspy_programs import BASE, LATENCY_S
 from benchmarks._report import report
+from benchmarks._runs import seconds_of
 from dspex_pipelines.bridge import local_pool
-from dspex_pipelines.bridge.client import PoolClient
-from dspex_pipelines.engine.batch import run_batch
-from dspex_pipelines.engine.journal import Journal
 from dspex_pipelines.engine.program_versions import metric_version, program_version
 from dspex_pipelines.loopback.process import Server, serving
 from dspex_pipelines.model.calls import CallPolicy
 from dspex_pipelines.model.limits import RateLimit
-from dspex_pipelines.model.plan import Batch, Plan
+from dspex_pipelines.model.plan import Plan
 from dspex_pipelines.model.space import Configuration, ConfigurationSpace
 from dspex_pipelines.model.trial import Example, MetricSpec, ProgramSpec
 from dspex_pipelines.wire.loop import run
@@ -68,22 +66,15 @@ class Bench:
         examples = [
             Example(example_id=str(number), inputs={"question": f"{self._runs}/{number}?"}) for number in range(count)
         ]
-        with Journal(str(self._folder / f"{self._runs}.sqlite")) as journal:
-            async with PoolClient(self._address) as pool:
-                done = await run_batch(
-                    plan=plan,
-                    batch=Batch(start=0, stop=plan.total),
-                    examples=examples,
-                    pool=pool,
-                    journal=journal,
-                    max_concurrency=IN_FLIGHT,
-                    timeout_s=120,
-                    calls=policy,
-                )
-        if done.ran != count or done.failed:
-            msg = f"{done.ran} of {count} trials ran, {done.failed} failed"
-            raise RuntimeError(msg)
-        return done.elapsed_s
+        return await seconds_of(
+            plan,
+            examples,
+            address=self._address,
+            journal=self._folder / f"{self._runs}.sqlite",
+            max_concurrency=IN_FLIGHT,
+            timeout_s=120,
+            calls=policy,
+        )
 
 
 @contextmanager

@@ -13,12 +13,10 @@ from statistics import median
 
 from benchmarks import _ceiling
 from benchmarks._report import report
+from benchmarks._runs import seconds_of
 from dspex_pipelines.bridge import local_pool
-from dspex_pipelines.bridge.client import PoolClient
-from dspex_pipelines.engine.batch import run_batch
-from dspex_pipelines.engine.journal import Journal
 from dspex_pipelines.engine.program_versions import metric_version, program_version
-from dspex_pipelines.model.plan import Batch, Plan
+from dspex_pipelines.model.plan import Plan
 from dspex_pipelines.model.space import ConfigurationSpace
 from dspex_pipelines.model.trial import Example, MetricSpec, ProgramSpec
 from dspex_pipelines.model.variables import Integer
@@ -55,21 +53,15 @@ async def trials_per_s(address: str, folder: Path, *, case: str, count: int, gen
     """Run *count* trials through the pool at *address* into a fresh journal; return the rate."""
     examples = [Example(example_id=str(number), inputs={"x": number}) for number in range(count // CONFIGURATIONS)]
     plan = plan_of(case, count, generation)
-    async with PoolClient(address) as pool:
-        with Journal(str(folder / f"{generation}.sqlite")) as journal:
-            done = await run_batch(
-                plan=plan,
-                batch=Batch(start=0, stop=plan.total),
-                examples=examples,
-                pool=pool,
-                journal=journal,
-                max_concurrency=WORKERS * SLOTS,
-                timeout_s=60,
-            )
-    if done.ran != count or done.failed:
-        msg = f"{done.ran} of {count} trials ran, {done.failed} failed"
-        raise RuntimeError(msg)
-    return count / done.elapsed_s
+    seconds = await seconds_of(
+        plan,
+        examples,
+        address=address,
+        journal=folder / f"{generation}.sqlite",
+        max_concurrency=WORKERS * SLOTS,
+        timeout_s=60,
+    )
+    return count / seconds
 
 
 def main() -> None:
