@@ -2,7 +2,7 @@
 
 Native code that holds the interpreter's lock stops every other thread of its process, the wire's included. Of the
 threads that run a trial, the one that computes is the one that holds the lock; where none computes, it is one of those
-that do not wait for a lock.
+that were not seen to wait for a lock.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from dspex_pipelines.wire.marks import MarksOfAnother
 
 LOOK_S = 0.2
+_GLANCES = 20
 _LEAST_TICKS = 3
 """CPU time of a thread that computes while it is looked at, in the kernel's hundredths of a second."""
 
@@ -25,12 +26,16 @@ def suspects(pid: int, marks: MarksOfAnother | None) -> list[int]:
     """Return the attempts that may hold the interpreter of process *pid*; empty for no idea. Takes `LOOK_S`."""
     running = marks.running() if marks is not None else {}
     before = {thread: _ticks(pid, thread) for thread in running}
-    time.sleep(LOOK_S)
+    without_lock: set[int] = set()
+    for _ in range(_GLANCES):
+        time.sleep(LOOK_S / _GLANCES)
+        # Who waits for the lock wakes every few milliseconds to ask for it: a single glance can miss the waiting.
+        without_lock.update(thread for thread in running if "futex" in _waits_in(pid, thread))
     used = {thread: _ticks(pid, thread) - ticks for thread, ticks in before.items()}
     most = max(used.values(), default=0)
     if most >= _LEAST_TICKS:
         return [running[thread] for thread, ticks in used.items() if ticks * 2 >= most]
-    return [attempt for thread, attempt in running.items() if "futex" not in _waits_in(pid, thread)]
+    return [attempt for thread, attempt in running.items() if thread not in without_lock]
 
 
 def kill(pid: int, worker_id: str) -> bool:

@@ -103,6 +103,8 @@ def test_pools_of_other_limits_are_other_pools(root: Path) -> None:
         for recycling in limits:
             held.enter_context(local_pool.lease(workers=1, slots=4, idle_s=5, recycling=recycling, runtime_root=root))
         pools = local_pool.status(runtime_root=root)
+        # A pool is up before its workers are.
+        until(lambda: [len(workers(pool)) for pool in pools] == [1, 1, 1])
         commands = [" ".join(worker.cmdline()) for pool in pools for worker in workers(pool)]
     for option, given in {"--max-rss-mb ": ["100", "2048", "2048"], "--max-trials ": ["0", "0", "100"]}.items():
         assert sorted(command.partition(option)[2].split()[0] for command in commands) == given
