@@ -25,29 +25,31 @@ _sym_db = _symbol_database.Default()
 from dspex.v1 import types_pb2 as dspex_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x64spex/v1/worker.proto\x12\x08\x64spex.v1\x1a\x14\x64spex/v1/types.proto\"\x95\x01\n\x0bWorkerHello\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12\r\n\x05slots\x18\x03 \x01(\r\x12\x0b\n\x03pid\x18\x04 \x01(\x04\x12\x17\n\x0fpackage_version\x18\x05 \x01(\t\x12\x12\n\nquarantine\x18\x06 \x01(\x08\x12\x10\n\x08marks_fd\x18\x07 \x01(\x05\"U\n\x07\x43\x61llAsk\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x10\n\x08trial_id\x18\x02 \x01(\x04\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0e\n\x06tokens\x18\x04 \x01(\x04\x12\r\n\x05\x61gain\x18\x05 \x01(\x08\"d\n\x07\x43\x61llEnd\x12\n\n\x02id\x18\x01 \x01(\x04\x12&\n\x07verdict\x18\x02 \x01(\x0e\x32\x15.dspex.v1.CallVerdict\x12\x15\n\rretry_after_s\x18\x03 \x01(\x01\x12\x0e\n\x06tokens\x18\x04 \x01(\x04\"9\n\nCallPermit\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0f\n\x07granted\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\xeb\x01\n\rAttachRequest\x12$\n\x05hello\x18\x01 \x01(\x0b\x32\x15.dspex.v1.WorkerHello\x12#\n\x08outcomes\x18\x02 \x03(\x0b\x32\x11.dspex.v1.Outcome\x12\x14\n\x0creleased_ids\x18\x03 \x03(\x04\x12\x10\n\x08\x64raining\x18\x04 \x01(\x08\x12\x0f\n\x07held_by\x18\x05 \x01(\x04\x12\x14\n\x0creturned_ids\x18\x06 \x03(\x04\x12\x1f\n\x04\x61sks\x18\x07 \x03(\x0b\x32\x11.dspex.v1.CallAsk\x12\x1f\n\x04\x65nds\x18\x08 \x03(\x0b\x32\x11.dspex.v1.CallEnd\">\n\rWorkerWelcome\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x13\n\x0bheartbeat_s\x18\x02 \x01(\x01\"\xb4\x02\n\x0e\x41ttachResponse\x12(\n\x07welcome\x18\x01 \x01(\x0b\x32\x17.dspex.v1.WorkerWelcome\x12#\n\x08sessions\x18\x02 \x03(\x0b\x32\x11.dspex.v1.Session\x12%\n\tsnapshots\x18\x03 \x03(\x0b\x32\x12.dspex.v1.Snapshot\x12\x1f\n\x06trials\x18\x04 \x03(\x0b\x32\x0f.dspex.v1.Trial\x12\x12\n\ncancel_ids\x18\x05 \x03(\x04\x12\x1a\n\x12\x63losed_session_ids\x18\x06 \x03(\x06\x12%\n\tforgotten\x18\x08 \x03(\x0b\x32\x12.dspex.v1.Snapshot\x12\r\n\x05\x64rain\x18\x07 \x01(\x08\x12%\n\x07permits\x18\t \x03(\x0b\x32\x14.dspex.v1.CallPermit*\xaa\x01\n\x0b\x43\x61llVerdict\x12\x1c\n\x18\x43\x41LL_VERDICT_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x43\x41LL_VERDICT_OK\x10\x01\x12\x18\n\x14\x43\x41LL_VERDICT_REFUSED\x10\x02\x12\x1b\n\x17\x43\x41LL_VERDICT_OVERLOADED\x10\x03\x12\x17\n\x13\x43\x41LL_VERDICT_FAILED\x10\x04\x12\x18\n\x14\x43\x41LL_VERDICT_NEUTRAL\x10\x05\x32P\n\rWorkerService\x12?\n\x06\x41ttach\x12\x17.dspex.v1.AttachRequest\x1a\x18.dspex.v1.AttachResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x64spex/v1/worker.proto\x12\x08\x64spex.v1\x1a\x14\x64spex/v1/types.proto\"\x95\x01\n\x0bWorkerHello\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12\r\n\x05slots\x18\x03 \x01(\r\x12\x0b\n\x03pid\x18\x04 \x01(\x04\x12\x17\n\x0fpackage_version\x18\x05 \x01(\t\x12\x12\n\nquarantine\x18\x06 \x01(\x08\x12\x10\n\x08marks_fd\x18\x07 \x01(\x05\"d\n\x07\x43\x61llAsk\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x10\n\x08trial_id\x18\x02 \x01(\x04\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0e\n\x06tokens\x18\x04 \x01(\x04\x12\r\n\x05\x61gain\x18\x05 \x01(\x08\x12\r\n\x05\x62\x65gun\x18\x06 \x01(\x08\"d\n\x07\x43\x61llEnd\x12\n\n\x02id\x18\x01 \x01(\x04\x12&\n\x07verdict\x18\x02 \x01(\x0e\x32\x15.dspex.v1.CallVerdict\x12\x15\n\rretry_after_s\x18\x03 \x01(\x01\x12\x0e\n\x06tokens\x18\x04 \x01(\x04\"9\n\nCallPermit\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0f\n\x07granted\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t\"-\n\rStandingLeave\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05given\x18\x02 \x01(\x08\"\xeb\x01\n\rAttachRequest\x12$\n\x05hello\x18\x01 \x01(\x0b\x32\x15.dspex.v1.WorkerHello\x12#\n\x08outcomes\x18\x02 \x03(\x0b\x32\x11.dspex.v1.Outcome\x12\x14\n\x0creleased_ids\x18\x03 \x03(\x04\x12\x10\n\x08\x64raining\x18\x04 \x01(\x08\x12\x0f\n\x07held_by\x18\x05 \x01(\x04\x12\x14\n\x0creturned_ids\x18\x06 \x03(\x04\x12\x1f\n\x04\x61sks\x18\x07 \x03(\x0b\x32\x11.dspex.v1.CallAsk\x12\x1f\n\x04\x65nds\x18\x08 \x03(\x0b\x32\x11.dspex.v1.CallEnd\">\n\rWorkerWelcome\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x13\n\x0bheartbeat_s\x18\x02 \x01(\x01\"\xdd\x02\n\x0e\x41ttachResponse\x12(\n\x07welcome\x18\x01 \x01(\x0b\x32\x17.dspex.v1.WorkerWelcome\x12#\n\x08sessions\x18\x02 \x03(\x0b\x32\x11.dspex.v1.Session\x12%\n\tsnapshots\x18\x03 \x03(\x0b\x32\x12.dspex.v1.Snapshot\x12\x1f\n\x06trials\x18\x04 \x03(\x0b\x32\x0f.dspex.v1.Trial\x12\x12\n\ncancel_ids\x18\x05 \x03(\x04\x12\x1a\n\x12\x63losed_session_ids\x18\x06 \x03(\x06\x12%\n\tforgotten\x18\x08 \x03(\x0b\x32\x12.dspex.v1.Snapshot\x12\r\n\x05\x64rain\x18\x07 \x01(\x08\x12%\n\x07permits\x18\t \x03(\x0b\x32\x14.dspex.v1.CallPermit\x12\'\n\x06leaves\x18\n \x03(\x0b\x32\x17.dspex.v1.StandingLeave*\xaa\x01\n\x0b\x43\x61llVerdict\x12\x1c\n\x18\x43\x41LL_VERDICT_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x43\x41LL_VERDICT_OK\x10\x01\x12\x18\n\x14\x43\x41LL_VERDICT_REFUSED\x10\x02\x12\x1b\n\x17\x43\x41LL_VERDICT_OVERLOADED\x10\x03\x12\x17\n\x13\x43\x41LL_VERDICT_FAILED\x10\x04\x12\x18\n\x14\x43\x41LL_VERDICT_NEUTRAL\x10\x05\x32P\n\rWorkerService\x12?\n\x06\x41ttach\x12\x17.dspex.v1.AttachRequest\x1a\x18.dspex.v1.AttachResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'dspex.v1.worker_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CALLVERDICT']._serialized_start=1071
-  _globals['_CALLVERDICT']._serialized_end=1241
+  _globals['_CALLVERDICT']._serialized_start=1174
+  _globals['_CALLVERDICT']._serialized_end=1344
   _globals['_WORKERHELLO']._serialized_start=58
   _globals['_WORKERHELLO']._serialized_end=207
   _globals['_CALLASK']._serialized_start=209
-  _globals['_CALLASK']._serialized_end=294
-  _globals['_CALLEND']._serialized_start=296
-  _globals['_CALLEND']._serialized_end=396
-  _globals['_CALLPERMIT']._serialized_start=398
-  _globals['_CALLPERMIT']._serialized_end=455
-  _globals['_ATTACHREQUEST']._serialized_start=458
-  _globals['_ATTACHREQUEST']._serialized_end=693
-  _globals['_WORKERWELCOME']._serialized_start=695
-  _globals['_WORKERWELCOME']._serialized_end=757
-  _globals['_ATTACHRESPONSE']._serialized_start=760
-  _globals['_ATTACHRESPONSE']._serialized_end=1068
-  _globals['_WORKERSERVICE']._serialized_start=1243
-  _globals['_WORKERSERVICE']._serialized_end=1323
+  _globals['_CALLASK']._serialized_end=309
+  _globals['_CALLEND']._serialized_start=311
+  _globals['_CALLEND']._serialized_end=411
+  _globals['_CALLPERMIT']._serialized_start=413
+  _globals['_CALLPERMIT']._serialized_end=470
+  _globals['_STANDINGLEAVE']._serialized_start=472
+  _globals['_STANDINGLEAVE']._serialized_end=517
+  _globals['_ATTACHREQUEST']._serialized_start=520
+  _globals['_ATTACHREQUEST']._serialized_end=755
+  _globals['_WORKERWELCOME']._serialized_start=757
+  _globals['_WORKERWELCOME']._serialized_end=819
+  _globals['_ATTACHRESPONSE']._serialized_start=822
+  _globals['_ATTACHRESPONSE']._serialized_end=1171
+  _globals['_WORKERSERVICE']._serialized_start=1346
+  _globals['_WORKERSERVICE']._serialized_end=1426
 # @@protoc_insertion_point(module_scope)

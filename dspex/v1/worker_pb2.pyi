@@ -90,7 +90,7 @@ Global___WorkerHello: _TypeAlias = WorkerHello  # noqa: Y015
 
 @_typing.final
 class CallAsk(_message.Message):
-    """A trial wants to call a model, and waits for a permit."""
+    """A trial wants to call a model, and waits for a permit; or calls it already, under a standing leave."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -99,6 +99,7 @@ class CallAsk(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
     AGAIN_FIELD_NUMBER: _builtins.int
+    BEGUN_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """chosen by the worker, unique in its stream"""
     trial_id: _builtins.int
@@ -109,6 +110,8 @@ class CallAsk(_message.Message):
     """estimate of what the call will use; 0: unknown"""
     again: _builtins.bool
     """the same call was refused or failed before"""
+    begun: _builtins.bool
+    """it has gone under a standing leave: no permit answers it"""
     def __init__(
         self,
         *,
@@ -117,10 +120,11 @@ class CallAsk(_message.Message):
         model: _builtins.str = ...,
         tokens: _builtins.int = ...,
         again: _builtins.bool = ...,
+        begun: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["again", b"again", "id", b"id", "model", b"model", "tokens", b"tokens", "trial_id", b"trial_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["again", b"again", "begun", b"begun", "id", b"id", "model", b"model", "tokens", b"tokens", "trial_id", b"trial_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -186,6 +190,31 @@ class CallPermit(_message.Message):
 Global___CallPermit: _TypeAlias = CallPermit  # noqa: Y015
 
 @_typing.final
+class StandingLeave(_message.Message):
+    """Whether calls to a model may go unasked from now on; they are told of as begun, with whatever is sent next."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    GIVEN_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    given: _builtins.bool
+    """else it is taken back"""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        given: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["given", b"given", "model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StandingLeave: _TypeAlias = StandingLeave  # noqa: Y015
+
+@_typing.final
 class AttachRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -219,7 +248,7 @@ class AttachRequest(_message.Message):
     def asks(self) -> _containers.RepeatedCompositeFieldContainer[Global___CallAsk]: ...
     @_builtins.property
     def ends(self) -> _containers.RepeatedCompositeFieldContainer[Global___CallEnd]:
-        """read before the asks"""
+        """read before the asks, but for ends of calls among them"""
 
     def __init__(
         self,
@@ -277,6 +306,7 @@ class AttachResponse(_message.Message):
     FORGOTTEN_FIELD_NUMBER: _builtins.int
     DRAIN_FIELD_NUMBER: _builtins.int
     PERMITS_FIELD_NUMBER: _builtins.int
+    LEAVES_FIELD_NUMBER: _builtins.int
     drain: _builtins.bool
     """no more trials come: what is here is to be finished"""
     @_builtins.property
@@ -303,6 +333,8 @@ class AttachResponse(_message.Message):
 
     @_builtins.property
     def permits(self) -> _containers.RepeatedCompositeFieldContainer[Global___CallPermit]: ...
+    @_builtins.property
+    def leaves(self) -> _containers.RepeatedCompositeFieldContainer[Global___StandingLeave]: ...
     def __init__(
         self,
         *,
@@ -315,10 +347,11 @@ class AttachResponse(_message.Message):
         forgotten: _abc.Iterable[_types_pb2.Snapshot] | None = ...,
         drain: _builtins.bool = ...,
         permits: _abc.Iterable[Global___CallPermit] | None = ...,
+        leaves: _abc.Iterable[Global___StandingLeave] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_ids", b"cancel_ids", "closed_session_ids", b"closed_session_ids", "drain", b"drain", "forgotten", b"forgotten", "permits", b"permits", "sessions", b"sessions", "snapshots", b"snapshots", "trials", b"trials", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_ids", b"cancel_ids", "closed_session_ids", b"closed_session_ids", "drain", b"drain", "forgotten", b"forgotten", "leaves", b"leaves", "permits", b"permits", "sessions", b"sessions", "snapshots", b"snapshots", "trials", b"trials", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

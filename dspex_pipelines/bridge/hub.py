@@ -62,7 +62,9 @@ class Hub:
         self.closing = asyncio.Event()
         self.failing = ""
         """Why the pool gives up; empty while it does not."""
-        self.models = ModelCalls(dispatcher, permit=self._permit, changed=self._arm, throttle=throttle)
+        self.models = ModelCalls(
+            dispatcher, permit=self._permit, leave=self._leave, changed=self._arm, throttle=throttle
+        )
         self._tell = tell
         self._answered = 0
         self._sizes: dict[int, int] = {}
@@ -132,6 +134,11 @@ class Hub:
     def _permit(self, worker_id: str, permit: worker_pb2.CallPermit) -> None:
         if link := self.workers.get(worker_id):
             link.permits.append(permit)
+            link.wake.set()
+
+    def _leave(self, worker_id: str, leave: worker_pb2.StandingLeave) -> None:
+        if link := self.workers.get(worker_id):
+            link.leaves.append(leave)
             link.wake.set()
 
     def inspect(self, link: WorkerLink, reason: str) -> None:

@@ -27,6 +27,7 @@ class WorkerLink:
     trials: deque[types_pb2.Trial] = field(default_factory=deque[types_pb2.Trial])
     cancels: list[int] = field(default_factory=list[int])
     permits: list[worker_pb2.CallPermit] = field(default_factory=list[worker_pb2.CallPermit])
+    leaves: list[worker_pb2.StandingLeave] = field(default_factory=list[worker_pb2.StandingLeave])
     closed_sessions: list[int] = field(default_factory=list[int])
     known: dict[int, set[int]] = field(default_factory=dict[int, set[int]])
     """Session to the versions this worker has been sent."""
@@ -41,12 +42,14 @@ class WorkerLink:
 
     def next_frame(self) -> worker_pb2.AttachResponse | None:
         """Return whatever waits, up to a frame's limits; None when nothing does."""
-        if not (self.trials or self.cancels or self.permits or self.snapshots or self.closed_sessions or self.drain):
+        calls = self.permits or self.leaves
+        if not (self.trials or self.cancels or calls or self.snapshots or self.closed_sessions or self.drain):
             return None
         frame = worker_pb2.AttachResponse()
-        if self.permits:
+        if calls:
             frame.permits.extend(self.permits)
-            self.permits = []
+            frame.leaves.extend(self.leaves)
+            self.permits, self.leaves = [], []
         size = 0
         while self.sessions:
             size += self.sessions[0].ByteSize()

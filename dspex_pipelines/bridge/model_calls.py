@@ -1,6 +1,7 @@
 """Leave to call models, for the trials of all workers: what they ask goes to the throttle, what it answers to them.
 
-The clock of a trial stands still while one of its calls waits.
+The clock of a trial stands still while one of its calls waits. Where nothing is to be waited for, workers have a
+standing leave, and tell of their calls afterwards.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from dspex.v1 import pool_pb2, worker_pb2
 from dspex_pipelines.engine.dispatcher import Dispatcher
-from dspex_pipelines.engine.throttle import Answer, Throttle
+from dspex_pipelines.engine.throttle import Answer, Throttle, Verdict
 from dspex_pipelines.model.limits import RateLimit
 from dspex_pipelines.wire.alarm import Alarm
 from dspex_pipelines.wire.codec import verdict_from_wire
@@ -26,67 +27,107 @@ Key = tuple[str, int]
 
 
 class ModelCalls:
-    """Between the workers and the throttle; *permit* sends an answer to a worker. All times are `time.monotonic`."""
+    """Between the workers and the throttle; *permit* and *leave* send to a worker. All times are `time.monotonic`."""
 
     def __init__(
         self,
         dispatcher: Dispatcher,
         *,
         permit: Callable[[str, worker_pb2.CallPermit], None],
+        leave: Callable[[str, worker_pb2.StandingLeave], None],
         changed: Callable[[], None],
         throttle: Throttle | None = None,
     ) -> None:
         self._dispatcher = dispatcher
         self._permit = permit
+        self._leave = leave
         self._changed = changed
         self._throttle = throttle or Throttle()
         self._waiting: dict[Key, int] = {}
         """Calls that wait for leave, and the attempt of each."""
         self._asked: dict[str, set[int]] = {}
         """Worker to its calls that have not ended."""
+        self._leaves: dict[str, set[str]] = {}
+        """Model to the workers that may call it unasked."""
         self._alarm = Alarm(self._tick)
 
     def heard(
         self, worker_id: str, asks: Iterable[worker_pb2.CallAsk], ends: Iterable[worker_pb2.CallEnd], now: float
     ) -> None:
-        """A worker tells how calls went, then asks for others."""
+        """A worker tells how calls went and which have gone unasked, then asks for others."""
         asked = self._asked.setdefault(worker_id, set())
+        doubt = False
+        late: list[worker_pb2.CallEnd] = []
+        """Of calls that have begun and ended since the last frame."""
         for end in ends:
-            key = (worker_id, end.id)
-            asked.discard(end.id)
-            self._go_on(key, now)
-            # A number that is none would put every timer out of order.
-            retry_after_s = max(0.0, end.retry_after_s)
-            tokens = min(end.tokens, MOST_TOKENS)
-            verdict = verdict_from_wire(end.verdict)
-            self._answer(self._throttle.done(key, verdict, now, retry_after_s=retry_after_s, tokens=tokens), now)
+            if end.id in asked:
+                doubt |= self._end(worker_id, end, now)
+            else:
+                late.append(end)
+        called: dict[str, bool] = {}
         for ask in asks:
             if len(asked) >= MOST_ASKED or ask.id in asked:
-                reason = f"more than {MOST_ASKED:,} calls of one worker, or one of them twice"
-                self._permit(worker_id, worker_pb2.CallPermit(id=ask.id, reason=reason))
+                if not ask.begun:
+                    reason = f"more than {MOST_ASKED:,} calls of one worker, or one of them twice"
+                    self._permit(worker_id, worker_pb2.CallPermit(id=ask.id, reason=reason))
                 continue
-            self._ask(worker_id, ask, now)
+            model = ask.model[:NAME_CHARACTERS]
+            called[model] = called.get(model, True) and ask.begun
+            self._ask(worker_id, model, ask, now)
+        for end in late:
+            if end.id in asked:
+                doubt |= self._end(worker_id, end, now)
+        if doubt:
+            self._take_back(now)
+        for model, unasked in called.items():
+            self._look_at_leave(worker_id, model, now, unasked=unasked)
         self._arm()
 
-    def _ask(self, worker_id: str, ask: worker_pb2.CallAsk, now: float) -> None:
+    def _end(self, worker_id: str, end: worker_pb2.CallEnd, now: float) -> bool:
+        """Note how a call went; return whether it went badly."""
+        key = (worker_id, end.id)
+        self._asked[worker_id].discard(end.id)
+        self._go_on(key, now)
+        # A number that is none would put every timer out of order.
+        retry_after_s = max(0.0, end.retry_after_s)
+        tokens = min(end.tokens, MOST_TOKENS)
+        verdict = verdict_from_wire(end.verdict)
+        self._answer(self._throttle.done(key, verdict, now, retry_after_s=retry_after_s, tokens=tokens), now)
+        return verdict not in (Verdict.OK, Verdict.NEUTRAL)
+
+    def _ask(self, worker_id: str, model: str, ask: worker_pb2.CallAsk, now: float) -> None:
         key = (worker_id, ask.id)
         self._asked[worker_id].add(ask.id)
-        answers = self._throttle.ask(
-            key,
-            ask.model[:NAME_CHARACTERS],
-            min(ask.tokens, MOST_TOKENS),
-            now,
-            again=ask.again,
-            client=self._dispatcher.client_of(worker_id, ask.trial_id),
-        )
+        tokens = min(ask.tokens, MOST_TOKENS)
+        client = self._dispatcher.client_of(worker_id, ask.trial_id)
+        if ask.begun:
+            self._throttle.begun(key, model, tokens, now, client=client)
+            return
+        answers = self._throttle.ask(key, model, tokens, now, again=ask.again, client=client)
         if not any(answer.call_id == key for answer in answers):
             self._waiting[key] = ask.trial_id
             self._dispatcher.stop_clock(worker_id, ask.trial_id, now)
             self._changed()
         self._answer(answers, now)
 
+    def _look_at_leave(self, worker_id: str, model: str, now: float, *, unasked: bool) -> None:
+        """Tell a worker that has called *model* what holds from now on, unless it acts by that already."""
+        is_open = self._throttle.is_open(model, now)
+        if is_open is not unasked:
+            if is_open:
+                self._leaves.setdefault(model, set()).add(worker_id)
+            self._leave(worker_id, worker_pb2.StandingLeave(model=model, given=is_open))
+
+    def _take_back(self, now: float) -> None:
+        """Take back leave to call what is not open any more."""
+        for model in [model for model in self._leaves if not self._throttle.is_open(model, now)]:
+            for worker_id in self._leaves.pop(model):
+                self._leave(worker_id, worker_pb2.StandingLeave(model=model))
+
     def lose(self, worker_id: str, now: float) -> None:
         """A worker is gone, and its calls with it, as far as can be known."""
+        for holders in self._leaves.values():
+            holders.discard(worker_id)
         asked = self._asked.pop(worker_id, set())
         for number in asked:
             self._waiting.pop((worker_id, number), None)
@@ -98,6 +139,7 @@ class ModelCalls:
         if limits:
             now = time.monotonic()
             self._answer(self._throttle.declare(session_id, limits, now), now)
+            self._take_back(now)
             self._arm()
 
     def withdraw(self, session_id: int) -> None:

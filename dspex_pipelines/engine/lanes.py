@@ -76,6 +76,15 @@ class Lane:
         """Whether nothing waits and nothing is in flight."""
         return not (self.line or self.in_flight)
 
+    def open(self, now: float) -> bool:
+        """Return whether nothing holds calls back here, nor has for a while: they need not ask one by one."""
+        return (
+            self.pace.open
+            and not (self.budgets or self.line or self.breaker.doubtful)
+            and self._room == NEVER
+            and now >= max(self.paused_until, self._closed_until)
+        )
+
     def link(self, budgets: tuple[Budget, ...], now: float) -> None:
         """Go on under other declared limits."""
         self.budgets = budgets
@@ -98,7 +107,7 @@ class Lane:
             if self._next_at(call, now) > now:
                 break
             line.take(call)
-            self._grant(call, now)
+            self._grant(call, now, asked=True)
             answers.append(Answer(call.call_id, granted=True, reason=""))
         pace.hungry = bool(line)
         pace.pressed = call is not None and self._waits_for_pace(call, now)
@@ -143,6 +152,11 @@ class Lane:
             else:
                 pace.refused(call.generation, self.in_flight, now)
             self._hold(retry_after_s, now, detail)
+
+    def begin(self, call: Call, now: float) -> None:
+        """Count a call that has gone unasked."""
+        self.pace.advance(now)
+        self._grant(call, now, asked=False)
 
     def drop(self, call: Call, now: float) -> None:
         """Forget a call, wherever it is."""
@@ -221,7 +235,7 @@ class Lane:
         full = pace.limited and self.in_flight >= self._window(now)
         return self._others_at(call, now) <= now and (full or pace.due(now) > now)
 
-    def _grant(self, call: Call, now: float) -> None:
+    def _grant(self, call: Call, now: float, *, asked: bool) -> None:
         call.flying = True
         call.since = now
         call.cost = self._cost(call)
@@ -229,7 +243,7 @@ class Lane:
         call.epoch = self.breaker.epoch
         self.in_flight += 1
         self.granted += 1
-        self.pace.granted()
+        self.pace.granted(asked=asked)
         for budget in self.budgets:
             budget.take(call.cost)
         if self.breaker.down:

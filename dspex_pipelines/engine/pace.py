@@ -41,6 +41,8 @@ _SILENCE_S = 1.0
 _SILENT_DOUBLING_S = 0.5
 """Refusals come at once, so that whoever is silent for longer is slow: more go, twice as many each time."""
 _KNOWN = 1_000
+_OPEN = 200
+"""Answers without a refusal, after which calls need not ask one by one."""
 _LATENCIES = 100
 _LEAST_LATENCY_S = 1e-4
 _RESTART_S = 10.0
@@ -120,6 +122,11 @@ class Pace:
         """Whether nothing has been answered or refused yet."""
         return not (self._answers or self.limited)
 
+    @property
+    def open(self) -> bool:
+        """Whether enough was answered, and nothing refused."""
+        return self._answers >= _OPEN and not self.limited
+
     def window(self) -> float:
         """Return how many calls may be in flight."""
         if not self.limited:
@@ -162,10 +169,10 @@ class Pace:
         if self.pressed and growing_s > 0.0:
             self._grow(growing_s, now)
 
-    def granted(self) -> None:
-        """Count a call that goes."""
+    def granted(self, *, asked: bool) -> None:
+        """Count a call that goes; one that has gone without being *asked* for is not held against those that are."""
         self._calls += 1.0
-        if self.rate != NEVER:
+        if asked and self.rate != NEVER:
             self._bucket.take(1.0)
 
     def answered(self, latency_s: float, now: float) -> None:

@@ -35,6 +35,8 @@ class Throttle:
       except for a probe every `probe_every_s`.
     * Within a client calls go in the order of asking, those asked `again` first, or last while the lane's calls fail;
       clients take turns.
+    * Where nothing is declared, much was answered and nothing refused, calls need not ask (`is_open`): they are told of
+      when they have gone (`begun`).
     * A lane that has not been used for `idle_s` is forgotten, earlier when there are `most_lanes`.
 
     Every event costs a constant time per call it moves; `tick` costs a step more per lane with calls waiting, `declare`
@@ -141,6 +143,27 @@ class Throttle:
         self._idle.pop(model, None)
         self._waiting.setdefault(model, lane)
         return self._serve(lane, [], now)
+
+    def begun(self, call_id: Hashable, model: str, tokens: int, now: float, *, client: Hashable = None) -> None:
+        """Note a call that has gone unasked, because its lane was open when it did; it ends like any other.
+
+        One that would be of a lane too many is not counted.
+        """
+        self._now = now
+        if call_id in self._calls or (lane := self._lane(model, now)) is None:
+            return
+        self._calls[call_id] = call = Call(call_id, lane, client, max(0, tokens), again=False)
+        lane.used = now
+        self._idle.pop(model, None)
+        lane.begin(call, now)
+
+    def is_open(self, model: str, now: float) -> bool:
+        """Return whether calls of *model* may go unasked: nothing is declared for it, and it has refused none so far.
+
+        It may change with every event, and also because the model was not used for long.
+        """
+        lane = self._lanes.get(model)
+        return lane is not None and lane.open(now)
 
     def done(
         self,

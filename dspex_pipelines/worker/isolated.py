@@ -166,7 +166,7 @@ def serve_one(connection: Connection) -> NoReturn:
         with sending:
             connection.send_bytes(kind + message.SerializeToString())
 
-    permits = PermitsOfBridge(ask=functools.partial(say, _ASK), end=functools.partial(say, _END))
+    permits = PermitsOfBridge(ask=functools.partial(say, _ASK), end=lambda end, _: say(_END, end))
 
     def hear() -> None:
         with contextlib.suppress(EOFError, OSError):

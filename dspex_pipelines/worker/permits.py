@@ -14,6 +14,9 @@ from dspex_pipelines.engine.throttle import Answer, Throttle, Verdict
 from dspex_pipelines.errors import DspexError, ProviderGivenUp
 from dspex_pipelines.wire.codec import verdict_to_wire
 
+LEAVE_S = 10.0
+"""A standing leave that has not been used for so long is one no more: all that waits would go in one blow."""
+
 
 class TrialStopped(DspexError):
     """The trial that waited here for leave to call a model has been cancelled."""
@@ -31,6 +34,8 @@ class _Permit:
         self.number = number
         self.trial = trial
         self.model = model
+        self.begun = False
+        """Whether it went under a standing leave."""
         self.granted: Future[None] = Future()
         self._end = end
         self._ended = False
@@ -77,25 +82,40 @@ class _Permits:
 
     def _ended(self, permit: _Permit, verdict: Verdict, retry_after_s: float, tokens: int) -> None:
         del self._permits[permit.number]
-        self._end(permit.number, verdict, retry_after_s, tokens)
+        self._end(permit, verdict, retry_after_s, tokens)
 
-    def _end(self, number: int, verdict: Verdict, retry_after_s: float, tokens: int) -> None:
+    def _end(self, permit: _Permit, verdict: Verdict, retry_after_s: float, tokens: int) -> None:
         raise NotImplementedError
 
 
 class PermitsOfBridge(_Permits):
-    """Asks and ends go to *ask* and *end*, which write them to the bridge; `take` is what it answers."""
+    """Asks and ends go to *ask* and *end*, which write them to the bridge; `take` is what it answers.
 
-    def __init__(self, *, ask: Callable[[worker_pb2.CallAsk], None], end: Callable[[worker_pb2.CallEnd], None]) -> None:
+    Under a standing leave calls go at once and the bridge is told later, until one of them does not go well here.
+    """
+
+    def __init__(
+        self, *, ask: Callable[[worker_pb2.CallAsk], None], end: Callable[[worker_pb2.CallEnd, bool], None]
+    ) -> None:
         super().__init__()
         self._say_ask = ask
         self._say_end = end
+        self._leaves: dict[str, float] = {}
+        """Models that may be called unasked, and until when."""
 
     def ask(self, trial: int, model: str, tokens: int, *, again: bool) -> _Permit:
         """Return the permit for a call of that trial."""
         permit = self._add(trial, model)
+        now = time.monotonic()
+        begun = not again and now < self._leaves.get(model, 0.0)
+        if begun:
+            self._leaves[model] = now + LEAVE_S
+            permit.begun = True
+            permit.answer(granted=True, reason="")
         self._say_ask(
-            worker_pb2.CallAsk(id=permit.number, trial_id=trial, model=model, tokens=max(0, tokens), again=again)
+            worker_pb2.CallAsk(
+                id=permit.number, trial_id=trial, model=model, tokens=max(0, tokens), again=again, begun=begun
+            )
         )
         return permit
 
@@ -104,12 +124,22 @@ class PermitsOfBridge(_Permits):
         for one in permits:
             self._answer(one.id, granted=one.granted, reason=one.reason)
 
-    def _end(self, number: int, verdict: Verdict, retry_after_s: float, tokens: int) -> None:
-        self._say_end(
-            worker_pb2.CallEnd(
-                id=number, verdict=verdict_to_wire(verdict), retry_after_s=retry_after_s, tokens=max(0, tokens)
-            )
+    def take_leaves(self, leaves: Iterable[worker_pb2.StandingLeave]) -> None:
+        """The bridge gives leave to call models unasked, or takes it back."""
+        for one in leaves:
+            if one.given:
+                self._leaves[one.model] = time.monotonic() + LEAVE_S
+            else:
+                self._leaves.pop(one.model, None)
+
+    def _end(self, permit: _Permit, verdict: Verdict, retry_after_s: float, tokens: int) -> None:
+        if verdict not in (Verdict.OK, Verdict.NEUTRAL):
+            # The bridge decides; its word may be a while in coming.
+            self._leaves.pop(permit.model, None)
+        said = worker_pb2.CallEnd(
+            id=permit.number, verdict=verdict_to_wire(verdict), retry_after_s=retry_after_s, tokens=max(0, tokens)
         )
+        self._say_end(said, verdict is not Verdict.OK or not permit.begun)
 
 
 class PermitsHere(_Permits):
@@ -127,7 +157,8 @@ class PermitsHere(_Permits):
         self._step(lambda now: self._throttle.ask(permit.number, model, tokens, now, again=again))
         return permit
 
-    def _end(self, number: int, verdict: Verdict, retry_after_s: float, tokens: int) -> None:
+    def _end(self, permit: _Permit, verdict: Verdict, retry_after_s: float, tokens: int) -> None:
+        number = permit.number
         self._step(lambda now: self._throttle.done(number, verdict, now, retry_after_s=retry_after_s, tokens=tokens))
 
     def _step(self, event: Callable[[float], list[Answer]]) -> None:

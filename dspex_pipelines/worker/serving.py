@@ -10,7 +10,6 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterable
 from typing import NoReturn
 
 from dspex.v1 import types_pb2, worker_pb2
@@ -132,8 +131,9 @@ class Worker:
             self._sent_all = True
             self._leaving.set()
 
-    def _take_permits(self, permits: Iterable[worker_pb2.CallPermit]) -> None:
-        self._permits.take(permits)
+    def _take_permits(self, frame: worker_pb2.AttachResponse) -> None:
+        self._permits.take(frame.permits)
+        self._permits.take_leaves(frame.leaves)
 
     def _deliver(self, outcome: types_pb2.Outcome) -> None:
         self._wire.put(outcome)

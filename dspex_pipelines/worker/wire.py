@@ -12,7 +12,7 @@ import os
 import resource
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
@@ -60,7 +60,7 @@ class WorkerWire:
         quarantine: bool,
         recycling: Recycling,
         on_frame: Callable[[worker_pb2.AttachResponse], None],
-        on_permits: Callable[[Iterable[worker_pb2.CallPermit]], None],
+        on_permits: Callable[[worker_pb2.AttachResponse], None],
         on_worn: Callable[[str], None],
         on_end: Callable[[Exception | None], None],
     ) -> None:
@@ -116,14 +116,16 @@ class WorkerWire:
         self.poke()
 
     def ask(self, call: worker_pb2.CallAsk) -> None:
-        """Ask for leave to call a model."""
+        """Ask for leave to call a model, or tell with the next frame of a call that has gone without."""
         self._asks.append(call)
-        self.poke()
+        if not call.begun:
+            self.poke()
 
-    def end(self, call: worker_pb2.CallEnd) -> None:
-        """Say how a call to a model went; it goes with the next frame, which is never long in coming."""
+    def end(self, call: worker_pb2.CallEnd, at_once: bool) -> None:  # noqa: FBT001 - a callback
+        """Say how a call to a model went: at once, unless it went well and nobody waits for its place."""
         self._ends.append(call)
-        self.poke()
+        if at_once:
+            self.poke()
 
     def give_back(self, attempt_id: int) -> None:
         """Say that a trial has not begun and cannot begin here, and ask for no more."""
@@ -162,9 +164,9 @@ class WorkerWire:
             try:
                 async for frame in stub.Attach(self._frames()):
                     self._taken += len(frame.trials)
-                    if frame.permits:
+                    if frame.permits or frame.leaves:
                         # Here, whatever programs do with their loop.
-                        self._on_permits(frame.permits)
+                        self._on_permits(frame)
                     self._on_frame(frame)
                     self._look_at_itself()
             except grpc.aio.AioRpcError as error:
@@ -223,14 +225,12 @@ class WorkerWire:
             )
         )
         while True:
-            if not (self._outcomes or self._released or self._returned or self._asks or self._ends):
+            if not (self._woken or self._outcomes or self._released or self._returned):
                 if self._leaving:
                     return
-                try:
+                # When nothing happens, a frame is a heartbeat.
+                with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), HEARTBEAT_S)
-                except TimeoutError:
-                    yield worker_pb2.AttachRequest(draining=self._draining, held_by=self._held_by)
-                    continue
             await grown(self._outcomes)
             self._wake.clear()
             self._woken = False
@@ -246,8 +246,13 @@ class WorkerWire:
             outcomes.append(self._outcomes.popleft())
         released = [self._released.popleft() for _ in range(len(self._released))]
         returned = [self._returned.popleft() for _ in range(len(self._returned))]
-        asks = [self._asks.popleft() for _ in range(min(FRAME_ASKS, len(self._asks)))]
+        # Ends first: what calls are these that have ended is then among what was asked, here or before.
         ends = [self._ends.popleft() for _ in range(len(self._ends))]
+        asks = [self._asks.popleft() for _ in range(min(FRAME_ASKS, len(self._asks)))]
+        if self._asks:
+            self._ends.extendleft(reversed(ends))
+            ends = []
+            self._woken = True
         return worker_pb2.AttachRequest(
             outcomes=outcomes,
             released_ids=released,

@@ -78,13 +78,24 @@ class Run:
 class World:
     """Callers, throttle and provider; messages take up to `jitter_s` each way."""
 
-    def __init__(self, provider: Provider, *, seed: int = 0, jitter_s: float = 0.005, throttle: Throttle | None = None):
+    def __init__(
+        self,
+        provider: Provider,
+        *,
+        seed: int = 0,
+        jitter_s: float = 0.005,
+        throttle: Throttle | None = None,
+        leaves: bool = False,
+    ):
         self.clock = Clock()
         self.began = self.clock.now
         self.rng = random.Random(seed)
         self.provider = provider
         self.jitter_s = jitter_s
         self.throttle = throttle or Throttle(rng=random.Random(seed))
+        self.leaves = leaves
+        """Whether calls go unasked where they may."""
+        self.unasked = 0
         self.runs: list[Run] = []
         self._numbers = itertools.count()
         self._owner: dict[Hashable, Run] = {}
@@ -108,6 +119,11 @@ class World:
             run.begun += 1
             call_id = ("worker", next(self._numbers))
             self._owner[call_id] = run
+            if self.leaves and self.throttle.is_open(run.model, self.clock.now):
+                self.unasked += 1
+                self.throttle.begun(call_id, run.model, 0, self.clock.now, client=run.client)
+                self._after([Answer(call_id, granted=True, reason="")])
+                return
             self._after(self.throttle.ask(call_id, run.model, 0, self.clock.now, client=run.client))
 
     def _after(self, answers: list[Answer]) -> None:

@@ -66,6 +66,60 @@ def test_a_provider_without_limits_is_soon_at_full_speed(latency_s):
     )
 
 
+def test_what_has_refused_nothing_for_long_need_not_be_asked():
+    run = Run(calls=4_000, wanted=WANTED)
+    world = World(Provider(latency_s=0.2), jitter_s=JITTER_S, leaves=True).play(run)
+    assert world.unasked >= 3_000
+    assert len(run.ended) == run.calls
+    assert not world.throttle.stats(), "with nothing in flight, it is forgotten when it has been idle"
+
+
+def test_a_limit_that_begins_while_calls_go_unasked_is_found():
+    run = Run(calls=6_000, wanted=WANTED)
+    world = World(
+        Provider(rate=lambda now: math.inf if now < 4.0 else 50.0, latency_s=0.3), jitter_s=JITTER_S, leaves=True
+    ).play(run)
+    assert world.unasked >= 1_000
+    assert not world.throttle.is_open(MODEL, world.clock.now)
+    limited = run.calls - sum(ended < 4.0 for ended in run.ended)
+    assert (run.verdicts[Verdict.REFUSED] - WANTED) / limited <= 0.08, "besides those that had gone"
+    assert limited / 50.0 / (max(run.ended) - 4.0) >= 0.8
+
+
+@pytest.mark.parametrize("verdict", [Verdict.REFUSED, Verdict.OVERLOADED, Verdict.FAILED])
+def test_one_call_that_goes_wrong_closes_what_was_open(verdict):
+    throttle, now = answered(250)
+    assert throttle.is_open(MODEL, now)
+    throttle.begun("last", MODEL, 0, now)
+    throttle.done("last", verdict, now)
+    assert not throttle.is_open(MODEL, now)
+
+
+def test_a_declared_limit_closes_what_was_open():
+    throttle, now = answered(250)
+    throttle.declare("run", [RateLimit(model="sim/*", max_concurrency=1)], now)
+    assert not throttle.is_open(MODEL, now)
+    throttle.withdraw("run", now)
+    assert throttle.is_open(MODEL, now)
+
+
+def test_what_is_new_is_not_open():
+    throttle, now = answered(10)
+    assert not throttle.is_open(MODEL, now)
+    assert not throttle.is_open("another", now)
+
+
+def answered(calls: int) -> tuple[Throttle, float]:
+    """A throttle of which so many calls were answered, and the time it is."""
+    throttle, now = Throttle(), 1_000.0
+    for number in range(calls):
+        now += 0.01
+        (answer,) = throttle.ask(number, MODEL, 0, now)
+        assert answer.granted
+        throttle.done(number, Verdict.OK, now + 0.005)
+    return throttle, now + 0.01
+
+
 def test_a_number_of_places_is_found():
     run = Run(calls=4_000, wanted=WANTED)
     World(Provider(most=40), jitter_s=JITTER_S).play(run)

@@ -53,6 +53,12 @@ class Throttling(RuleBasedStateMachine):
         self.waiting[self.asked] = lane
         self.take(self.throttle.ask(self.asked, lane, tokens, self.now, client=client, again=again))
 
+    @rule(lane=st.sampled_from(LANES[-1:]))
+    def goes_unasked(self, lane) -> None:
+        self.asked += 1
+        self.flying[self.asked] = lane
+        self.throttle.begun(self.asked, lane, 0, self.now)
+
     @rule(
         which=st.integers(0, 1_000),
         verdict=st.sampled_from(Verdict),
