@@ -17,12 +17,14 @@ from urllib.parse import urlsplit
 from weakref import WeakSet
 
 import dspy
-from dspy.clients import backend_selection, base_lm, execution
+from dspy.clients import backend_selection, base_lm, capabilities, execution
 from dspy.clients._litellm import get_litellm
+from dspy.clients.engines import lm15_engine
 from dspy.utils.usage_tracker import UsageTracker
 
 from dspex_pipelines.engine.calls import Call, TrialCalls, Used, running_trial, used_of
 from dspex_pipelines.worker.dspy_settings import BUILDING, TRIAL
+from dspex_pipelines.worker.hops import is_quick
 
 MOST_HISTORY = 20
 """Entries of a history in a worker: it is looked at by the program that runs, and else only grows."""
@@ -305,6 +307,14 @@ def _characters(asked: Any) -> int:
     return 0
 
 
+def _is_text(asked: Any) -> bool:
+    if isinstance(asked, list | tuple):
+        return all(_is_text(one) for one in cast("list[Any]", asked))
+    if isinstance(asked, Mapping):
+        return isinstance(cast("Mapping[str, Any]", asked).get("content"), str)
+    return isinstance(asked, str)
+
+
 def _caches(model: Any, kwargs: Mapping[str, Any]) -> bool:
     """Return whether DSPy looks the answer up in its cache, which it does for its own models alone."""
     own = hasattr(model, "_engine_spec") and getattr(model, "_cache_responses", True)
@@ -390,6 +400,29 @@ def manage_models() -> None:
             return made
 
         execution.PreparedCall.key = key_without_ours
+    _hop_no_more()
+
+
+def _hop_no_more() -> None:
+    """Say what of DSPy's hops to threads takes no time: of a model that has been called before, what only computes."""
+
+    def of_text(model: Any, prompt: Any, messages: Any, *_: Any) -> str | None:
+        # Anything else may be read from a file.
+        return model.model if _is_text(messages or prompt) else None
+
+    def of_model(model: Any, *_: Any) -> str:
+        return model.model
+
+    def of_engine(engine: Any, request: Any, *_: Any) -> tuple[Any, str]:
+        return engine, request.model
+
+    owners = {execution: {"prepare": of_text, "_price_legacy": of_model, "_price_result": of_model}}
+    owners |= {lm15_engine.AsyncLM15Engine: {"_target": of_engine}, capabilities: {"capabilities": of_model}}
+    for owner, functions in owners.items():
+        for name, key in functions.items():
+            # They are DSPy's own business, and may be called otherwise one day.
+            if (function := getattr(owner, name, None)) is not None:
+                is_quick(function, key)
 
 
 _DECIDES = "_forward_preprocess"

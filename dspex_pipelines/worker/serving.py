@@ -18,6 +18,7 @@ from dspex_pipelines.errors import ProtocolMismatch
 from dspex_pipelines.wire.loop import run_process
 from dspex_pipelines.wire.marks import Marks
 from dspex_pipelines.worker.forks import Forks
+from dspex_pipelines.worker.hops import HopExecutor
 from dspex_pipelines.worker.isolated import IsolatedTrial
 from dspex_pipelines.worker.permits import PermitsOfBridge
 from dspex_pipelines.worker.program_executor import ProgramExecutor
@@ -41,6 +42,7 @@ class Worker:
     ) -> None:
         self._name = worker_id
         self._loop = asyncio.get_running_loop()
+        self._loop.set_default_executor(HopExecutor(slots))
         self._ended: asyncio.Future[Exception | None] = self._loop.create_future()
         self._leaving = asyncio.Event()
         self._end_by = float("inf")
