@@ -37,8 +37,8 @@ _LONE_FAILURE = 50
 _ROOM = 1.25
 _FIRST = 64
 """Calls in flight before anything is answered; each answer adds two, as long as nothing is refused."""
-_SILENCE_S = 1.0
-_SILENT_DOUBLING_S = 0.5
+_SILENCE_S = 0.25
+_SILENT_DOUBLING_S = 0.25
 """Refusals come at once, so that whoever is silent for longer is slow: more go, twice as many each time."""
 _KNOWN = 1_000
 _OPEN = 200
