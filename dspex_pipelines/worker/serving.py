@@ -114,6 +114,9 @@ class Worker:
             self._surroundings.restore_handlers()
 
     def _take(self, frame: worker_pb2.AttachResponse) -> None:
+        if self._poking:
+            # The wire may have been quicker: these trials may be here because of an outcome that has just gone.
+            self._surroundings.restore()
         try:
             for session in frame.sessions:
                 self._executor.context.open(session)
