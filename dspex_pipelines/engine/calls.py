@@ -20,6 +20,7 @@ from dspex_pipelines.engine.throttle import Verdict
 from dspex_pipelines.errors import InvalidValue
 from dspex_pipelines.model.calls import CallPolicy
 from dspex_pipelines.model.outcome import ErrorType
+from dspex_pipelines.redaction import redact, redact_beginning
 
 MOST_NAMES = 64
 MOST_REFUSALS = 30
@@ -231,7 +232,7 @@ class TrialCalls:
         if self.failed is None:
             self.failed = []
         try:
-            said = str(error)[:MESSAGE_CHARACTERS]
+            said = redact_beginning(str(error), MESSAGE_CHARACTERS)
         except Exception:  # noqa: BLE001 - a broken __str__ is not our end
             said = "(its message could not be shown)"
         self.failed.append(FailedCall(call.model, fault.type, f"{fault.what}: {said}", run_s))
@@ -264,7 +265,8 @@ class _Ongoing:
         self._permit: Permit | None = None
         self._asked_at = 0.0
         self._made_at = 0.0
-        self.call = Call(model, at_s=time.perf_counter() - trial.started)
+        # The name goes to the pool, which shows it.
+        self.call = Call(redact(model), at_s=time.perf_counter() - trial.started)
 
     def ask(self) -> None:
         trial = self._trial

@@ -9,6 +9,7 @@ from typing import Any, cast
 from dspex_pipelines.engine.calls import Call, TrialCalls
 from dspex_pipelines.errors import SerializationError
 from dspex_pipelines.model.payload import decode, encode
+from dspex_pipelines.redaction import UNNAMED, is_secret_field, redact
 
 CALLS = "calls"
 STEPS = "steps"
@@ -86,8 +87,10 @@ def _call(call: Call, characters: int) -> dict[str, Any]:
 
 
 def _plain(value: Any, characters: int, depth: int) -> Any:  # noqa: PLR0911 - a case each
-    """Return *value* as what a payload can hold, its texts cut to *characters*."""
+    """Return *value* as what a payload can hold, without secrets, its texts cut to *characters*."""
     if isinstance(value, str):
+        # Cut after that: half of a secret is not known for one.
+        value = redact(value)
         value = value.encode(errors="backslashreplace").decode()
         if len(value) <= characters:
             return value
@@ -98,7 +101,8 @@ def _plain(value: Any, characters: int, depth: int) -> Any:  # noqa: PLR0911 - a
     if depth <= 0:
         return "…"
     if isinstance(value, Mapping):
-        return {str(name): _plain(one, characters, depth - 1) for name, one in cast("Mapping[Any, Any]", value).items()}
+        items = ((redact(str(name)), one) for name, one in cast("Mapping[Any, Any]", value).items())
+        return {name: _shown(name, one, characters, depth - 1) for name, one in items}
     if isinstance(value, list | tuple | set | frozenset):
         return [_plain(one, characters, depth - 1) for one in cast("list[Any]", value)]
     for method in ("toDict", "model_dump"):
@@ -112,3 +116,10 @@ def _plain(value: Any, characters: int, depth: int) -> Any:  # noqa: PLR0911 - a
         return _plain(repr(value), characters, depth)
     except Exception:  # noqa: BLE001 - a broken __repr__ is not our end
         return f"a {type(value).__name__}"
+
+
+def _shown(name: str, value: Any, characters: int, depth: int) -> Any:
+    """Return what is shown of a field: the state of a model has its key, headers have tokens."""
+    if isinstance(value, str) and value and is_secret_field(name):
+        return UNNAMED
+    return _plain(value, characters, depth)

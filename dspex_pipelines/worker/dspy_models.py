@@ -23,6 +23,7 @@ from dspy.clients.engines import lm15_engine
 from dspy.utils.usage_tracker import UsageTracker
 
 from dspex_pipelines.engine.calls import Call, TrialCalls, Used, running_trial, used_of
+from dspex_pipelines.redaction import learn
 from dspex_pipelines.worker.dspy_settings import BUILDING, TRIAL
 from dspex_pipelines.worker.hops import is_quick
 
@@ -232,6 +233,9 @@ class _Asking:
     def __init__(self, model: Any, calls: TrialCalls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._calls = calls
         set_ = {**model.kwargs, **kwargs}
+        if isinstance(key := set_.get("api_key"), str):
+            # Wherever the program has it from.
+            learn({"api_key": key})
         base = set_.get("api_base") or set_.get("base_url")
         self.lane = _lane(model.model, base if isinstance(base, str) else "")
         self._messages: Any = kwargs.get("messages") or (args[0] if args else kwargs.get("prompt"))

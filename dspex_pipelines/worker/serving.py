@@ -17,6 +17,7 @@ from dspex_pipelines.engine.recycling import Recycling
 from dspex_pipelines.errors import ProtocolMismatch
 from dspex_pipelines.wire.loop import run_process
 from dspex_pipelines.wire.marks import Marks
+from dspex_pipelines.wire.scribe import Scribe
 from dspex_pipelines.worker.forks import Forks
 from dspex_pipelines.worker.hops import ProgramLoop
 from dspex_pipelines.worker.isolated import IsolatedTrial
@@ -172,7 +173,9 @@ class Worker:
             self._ended.set_result(error)
 
 
-def run(*, address: str, worker_id: str, slots: int, quarantine: bool, recycling: Recycling, forks: Forks) -> NoReturn:
+def run(
+    *, address: str, worker_id: str, slots: int, quarantine: bool, recycling: Recycling, forks: Forks, scribe: Scribe
+) -> NoReturn:
     """Run a worker as this process, to its end."""
 
     async def serve() -> None:
@@ -184,6 +187,7 @@ def run(*, address: str, worker_id: str, slots: int, quarantine: bool, recycling
         with contextlib.suppress(Exception):
             sys.stdout.flush()
             sys.stderr.flush()
+        scribe.end()
         # Not through asyncio.run's end, which waits for threads: a hung program would keep the process.
         os._exit(code)
 
