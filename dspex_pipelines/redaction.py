@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 from urllib.parse import quote, quote_plus, unquote, urlsplit
 
 LEAST_CHARACTERS = 8
@@ -33,13 +33,25 @@ _PARTS = frozenset(
 )
 _LAST_PARTS = frozenset({"AUTH", "PASS", "PWD"})
 """Parts that mean something else where more follows, or nothing goes before: `SSH_AUTH_SOCK`, `PWD`."""
-_FIELD_PARTS = frozenset({"apikey", "secret", "password", "passwd", "passphrase", "credential", "credentials"})
-_FIELD_PAIRS = frozenset(
+_FIELD_PARTS = frozenset(
     (
-        *(("api", "key"), ("access", "key"), ("private", "key"), ("account", "key"), ("subscription", "key")),
-        *(("access", "token"), ("api", "token"), ("auth", "token"), ("bearer", "token"), ("refresh", "token")),
+        *("apikey", "apikeys", "secret", "secrets", "password", "passwords", "passwd", "passphrase"),
+        *("credential", "credentials"),
     )
 )
+_FIELD_PAIRS = frozenset(
+    (first, f"{second}{plural}")
+    for second, firsts in {
+        "key": ("api", "access", "private", "account", "subscription"),
+        "token": ("access", "api", "auth", "bearer", "refresh"),
+    }.items()
+    for first in firsts
+    for plural in ("", "s")
+)
+_ABOUT = frozenset({"env", "environment", "variable", "var", "name", "file", "path", "folder", "header", "type"})
+"""Last parts of the names of what tells where a secret is."""
+_VARIABLE = re.compile(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)+")
+"""The name of an environment variable, which is what a declaration may have in place of a secret."""
 _FIELDS = frozenset({"authorization", "proxy_authorization", "bearer"})
 _LEAST_LINE = 16
 """Characters of a line of a secret of many lines that is one by itself."""
@@ -72,8 +84,8 @@ class Secrets:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._places: dict[str, str] = {}
-        """Each form that a secret is written in, to what stands in its place."""
+        self._names: dict[str, str] = {}
+        """Each form that a secret is written in, to its name."""
         self._values: set[str] = set()
         self._bytes: tuple[bytes, ...] = ()
         self._texts: tuple[str, ...] = ()
@@ -91,9 +103,9 @@ class Secrets:
             for name, value in new.items():
                 self._values.add(value)
                 for form in _forms(value):
-                    self._places.setdefault(form, f"[redacted {name}]")
+                    self._names.setdefault(form, name)
             # The longest first: one may begin with another.
-            self._texts = tuple(sorted(self._places, key=len, reverse=True))
+            self._texts = tuple(sorted(self._names, key=len, reverse=True))
             self._bytes = tuple(text.encode(errors="surrogatepass") for text in self._texts)
             self._longest = len(self._texts[0])
             self._pattern = re.compile("|".join(map(re.escape, self._texts)))
@@ -108,15 +120,17 @@ class Secrets:
         """Return whether one is in the bytes."""
         return any(secret in payload for secret in self._bytes)
 
-    def is_one(self, text: str) -> bool:
-        """Return whether the text is one, or has a long one in it."""
-        return any(text == one or (len(one) >= _LEAST_WITHIN and one in text) for one in self._texts)
+    def name_of(self, text: str) -> str:
+        """Return the name of the secret that the text is, or of a long one that is in it; empty where there is none."""
+        known = (one for one in self._texts if text == one or (len(one) >= _LEAST_WITHIN and one in text))
+        found = next(known, None)
+        return "" if found is None else self._names[found]
 
     def out_of(self, text: str) -> str:
         """Return the text with names in place of what is known."""
         if self._pattern is None or not any(one in text for one in self._texts):
             return text
-        return self._pattern.sub(lambda found: self._places[found[0]], text)
+        return self._pattern.sub(lambda found: f"[redacted {self._names[found[0]]}]", text)
 
 
 def _nobody(_: Mapping[str, str]) -> None:
@@ -167,13 +181,10 @@ def is_secret_variable(name: str) -> bool:
 def is_secret_field(name: str) -> bool:
     """Return whether an argument, setting or header of that name holds a secret: `api_key` does, `sort_key` not."""
     parts = [part for part in re.split(r"[^a-z0-9]+", re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()) if part]
+    if parts and parts[-1] in _ABOUT:
+        return False
     pairs = pairwise(parts)
     return not _FIELD_PARTS.isdisjoint(parts) or "_".join(parts) in _FIELDS or not _FIELD_PAIRS.isdisjoint(pairs)
-
-
-def is_secret(text: str) -> bool:
-    """Return whether a text is a secret that is known, has a long one in it, or is of a form that only keys have."""
-    return _SECRETS.is_one(text) or _KEY.search(text) is not None
 
 
 def password_of(url: str) -> str:
@@ -259,19 +270,28 @@ def holds_secret(payload: bytes) -> bool:
     return _SECRETS.holds(payload)
 
 
-def secret_within(value: Any, field: str) -> str:
-    """Return the dotted name of a part of a declared value that is, or is named as, a secret; empty where none is."""
+class DeclaredSecret(NamedTuple):
+    """Where a declared value has a secret."""
+
+    field: str
+    is_value_of: str
+    """The variable whose value it is; empty where it only is named, or looks, like one."""
+
+
+def secret_within(value: Any, field: str) -> DeclaredSecret | None:
+    """Return which part of a declared value is a secret, or is named as one; None where none is."""
     if isinstance(value, str):
-        named = is_secret_field(field.rpartition(".")[2].partition("[")[0]) and bool(value.strip())
-        return field if named or is_secret(value) else ""
+        known = _SECRETS.name_of(value)
+        named = is_secret_field(field.rpartition(".")[2].partition("[")[0]) and _VARIABLE.fullmatch(value) is None
+        found = known or _KEY.search(value) or password_of(value) or (named and value.strip())
+        return DeclaredSecret(field, known) if found else None
     if isinstance(value, Mapping):
-        items = cast("Mapping[Any, Any]", value).items()
-        parts = ((one, f"{field}.{name}") for name, one in items)
+        parts = ((one, f"{field}.{name}") for name, one in cast("Mapping[Any, Any]", value).items())
     elif isinstance(value, list | tuple | set | frozenset):
         parts = ((one, f"{field}[{index}]") for index, one in enumerate(cast("Iterable[Any]", value)))
     else:
-        return ""
-    return next((found for one, name in parts if (found := secret_within(one, name))), "")
+        return None
+    return next((found for one, name in parts if (found := secret_within(one, name))), None)
 
 
 def _values(value: Any) -> Any:

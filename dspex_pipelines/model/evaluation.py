@@ -13,8 +13,10 @@ from dspex_pipelines.errors import InvalidValue
 from dspex_pipelines.model.budget import Budget
 from dspex_pipelines.model.calls import TRACE_BYTES, CallPolicy, Price
 from dspex_pipelines.model.limits import RateLimit
+from dspex_pipelines.model.secrecy import check_no_secret
 from dspex_pipelines.model.space import ConfigurationSpace
 from dspex_pipelines.model.trial import ISOLATIONS, Isolation, check_entry_point
+from dspex_pipelines.redaction import learn_environment
 
 Row = Mapping[str, Any]
 NAME_CHARACTERS = 100
@@ -114,6 +116,7 @@ class Evaluation:
             raise InvalidValue(field="timeout_s", value=self.timeout_s, fix="give seconds above 0")
         if type(self.max_concurrency) is not int or self.max_concurrency < 1:
             raise InvalidValue(field="max_concurrency", value=self.max_concurrency, fix="give an integer of 1 or more")
+        _check_secrets(self)
         policy = self.calls
         object.__setattr__(self, "limits", policy.limits)
         object.__setattr__(self, "prices", policy.prices)
@@ -122,6 +125,19 @@ class Evaluation:
     def calls(self) -> CallPolicy:
         """What holds for the calls to models of its trials; raises `InvalidValue` for what cannot be."""
         return CallPolicy(limits=self.limits, prices=self.prices, trace_bytes=self.trace_bytes)
+
+
+def _check_secrets(evaluation: Evaluation) -> None:
+    """Raise for a secret in whatever is kept or shown of an evaluation."""
+    learn_environment()
+    for name in ("init", "version", "description", "tags"):
+        check_no_secret(name, getattr(evaluation, name))
+    if isinstance(evaluation.dataset.source, Path):
+        check_no_secret("dataset.source", str(evaluation.dataset.source))
+    check_no_secret("files", [str(path) for path in evaluation.files])
+    for variable in evaluation.space.variables:
+        values = [getattr(variable, part, None) for part in ("default", "options", "allowed")]
+        check_no_secret(f"space.{variable.name}", values)
 
 
 def _check_partition(name: object) -> None:

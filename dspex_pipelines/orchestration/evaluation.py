@@ -34,6 +34,7 @@ from dspex_pipelines.orchestration.resources import (
     ResultStore,
     WorkerPoolResource,
 )
+from dspex_pipelines.orchestration.secrecy import without_secrets
 from dspex_pipelines.orchestration.summary import trials_metadata
 from dspex_pipelines.orchestration.tags import EVALUATION, POOL, RESULTS
 from dspex_pipelines.wire import loop
@@ -91,11 +92,12 @@ def _plan_op(evaluation: Evaluation) -> dg.OpDefinition:
         description="Works out every trial of the run, and says so before any of them runs.",
     )
     def plan_trials(context: dg.OpExecutionContext, config: EvaluationConfig, store: ResultStore) -> Iterator[Any]:
-        try:
-            limits = checked(config, evaluation, dict(context.run.tags))
-            plan = _plan(context, evaluation, config, store)
-        except DspexError as error:
-            raise dg.Failure(str(error), allow_retries=False) from error
+        with without_secrets():
+            try:
+                limits = checked(config, evaluation, dict(context.run.tags))
+                plan = _plan(context, evaluation, config, store)
+            except DspexError as error:
+                raise dg.Failure(str(error), allow_retries=False) from error
         yield dg.Output(
             json.dumps({"plan": plan.to_json(), "calls": evaluation.calls.to_document(), **limits}),
             output_name="manifest",
@@ -225,12 +227,13 @@ def run_trials(
                 )
 
     reporter.started(plan.partition, batch["stop"] - batch["start"])
-    try:
-        summary = loop.run(run())
-    except PoolUnreachable as error:
-        raise dg.Failure(f"{error}. Outcomes so far are kept; run again to go on.") from error
-    except DspexError as error:
-        raise dg.Failure(str(error), allow_retries=False) from error
+    with without_secrets():
+        try:
+            summary = loop.run(run())
+        except PoolUnreachable as error:
+            raise dg.Failure(f"{error}. Outcomes so far are kept; run again to go on.") from error
+        except DspexError as error:
+            raise dg.Failure(str(error), allow_retries=False) from error
     reporter.ended(complete=not summary.stopped)
     context.log.info(
         f"{summary.planned:,} trials: {summary.ran:,} run ({summary.failed:,} failed), "
@@ -253,14 +256,15 @@ def collect_evaluation(
     """Check the journal against the manifest and make the partition's results."""
     plan = Plan.from_json(json.loads(manifest)["plan"])
     folder = store.datasets(context.instance, plan.evaluation, plan.partition)
-    try:
-        examples = load_examples(folder, plan.dataset_digest, limit=plan.rows)
-        with store.journal(context.instance) as journal:
-            stopped = why_stopped(journal, context.run_id)
-            outcomes = planned_outcomes(plan, examples, journal, stopped=stopped)
-            table, version = collect_trials(plan, outcomes)
-    except DspexError as error:
-        raise dg.Failure(str(error), allow_retries=False) from error
+    with without_secrets():
+        try:
+            examples = load_examples(folder, plan.dataset_digest, limit=plan.rows)
+            with store.journal(context.instance) as journal:
+                stopped = why_stopped(journal, context.run_id)
+                outcomes = planned_outcomes(plan, examples, journal, stopped=stopped)
+                table, version = collect_trials(plan, outcomes)
+        except DspexError as error:
+            raise dg.Failure(str(error), allow_retries=False) from error
     ran, rescored = (sum(batch[what] for batch in done) for what in ("ran", "rescored"))
     return dg.Output(
         EvaluatedPartition(plan=plan, trials=table, data_version=version),

@@ -207,7 +207,7 @@ async def test_an_isolated_trial_of_a_dspy_module_is_run_and_counted_as_one(pool
 
 async def test_a_worker_without_its_fork_parent_is_replaced(pool: Pool) -> None:
     link = await pool.start_worker()
-    (parent,) = psutil.Process(link.pid).children()
+    _, parent = psutil.Process(link.pid).children()
     parent.kill()
     trial = asyncio.create_task(pool.run("pid", isolation="process"))
     assert await asyncio.wait_for(pool.workers[0].wait(), PATIENCE_S) == 70
