@@ -87,6 +87,8 @@ class Secrets:
         self._names: dict[str, str] = {}
         """Each form that a secret is written in, to its name."""
         self._values: set[str] = set()
+        self.open: frozenset[str] = frozenset()
+        """Values that are none, wherever they are found."""
         self._bytes: tuple[bytes, ...] = ()
         self._texts: tuple[str, ...] = ()
         self._pattern: re.Pattern[str] | None = None
@@ -96,7 +98,8 @@ class Secrets:
 
     def learn(self, named: Mapping[str, str]) -> None:
         """Take the values of *named* for secrets, those apart that are too short."""
-        new = {name: value for name, value in named.items() if value not in self._values and _is_long(value)}
+        known = self._values | self.open
+        new = {name: value for name, value in named.items() if value not in known and _is_long(value)}
         if not new:
             return
         with self._lock:
@@ -105,10 +108,12 @@ class Secrets:
                 for form in _forms(value):
                     self._names.setdefault(form, name)
             # The longest first: one may begin with another.
-            self._texts = tuple(sorted(self._names, key=len, reverse=True))
-            self._bytes = tuple(text.encode(errors="surrogatepass") for text in self._texts)
-            self._longest = len(self._texts[0])
-            self._pattern = re.compile("|".join(map(re.escape, self._texts)))
+            texts = tuple(sorted(self._names, key=len, reverse=True))
+            self._longest = len(texts[0])
+            # Others read these meanwhile: what is looked for can be replaced.
+            self._pattern = re.compile("|".join(map(re.escape, texts)))
+            self._texts = texts
+            self._bytes = tuple(text.encode(errors="surrogatepass") for text in texts)
         self.heard(new)
 
     @property
@@ -150,7 +155,9 @@ def learn(named: Mapping[str, str]) -> None:
 
 def learn_environment(environment: Mapping[str, str] | None = None) -> None:
     """Look for secrets in the environment: this process's, or one that others are going to have."""
-    _SECRETS.learn(secrets_of(os.environ if environment is None else environment))
+    environment = os.environ if environment is None else environment
+    _SECRETS.open |= {environment[name] for name in _names(environment.get(EXEMPT, "")) if name in environment}
+    _SECRETS.learn(secrets_of(environment))
 
 
 def tell(heard: Callable[[Mapping[str, str]], None]) -> None:

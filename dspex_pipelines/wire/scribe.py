@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from typing import NoReturn
 
 from dspex_pipelines import redaction
@@ -40,33 +40,36 @@ class Scribe:
         self._telling = telling
 
     @classmethod
-    def start(cls) -> Scribe:
-        """Have standard output and error of this process, which may have no other thread, written by a scribe.
+    def start(cls, *, apart: bool = False) -> Scribe:
+        """Have standard output and error of this process written by a scribe, forked from it.
 
-        Both go to where standard error leads now. Secrets that this process or its forks come to know are told to it.
+        Both go to where standard error leads now, or, *apart*, each to where it leads itself. Secrets that this process
+        or its forks come to know are told to the scribe.
         """
-        reading, writing = os.pipe()
-        told, telling = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-        with contextlib.suppress(OSError, AttributeError):
-            # Programs that print much wait less often.
-            fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(Exception):
                 stream.flush()
+        pipes = {number: os.pipe() for number in ((1, 2) if apart else (2,))}
+        told, telling = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         here = os.getpid()
         pid = os.fork()
         if pid == 0:
             try:
-                os.close(writing)
+                for _, writing in pipes.values():
+                    os.close(writing)
                 telling.close()
-                _Writer(reading, told, here).run()
+                _Writer({reading: number for number, (reading, _) in pipes.items()}, told, here).run()
             finally:
                 os._exit(1)
-        os.close(reading)
         told.close()
-        os.dup2(writing, 1)
-        os.dup2(writing, 2)
-        os.close(writing)
+        for number in (1, 2):
+            os.dup2(pipes.get(number, pipes[2])[1], number)
+        for reading, writing in pipes.values():
+            with contextlib.suppress(OSError, AttributeError):
+                # Programs that print much wait less often.
+                fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+            os.close(reading)
+            os.close(writing)
         telling.settimeout(0)
 
         def tell(named: Mapping[str, str]) -> None:
@@ -81,19 +84,37 @@ class Scribe:
         give_up_at = time.monotonic() + END_S
         with contextlib.suppress(OSError):
             self._telling.send(_END)
+        with contextlib.suppress(ChildProcessError):
             while os.waitpid(self._pid, os.WNOHANG) == (0, 0) and time.monotonic() < give_up_at:
                 time.sleep(0.002)
 
 
-class _Writer:
-    """The scribe's own loop. Its log is its standard error."""
+@contextlib.contextmanager
+def foreground() -> Generator[None]:
+    """Have what is printed within, by whatever is called, go where it would have gone, without secrets."""
+    kept = [os.dup(number) for number in (1, 2)]
+    scribe = Scribe.start(apart=True)
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):
+                stream.flush()
+        for number, copy in zip((1, 2), kept, strict=True):
+            os.dup2(copy, number)
+            os.close(copy)
+        scribe.end()
 
-    def __init__(self, reading: int, told: socket.socket, of: int) -> None:
-        self._reading = reading
+
+class _Writer:
+    """The scribe's own loop: from each pipe to a descriptor."""
+
+    def __init__(self, pipes: Mapping[int, int], told: socket.socket, of: int) -> None:
+        self._pipes = dict(pipes)
         self._told = told
         self._of = of
-        self._held = b""
-        """The beginning of a line."""
+        self._held = dict.fromkeys(pipes, b"")
+        """The beginning of a line, by pipe."""
         self._ending = False
 
     def run(self) -> NoReturn:
@@ -102,22 +123,29 @@ class _Writer:
             signal.signal(number, signal.SIG_IGN)
         offer_to_oom_killer(0)
         self._told.settimeout(0)
-        os.set_blocking(self._reading, False)
         selector = selectors.DefaultSelector()
-        selector.register(self._reading, selectors.EVENT_READ)
         selector.register(self._told, selectors.EVENT_READ)
-        while True:
+        for reading in self._pipes:
+            os.set_blocking(reading, False)  # noqa: FBT003 - it takes no name
+            selector.register(reading, selectors.EVENT_READ)
+        open_ = set(self._pipes)
+        while open_:
             ready = selector.select(_LOOK_S)
             if not ready and os.getppid() != self._of:
                 break
             # First: what is read now may have been written once it was known.
             self._hear()
-            said = self._read()
-            if said == b"" or (said is None and self._ending):
+            said = {reading: _read(reading) for reading in open_}
+            for reading, text in said.items():
+                if text:
+                    self._take(reading, text)
+                elif text is not None:
+                    open_.discard(reading)
+                    selector.unregister(reading)
+            if self._ending and not any(said.values()):
                 break
-            if said:
-                self._take(said)
-        self._write(self._held)
+        for reading, held in self._held.items():
+            self._write(reading, held)
         os._exit(0)
 
     def _hear(self) -> None:
@@ -126,32 +154,34 @@ class _Writer:
                 redaction.learn(json.loads(told))
             self._ending = True
 
-    def _read(self) -> bytes | None:
-        """Return what there is to read; empty at its end, None where there is nothing now."""
-        try:
-            return os.read(self._reading, _READ_BYTES)
-        except BlockingIOError:
-            return None
-
-    def _take(self, said: bytes) -> None:
+    def _take(self, reading: int, said: bytes) -> None:
         whole, newline, begun = said.rpartition(b"\n")
         if newline:
-            self._write(self._held + whole + newline)
-            self._held = begun
+            self._write(reading, self._held[reading] + whole + newline)
+            held = begun
         else:
-            self._held += said
-        if len(self._held) > LINE_BYTES:
+            held = self._held[reading] + said
+        if len(held) > LINE_BYTES:
             # It may end in the middle of a secret, which is then whole in what is kept.
-            clean, kept = redacted(self._held), 4 * redaction.longest()
-            self._write(clean[: len(clean) - kept])
-            self._held = clean[len(clean) - kept :]
+            clean, kept = redacted(held), 4 * redaction.longest()
+            self._write(reading, clean[: len(clean) - kept])
+            held = clean[len(clean) - kept :]
+        self._held[reading] = held
 
-    def _write(self, said: bytes) -> None:
+    def _write(self, reading: int, said: bytes) -> None:
         text = memoryview(redacted(said))
         with contextlib.suppress(OSError):
             # A full disk costs the log, and not the program that writes it.
             while text:
-                text = text[os.write(2, text) :]
+                text = text[os.write(self._pipes[reading], text) :]
+
+
+def _read(reading: int) -> bytes | None:
+    """Return what there is to read; empty at its end, None where there is nothing now."""
+    try:
+        return os.read(reading, _READ_BYTES)
+    except BlockingIOError:
+        return None
 
 
 def redacted(said: bytes) -> bytes:
