@@ -170,7 +170,7 @@ def secrets_of(environment: Mapping[str, str]) -> dict[str, str]:
     listed, exempt = (_names(environment.get(name, "")) for name in (LISTED, EXEMPT))
     found: dict[str, str] = {}
     for name, value in environment.items():
-        if name in exempt or not _is_long(value):
+        if name in (LISTED, EXEMPT) or name in exempt or not _is_long(value):
             continue
         if name in listed or (is_secret_variable(name) and not _is_path(value)):
             found[name] = value

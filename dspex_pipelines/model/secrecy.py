@@ -19,11 +19,11 @@ class _Hidden:
         return "a secret"
 
 
-def check_no_secret(field: str, value: Any) -> None:
+def check_no_secret(field: str, value: Any, *, fix: str = FIX) -> None:
     """Raise `InvalidValue` where *value*, or a part of it, is a secret or is named as one; it does not show it."""
     found = secret_within(value, field)
     if found:
-        raise refusal(found.field, found.is_value_of)
+        raise refusal(found.field, found.is_value_of, fix=fix)
 
 
 def refusal(field: str, is_value_of: str = "", *, fix: str = FIX) -> InvalidValue:

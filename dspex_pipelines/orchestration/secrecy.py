@@ -61,4 +61,4 @@ def _check(field: str, value: str, *, of: str = "") -> None:
     fix = f'give dagster.EnvVar("{of or "DSPEX_JOURNAL_URL"}"), and set that variable where the run is started'
     if password_of(value) or (is_secret_variable(of) and len(value) >= LEAST_CHARACTERS):
         raise refusal(field, fix=fix)
-    check_no_secret(field, value)
+    check_no_secret(field, value, fix=fix)

@@ -126,7 +126,7 @@ class _Writer:
         selector = selectors.DefaultSelector()
         selector.register(self._told, selectors.EVENT_READ)
         for reading in self._pipes:
-            os.set_blocking(reading, False)  # noqa: FBT003 - it takes no name
+            os.set_blocking(reading, False)
             selector.register(reading, selectors.EVENT_READ)
         open_ = set(self._pipes)
         while open_:

@@ -146,7 +146,9 @@ def _evaluation(name: str, dataset: Dataset, **more: object) -> Evaluation:
 
 
 SHARED = _evaluation("shared", ways(*(set(WAYS) - {"is_refused"})))
-ALONE = _evaluation("alone", ways("raises", "returns", "prints", "kills", "retries"), isolation="process")
+ALONE = _evaluation(
+    "alone", ways("raises", "returns", "prints", "kills", "retries"), isolation="process", version="alone"
+)
 REFUSED = _evaluation("refused", ways("is_refused"))
 UNREAD = _evaluation("unread", Dataset(source=unreadable, inputs=("way",)))
 BROKEN = _evaluation("broken", ways("raises"), program="broken:leak")

@@ -1,4 +1,4 @@
-"""Programs tell their keys in every way that they can; whatever is kept, shown or logged of them is searched for these."""
+"""Programs tell their keys in every way that they can; whatever is kept, shown or logged is searched for these."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -195,11 +195,11 @@ EXPECTED = {
 
 
 @contextlib.contextmanager
-def refusing() -> Iterator[str]:
+def refusing() -> Generator[str]:
     """Serve a provider that takes no key, and repeats it."""
 
     class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:  # noqa: N802 - the name that it is called by
+        def do_POST(self) -> None:
             asked = self.rfile.read(int(self.headers["content-length"])).decode()
             mark = re.search(r"mark[0-9a-f]{16}", asked)
             key = self.headers["authorization"].removeprefix("Bearer ")
@@ -212,7 +212,7 @@ def refusing() -> Iterator[str]:
             self.end_headers()
             self.wfile.write(body)
 
-        def log_message(self, *_: object) -> None:
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as it is called there
             """Nobody reads it."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
