@@ -31,7 +31,7 @@ def known(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def declared(**more: Any) -> Evaluation:
-    dataset = Dataset(source="data.csv", inputs=("text",))
+    dataset = Dataset(source=Path("data.csv"), inputs=("text",))
     return Evaluation(
         name="one", dataset=dataset, program="tests.programs:first", metrics=("tests.programs:same",), **more
     )
