@@ -13,6 +13,7 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
@@ -185,6 +186,7 @@ def is_secret_variable(name: str) -> bool:
     return not _PARTS.isdisjoint(parts) or (len(parts) > 1 and parts[-1] in _LAST_PARTS)
 
 
+@lru_cache(maxsize=1_024)
 def is_secret_field(name: str) -> bool:
     """Return whether an argument, setting or header of that name holds a secret: `api_key` does, `sort_key` not."""
     parts = [part for part in re.split(r"[^a-z0-9]+", re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()) if part]

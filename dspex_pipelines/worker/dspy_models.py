@@ -23,7 +23,7 @@ from dspy.clients.engines import lm15_engine
 from dspy.utils.usage_tracker import UsageTracker
 
 from dspex_pipelines.engine.calls import Call, TrialCalls, Used, running_trial, used_of
-from dspex_pipelines.redaction import learn
+from dspex_pipelines.redaction import is_secret_field, learn
 from dspex_pipelines.worker.dspy_settings import BUILDING, TRIAL
 from dspex_pipelines.worker.hops import is_quick
 
@@ -233,9 +233,7 @@ class _Asking:
     def __init__(self, model: Any, calls: TrialCalls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._calls = calls
         set_ = {**model.kwargs, **kwargs}
-        if isinstance(key := set_.get("api_key"), str):
-            # Wherever the program has it from.
-            learn({"api_key": key})
+        _learn_keys(set_)
         base = set_.get("api_base") or set_.get("base_url")
         self.lane = _lane(model.model, base if isinstance(base, str) else "")
         self._messages: Any = kwargs.get("messages") or (args[0] if args else kwargs.get("prompt"))
@@ -257,6 +255,16 @@ class _Asking:
         call.asked = self._messages
         call.settings = shown_settings(self._settings)
         return _Attempt(call, may_be_cached=self._caches)
+
+
+def _learn_keys(settings: Mapping[str, Any]) -> None:
+    """Know what a model is asked with for secrets, wherever the program has it from."""
+    headers = [settings.get(name) for name in ("headers", "extra_headers")]
+    maps = [settings, *(cast("Mapping[str, Any]", one) for one in headers if isinstance(one, Mapping))]
+    for one in maps:
+        for name, value in one.items():
+            if isinstance(value, str) and is_secret_field(str(name)):
+                learn({str(name): value.rpartition(" ")[2]})
 
 
 class _Attempt:
