@@ -191,3 +191,9 @@ def test_a_scribe_writes_all_there_was_without_secrets(end: str, *, apart: bool)
         assert line in written
     assert b"x" * 200_000 + b"[redacted MY_KEY]" + b"y" * 200_000 + b"\n" in written
     assert b"[redacted LATER]\n\xff not text [redacted MY_KEY]" in written
+
+
+def test_no_piece_of_a_secret_is_left_where_a_traceback_is_cut() -> None:
+    for before in range(7_700, 8_000, 10):
+        failure = failure_of(ErrorType.PROGRAM_EXCEPTION, RuntimeError("." * before + KEY + "." * 50_000))
+        assert KEY[:4] not in failure.traceback
