@@ -196,13 +196,12 @@ class TrialCalls:
         if call.used is None:
             return
         model, used = call.model.partition("@")[0], call.used
-        self.report({"calls": 1})
+        self._report_of(model, calls=1)
         if used.cached:
             self.report({"cached_calls": 1})
             return
-        tokens = {"input_tokens": used.input_tokens, "output_tokens": used.output_tokens}
-        self.report({"tokens": used.input_tokens + used.output_tokens, **tokens})
-        self.report({f"{model}.{name}": amount for name, amount in tokens.items()}, crowded=False)
+        self.report({"tokens": used.input_tokens + used.output_tokens})
+        self._report_of(model, input_tokens=used.input_tokens, output_tokens=used.output_tokens)
         price = self.caller.policy.price_of(model) if self.caller else None
         cost_usd = used.cost_usd
         if price is not None:
@@ -211,10 +210,18 @@ class TrialCalls:
                 output_tokens=used.output_tokens,
                 cached_input_tokens=used.cached_input_tokens,
             )
-        if cost_usd is None:
-            self.report({"unpriced_calls": 1})
+        if used.cost_usd is None and not call.tokens:
+            # It says nothing of tokens, so a price makes no cost of it.
+            self._report_of(model, untold_calls=1)
+        elif cost_usd is None:
+            self._report_of(model, unpriced_calls=1)
         else:
-            self.report({"cost_usd": cost_usd})
+            self._report_of(model, cost_usd=cost_usd)
+
+    def _report_of(self, model: str, **amounts: float) -> None:
+        """Add to what is used, of all models and of *model*; the latter only where there is room for its names."""
+        self.report(amounts)
+        self.report({f"{model}.{name}": amount for name, amount in amounts.items()}, crowded=False)
 
     def report(self, amounts: Mapping[str, float], *, crowded: bool = True) -> None:
         """Add to what is used; raises `InvalidValue` for the name that is one too many, unless not *crowded*."""
@@ -235,6 +242,7 @@ class TrialCalls:
         except Exception:  # noqa: BLE001 - a broken __str__ is not our end
             said = "(its message could not be shown)"
         self.failed.append(FailedCall(call.model, fault.type, f"{fault.what}: {said}", run_s))
+        self.report({"retried_calls": 1}, crowded=False)
 
     # Time
 
