@@ -196,12 +196,12 @@ class TrialCalls:
         if call.used is None:
             return
         model, used = call.model.partition("@")[0], call.used
-        self._report_of(model, calls=1)
+        self._count_of(model, calls=1)
         if used.cached:
-            self.report({"cached_calls": 1})
+            self._count(cached_calls=1)
             return
-        self.report({"tokens": used.input_tokens + used.output_tokens})
-        self._report_of(model, input_tokens=used.input_tokens, output_tokens=used.output_tokens)
+        self._count(tokens=used.input_tokens + used.output_tokens)
+        self._count_of(model, input_tokens=used.input_tokens, output_tokens=used.output_tokens)
         price = self.caller.policy.price_of(model) if self.caller else None
         cost_usd = used.cost_usd
         if price is not None:
@@ -212,15 +212,20 @@ class TrialCalls:
             )
         if used.cost_usd is None and not call.tokens:
             # It says nothing of tokens, so a price makes no cost of it.
-            self._report_of(model, untold_calls=1)
+            self._count_of(model, untold_calls=1)
         elif cost_usd is None:
-            self._report_of(model, unpriced_calls=1)
+            self._count_of(model, unpriced_calls=1)
         else:
-            self._report_of(model, cost_usd=cost_usd)
+            self._count_of(model, cost_usd=cost_usd)
 
-    def _report_of(self, model: str, **amounts: float) -> None:
+    def _count(self, **amounts: float) -> None:
+        """Add to what is used; these few names always have room."""
+        for name, amount in amounts.items():
+            self.used[name] = self.used.get(name, 0) + amount
+
+    def _count_of(self, model: str, **amounts: float) -> None:
         """Add to what is used, of all models and of *model*; the latter only where there is room for its names."""
-        self.report(amounts)
+        self._count(**amounts)
         self.report({f"{model}.{name}": amount for name, amount in amounts.items()}, crowded=False)
 
     def report(self, amounts: Mapping[str, float], *, crowded: bool = True) -> None:
@@ -242,7 +247,7 @@ class TrialCalls:
         except Exception:  # noqa: BLE001 - a broken __str__ is not our end
             said = "(its message could not be shown)"
         self.failed.append(FailedCall(call.model, fault.type, f"{fault.what}: {said}", run_s))
-        self.report({"retried_calls": 1}, crowded=False)
+        self._count(retried_calls=1)
 
     # Time
 

@@ -139,7 +139,7 @@ class Usage:
         return said
 
     def _left_out(self, name: str) -> list[tuple[str, float]]:
-        """Return the models with such calls, and how many; the empty one for those that a trial had no names left for."""
+        """Return the models with such calls, and how many; the empty one for those that trials had no name left for."""
         found = [(model, amounts[name]) for model, amounts in self.models.items() if amounts.get(name)]
         rest = self.amounts.get(name, 0) - sum(calls for _, calls in found)
         return [*found, *([("", rest)] if rest > 0 else [])]

@@ -15,9 +15,11 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn
 
 from dspex_pipelines.cli import finding, replaying
 from dspex_pipelines.cli.evaluating import BarReporter
+from dspex_pipelines.engine import executor
 from dspex_pipelines.model.plan import Plan
 from dspex_pipelines.model.space import Configuration
 from dspex_pipelines.model.trial import Example, MetricSpec, ProgramSpec
+from dspex_pipelines.model.usage import Usage
 from dspex_pipelines.orchestration.io_managers import NewestResults
 from tests.cli.conftest import EVALUATION
 
@@ -88,3 +90,38 @@ with _tells_where(0.2):
         told = next(line for line in process.stderr if "in lost" in line)
         process.kill()
     assert "line 5" in told
+
+
+def test_the_bar_says_what_is_spent_and_why_nothing_moves() -> None:
+    written = io.StringIO()
+    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
+    with Progress(*columns, console=Console(file=written, width=80)) as bars:
+        reporter = BarReporter(bars)
+        reporter.expect("all")
+        for cost_usd in (0.25, 0.5):
+            reporter.started("all", 2)
+            reporter.used(Usage({"calls": 1, "cost_usd": cost_usd}))
+            reporter.moved(PROGRESS)
+            reporter.ended(complete=True)
+        spent = note(bars)
+        reporter.started("all", 2)
+        for second in (3, 6):
+            reporter.waits("openai/[m] is not answering", second)
+            reporter.warns(f"cost leaves out {second} calls", "m")
+        waits = note(bars)
+        reporter.used(Usage({"calls": 3, "cost_usd": 1.0}))
+        reporter.moved(PROGRESS)
+        reporter.ended(complete=False)
+    assert spent == "5 trials/s, $0.75"
+    assert waits == "waiting for 6 s"
+    said = [line.strip() for line in written.getvalue().splitlines()]
+    assert said[:2] == ["all: waiting: openai/[m] is not answering (for 3 s)", "warning: cost leaves out 3 calls"]
+    assert len(said) == 3, "each is said once"
+    assert reporter.usage.amounts == {"calls": 5, "cost_usd": 1.75}
+
+
+PROGRESS = executor.Progress(total=2, done=1, failed=0, in_flight=1, elapsed_s=0.2, rate_per_s=5.0, eta_s=0.2)
+
+
+def note(bars: Progress) -> str:
+    return bars.tasks[0].fields["note"]

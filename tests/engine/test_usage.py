@@ -121,3 +121,12 @@ def test_names_by_model_give_way_where_there_are_too_many() -> None:
     assert len(calls.used) <= MOST_NAMES
     assert calls.used["calls"] == MOST_NAMES
     assert calls.used["unpriced_calls"] == MOST_NAMES
+
+
+def test_a_program_with_many_names_of_its_own_may_call_models() -> None:
+    calls = TrialCalls(None)
+    begin_trial(calls)
+    report_usage(**{f"name_{number}": 1 for number in range(MOST_NAMES)})
+    call_model("m", lambda: TOLD)
+    assert (calls.used["calls"], calls.used["tokens"], calls.used["unpriced_calls"]) == (1, 1_500, 1)
+    assert "m.calls" not in calls.used
