@@ -162,7 +162,11 @@ def _program(evaluation: Evaluation) -> ProgramSpec:
         entry_point=evaluation.program,
         init=evaluation.init,
         version=program_version(
-            evaluation.program, evaluation.init, files=evaluation.files, declared=evaluation.version
+            evaluation.program,
+            evaluation.init,
+            files=evaluation.files,
+            declared=evaluation.version,
+            environment=evaluation.environment,
         ),
         isolation=evaluation.isolation,
     )
