@@ -120,7 +120,7 @@ def _print_call(number: int, call: Mapping[str, Any], console: Console) -> None:
     for message in messages:
         if isinstance(message, dict):
             told = cast("dict[str, Any]", message)
-            _print_field(str(told.get("role", "message")), told.get("content"), console)
+            _print_field(str(told.get("role", "message")), told.get("content", told), console)
         elif message is not None:
             _print_field("prompt", message, console)
     if call.get("error"):

@@ -15,6 +15,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+from dspex_pipelines.engine.asked import answered_of, asked_of
 from dspex_pipelines.engine.provider_faults import ProviderFault, provider_fault
 from dspex_pipelines.engine.throttle import Verdict
 from dspex_pipelines.errors import InvalidValue
@@ -385,38 +386,52 @@ def report_usage(**amounts: float) -> None:
             trial.report({name: amount})
 
 
-def call_model(model: str, make: Callable[[], T], *, tokens: int = 0) -> T:
+def call_model(model: str, make: Callable[[], T], *, tokens: int = 0, request: Any = None) -> T:
     """Return what *make* returns, called once the pool's throttle gives leave to call *model*.
 
     For programs that call a provider without DSPy: ``call_model("openai/gpt-4o-mini", lambda: client.chat(...))``.
     A call that is refused, or at which the provider fails, waits and is made again here, so that finished ones are not
     bought twice; what its answer's `usage` says (in OpenAI's form) is counted. *tokens* is an estimate of what the call
-    will use, 0 for none. Outside a trial, *make* is just called. Raises what *make* raises at last.
+    will use, 0 for none. The trial's trace keeps what *make* returns (in OpenAI's form: its words), and *request*:
+    messages, a prompt, or a map of all that is sent, of which keys, tokens and headers are left out. Outside a trial,
+    *make* is just called. Raises what *make* raises at last.
     """
     trial = _running.get()
     if trial is None:
         return make()
 
     def made(call: Call) -> T:
+        _asks(call, request)
         answer = make()
-        call.used = usage_of(answer)
+        _answers(call, answer)
         return answer
 
     return trial.call(model, made, tokens=tokens)
 
 
-async def call_model_async(model: str, make: Callable[[], Awaitable[T]], *, tokens: int = 0) -> T:
+async def call_model_async(model: str, make: Callable[[], Awaitable[T]], *, tokens: int = 0, request: Any = None) -> T:
     """Return what *make* returns, as `call_model` does, in a coroutine."""
     trial = _running.get()
     if trial is None:
         return await make()
 
     async def made(call: Call) -> T:
+        _asks(call, request)
         answer = await make()
-        call.used = usage_of(answer)
+        _answers(call, answer)
         return answer
 
     return await trial.acall(model, made, tokens=tokens)
+
+
+def _asks(call: Call, request: Any) -> None:
+    if request is not None:
+        call.asked, call.settings = asked_of(request)
+
+
+def _answers(call: Call, answer: Any) -> None:
+    call.used = usage_of(answer)
+    call.answered = answered_of(answer)
 
 
 def usage_of(answer: Any) -> Used:
