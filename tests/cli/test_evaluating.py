@@ -45,6 +45,7 @@ def test_a_replay_is_of_the_same_files_and_isolation(tmp_path: Path, monkeypatch
         metrics=("tests.programs:same",),
         space=EVALUATION.space,
         files=(prompt,),
+        environment=("HOME",),
         isolation="process",
     )
     plan = Plan(
@@ -54,7 +55,7 @@ def test_a_replay_is_of_the_same_files_and_isolation(tmp_path: Path, monkeypatch
         rows=1,
         program=ProgramSpec(
             entry_point="tests.programs:first",
-            version=replaying.program_version("tests.programs:first", {}, files=(prompt,)),
+            version=replaying.program_version("tests.programs:first", {}, files=(prompt,), environment=("HOME",)),
             isolation="process",
         ),
         metrics=(MetricSpec(entry_point="tests.programs:same", version="1"),),
