@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -13,15 +14,18 @@ import pytest
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn
 
-from dspex_pipelines.cli import finding, replaying
-from dspex_pipelines.cli.evaluating import BarReporter
+from dspex_pipelines.analysis.leaderboard import leaderboard
+from dspex_pipelines.cli import evaluating, finding, replaying
+from dspex_pipelines.cli.evaluating import BarReporter, EvaluatedPartitionsSummary
 from dspex_pipelines.engine import executor
+from dspex_pipelines.model.evaluation import Evaluation
 from dspex_pipelines.model.plan import Plan
 from dspex_pipelines.model.space import Configuration
 from dspex_pipelines.model.trial import Example, MetricSpec, ProgramSpec
 from dspex_pipelines.model.usage import Usage
+from dspex_pipelines.orchestration.config import EvaluationConfig, budget_of
 from dspex_pipelines.orchestration.io_managers import NewestResults
-from tests.cli.conftest import EVALUATION
+from tests.cli.conftest import EVALUATION, Run, row
 
 
 def test_the_bar_of_a_failed_run_says_so() -> None:
@@ -126,3 +130,33 @@ PROGRESS = executor.Progress(total=2, done=1, failed=0, in_flight=1, elapsed_s=0
 
 def note(bars: Progress) -> str:
     return bars.tasks[0].fields["note"]
+
+
+def test_the_command_says_at_its_end_what_was_used_and_what_is_in_no_sum(
+    run: Run, results: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results(row("a"))
+    usage = Usage({"calls": 3, "input_tokens": 1_000, "output_tokens": 10, "cost_usd": 0.5}, run_s=9.0, throttled_s=1.0)
+    usage.add({"m.calls": 3, "unpriced_calls": 2, "m.unpriced_calls": 2})
+    asked: list[float] = []
+
+    def evaluated(evaluation: Evaluation, config: EvaluationConfig, **_: object) -> EvaluatedPartitionsSummary:
+        asked.append(config.max_cost_usd)
+        return EvaluatedPartitionsSummary(
+            board=leaderboard(pd.DataFrame([row("a"), row("b")])),
+            left_out=(),
+            partial={},
+            folder=Path("results"),
+            usage=usage,
+            not_counted=tuple(usage.warnings(budget_of(config, evaluation)).values()),
+        )
+
+    monkeypatch.setattr(evaluating, "evaluate_partitions", evaluated)
+    told = run("evaluate", "--max-cost-usd", 5).output
+    assert "Used: m: 3 calls, 1,000 tokens in and 10 out, $0.50, throttled 10% of the time\n" in told
+    assert "Not counted: cost leaves out 2 calls to m, and max_cost_usd does not hold for them" in told
+    usage.amounts.clear()
+    told = run("evaluate").output
+    assert "Used" not in told
+    assert "Not counted" not in told
+    assert asked == [5.0, 0.0]

@@ -11,6 +11,7 @@ import pytest
 
 from dspex_pipelines import ConfigurationSpace, Integer, Price
 from dspex_pipelines.bridge.pool_status import ModelStatus, PoolStatus
+from dspex_pipelines.engine import batch
 from dspex_pipelines.errors import PoolUnreachable
 from dspex_pipelines.loopback.process import Server, serving
 from dspex_pipelines.model.usage import Usage
@@ -118,6 +119,7 @@ def test_a_budget_that_a_model_without_a_price_escapes_is_told_at_once(lab: Lab,
 
 def test_a_provider_that_is_down_is_told_while_nothing_moves(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(waiting, "LOOK_S", 0.3)
+    monkeypatch.setattr(batch, "STOP_S", 0.3)
     told = Told()
     with serving(api_key="loopback") as gone:
         base = gone.base_url
@@ -125,7 +127,7 @@ def test_a_provider_that_is_down_is_told_while_nothing_moves(lab: Lab, monkeypat
     assert result.success, failure(result)
     down = f"{PRICED}@{base} is not answering"
     assert down in told.waited, told.waited
-    assert len(told.waited) <= 4.0 / 0.3 + 10 / 0.3, "asked at a bounded rate"
+    assert len(told.waited) <= 4.6 / 0.3, "asked at a bounded rate"
     logged = [entry.user_message for entry in lab.instance.all_logs(result.run_id)]
     assert sum(down in line for line in logged) == 1, "once for as long as it stays so"
 
