@@ -93,7 +93,13 @@ def _say_late(timeout_s: float) -> None:
 
 
 def _as_it_is_now(evaluation: Evaluation, spec: TrialSpec) -> TrialSpec:
-    version = program_version(evaluation.program, evaluation.init, files=evaluation.files, declared=evaluation.version)
+    version = program_version(
+        evaluation.program,
+        evaluation.init,
+        files=evaluation.files,
+        declared=evaluation.version,
+        environment=evaluation.environment,
+    )
     program = ProgramSpec(
         entry_point=evaluation.program, init=evaluation.init, version=version, isolation=evaluation.isolation
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, cast
 
 from dspex_pipelines.engine.calls import Call, TrialCalls
@@ -20,12 +20,15 @@ _LEAST_CHARACTERS = 200
 _MOST_CALLS = 1_000
 _MOST_UNPACKED = 64 << 20
 _DEPTH = 12
+_CHARACTERS_PER_ITEM = 100
+_LEAST_ITEMS = 8
 
 
 def pack_trace(calls: TrialCalls, most: int) -> bytes:
     """Return the trial's calls and steps in at most *most* bytes; empty when nothing fits.
 
-    Where all of it is too much, texts are cut in their middle, ever shorter, and then calls in the middle are left out.
+    Where all of it is too much, texts and lists are cut in their middle, ever shorter, and then calls in the middle are
+    left out.
     """
     made = calls.calls or []
     kept = _MOST_CALLS
@@ -104,7 +107,7 @@ def _plain(value: Any, characters: int, depth: int) -> Any:  # noqa: PLR0911 - a
         items = ((redact(str(name)), one) for name, one in cast("Mapping[Any, Any]", value).items())
         return {name: _shown(name, one, characters, depth - 1) for name, one in items}
     if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(one, characters, depth - 1) for one in cast("list[Any]", value)]
+        return [_plain(one, characters, depth - 1) for one in _shortened(cast("list[Any]", value), characters)]
     for method in ("toDict", "model_dump"):
         convert = getattr(value, method, None)
         if callable(convert) and not isinstance(value, type):
@@ -123,3 +126,12 @@ def _shown(name: str, value: Any, characters: int, depth: int) -> Any:
     if isinstance(value, str) and value and is_secret_field(name):
         return UNNAMED
     return _plain(value, characters, depth)
+
+
+def _shortened(items: Collection[Any], characters: int) -> Collection[Any]:
+    """Return *items* without those in the middle, where they are too many: an embedding has thousands of numbers."""
+    most = max(_LEAST_ITEMS, characters // _CHARACTERS_PER_ITEM)
+    if len(items) <= most:
+        return items
+    every, half = list(items), most // 2
+    return [*every[:half], f"… {len(every) - 2 * half:,} items left out …", *every[-half:]]

@@ -22,6 +22,11 @@ Row = Mapping[str, Any]
 NAME_CHARACTERS = 100
 """Of names that become folders."""
 _FOLDER_BYTES = 255
+_SECRET = re.compile(
+    r"(^|_)(API_?KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|PWD|CREDENTIALS?)(_|$)|(API_?KEY|TOKEN|SECRET|PASSWORD)$",
+    re.IGNORECASE,
+)
+"""Names of variables that hold what is nobody's business."""
 _AT_MOST = f"give at most {NAME_CHARACTERS} characters"
 
 
@@ -83,6 +88,9 @@ class Evaluation:
     """Declared version of the program; empty: a digest of its source."""
     files: tuple[Path, ...] = ()
     """Files the program reads; they join its version."""
+    environment: tuple[str, ...] = ()
+    """Environment variables that decide what the program answers, such as the address of its model; a digest of what
+    they say joins its version. Not those that hold keys."""
     score_range: tuple[float, float] = (0.0, 1.0)
     """Worst and best score a trial can have, for the bounds of a mean with failures in it."""
     timeout_s: float = 60.0
@@ -109,6 +117,7 @@ class Evaluation:
             raise InvalidValue(field="metrics", value=(), fix="name at least one metric")
         _check_metrics(self.metrics)
         object.__setattr__(self, "files", _paths(self.files))
+        object.__setattr__(self, "environment", _variables(self.environment))
         if self.isolation not in ISOLATIONS:
             raise InvalidValue(field="isolation", value=self.isolation, fix=f"give one of {', '.join(ISOLATIONS)}")
         object.__setattr__(self, "score_range", _range(self.score_range))
@@ -179,6 +188,21 @@ def _paths(given: object) -> tuple[Path, ...]:
             raise InvalidValue(field="files", value=path, fix="give paths of files")
         paths.append(Path(path))
     return tuple(paths)
+
+
+def _variables(given: object) -> tuple[str, ...]:
+    field = "environment"
+    if not isinstance(given, tuple | list):
+        raise InvalidValue(field=field, value=given, fix="give a tuple of names; one alone needs a comma")
+    names: list[str] = []
+    for name in cast("tuple[object, ...]", given):
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise InvalidValue(field=field, value=name, fix="give names of environment variables")
+        if _SECRET.search(name):
+            fix = "leave it out: a secret decides on no answer, and nothing of it is to be kept, not even a digest"
+            raise InvalidValue(field=field, value=name, fix=fix)
+        names.append(name)
+    return tuple(names)
 
 
 def _range(given: object) -> tuple[float, float]:

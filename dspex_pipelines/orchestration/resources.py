@@ -16,6 +16,7 @@ from dspex_pipelines.engine.executor import Progress
 from dspex_pipelines.engine.journal import Journal
 from dspex_pipelines.engine.recycling import MAX_RSS_MB, Recycling
 from dspex_pipelines.errors import InvalidValue
+from dspex_pipelines.model.usage import Usage
 from dspex_pipelines.redaction import LISTED, learn_environment
 
 SLOTS = 256
@@ -130,6 +131,15 @@ class ProgressReporter:
 
     def moved(self, progress: Progress) -> None:
         """Outcomes have come in since the last call."""
+
+    def used(self, usage: Usage) -> None:
+        """What the batch's trials have used so far; told before `moved`."""
+
+    def waits(self, why: str, for_s: float) -> None:
+        """No trial has ended for *for_s* seconds, because of what *why* says of a model."""
+
+    def warns(self, what: str, about: str) -> None:
+        """The user should know before the run is over; *about* is the same where only the numbers are others."""
 
     def ended(self, *, complete: bool) -> None:
         """The batch is over: all of it, or what its budget was enough for."""
