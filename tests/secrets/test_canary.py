@@ -110,6 +110,9 @@ class Leaking:
     def evaluate(self) -> None:
         """Everything from the command line, and the same by Dagster's own, with steps in processes."""
         self.run("dspex", "evaluate", "leaks:SHARED", "--workers", "1")
+        # At once: the pool ends when nobody has used it for a minute.
+        self.run("dspex", "pool", "status")
+        self.run("dspex", "pool", "status", "--json")
         for command in ("leaderboard", "trials"):
             self.run("dspex", command, "leaks:SHARED")
             self.run("dspex", command, "leaks:SHARED", "--json")
@@ -120,8 +123,6 @@ class Leaking:
             self.run("dspex", "trace", self.trials[way], "leaks:SHARED", "--json")
         for way in ("raises", "returns", "prints", "asks", "metric_raises"):
             self.run("dspex", "replay", self.trials[way], "leaks:SHARED", code=None)
-        self.run("dspex", "pool", "status")
-        self.run("dspex", "pool", "status", "--json")
         for name in ("REFUSED", "UNREAD", "BROKEN"):
             assert "error" in self.run("dspex", "evaluate", f"leaks:{name}", "--workers", "1", code=2)
         for name, code in (("alone", 0), ("unread", 1), ("broken", 1)):
