@@ -13,6 +13,7 @@ import traceback
 from typing import NoReturn
 
 from dspex.v1 import types_pb2, worker_pb2
+from dspex_pipelines import telemetry
 from dspex_pipelines.engine.recycling import Recycling
 from dspex_pipelines.errors import ProtocolMismatch
 from dspex_pipelines.wire.loop import run_process
@@ -71,6 +72,7 @@ class Worker:
         self._executor = ProgramExecutor(
             slots=slots,
             permits=self._permits,
+            spans=telemetry.span_sink(instance=worker_id),
             deliver=self._deliver,
             release=self._wire.release,
             give_back=self._give_back,
@@ -182,6 +184,7 @@ def run(*, address: str, worker_id: str, slots: int, quarantine: bool, recycling
         )
         code = await worker.run()
         forks.end()
+        telemetry.flush()
         with contextlib.suppress(Exception):
             sys.stdout.flush()
             sys.stderr.flush()
