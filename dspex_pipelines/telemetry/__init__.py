@@ -16,7 +16,7 @@ from dspex_pipelines.model.tracing import Attributes, EndedSpan, SpanSink, Trace
 
 SWITCH = "DSPEX_OTEL"
 FLUSH_S = 5.0
-"""How long the end of a step, or of a worker, waits for spans to be taken; they never fail either."""
+"""How long the end of a step waits for its spans to be sent; that they cannot be fails no step."""
 _ON = frozenset({"1", "true"})
 _OFF = frozenset({"", "0", "false"})
 
@@ -70,7 +70,7 @@ def run_spans(evaluation: str, *, run_id: str, attributes: Attributes) -> Genera
         exports.flush(FLUSH_S)
 
 
-def flush(within_s: float = FLUSH_S) -> None:
+def flush(within_s: float) -> None:
     """Wait until what was told is sent, at most *within_s* seconds; does nothing when spans are off."""
     if is_on():
         from dspex_pipelines.telemetry.exporting import exporter

@@ -31,6 +31,8 @@ BROKEN_EXIT = 70
 DRAIN_S = 30.0
 """How long a worker that is told to end lets its trials run."""
 LEAVE_S = 5.0
+FLUSH_S = 2.0
+"""How long it waits for its spans to be sent, where there are any; within what the supervisor waits for it."""
 _LOOK_S = 0.05
 _HANDLERS_S = 1.0
 
@@ -184,7 +186,7 @@ def run(*, address: str, worker_id: str, slots: int, quarantine: bool, recycling
         )
         code = await worker.run()
         forks.end()
-        telemetry.flush()
+        telemetry.flush(FLUSH_S)
         with contextlib.suppress(Exception):
             sys.stdout.flush()
             sys.stderr.flush()

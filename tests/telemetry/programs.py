@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from dspex_pipelines import call_model, call_model_async
@@ -12,7 +13,7 @@ MODEL = f"openai/gpt-4o-mini@http://user:{SECRET}@127.0.0.1:8123/v1/{SECRET}"
 
 class TooManyRequests(Exception):
     status_code = 429
-    headers = {"retry-after": "0.2"}
+    retry_after = 0.2
 
 
 def answer() -> dict:
@@ -28,6 +29,8 @@ async def asks(x: int) -> int:
 
 
 async def is_refused_once(x: int) -> int:
+    # A lane of its own: the throttle remembers refusals for minutes.
+    lane = MODEL.replace("8123", str(10_000 + os.getpid() % 10_000))
     refusals = [TooManyRequests(f"slow down, {SECRET}")]
 
     async def make() -> dict:
@@ -35,7 +38,7 @@ async def is_refused_once(x: int) -> int:
             raise refusals.pop()
         return answer()
 
-    await call_model_async(MODEL, make)
+    await call_model_async(lane, make)
     return x
 
 
