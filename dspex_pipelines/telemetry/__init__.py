@@ -29,6 +29,12 @@ def is_on() -> bool:
     return said in _ON and os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() != "true"
 
 
+def check() -> None:
+    """Raise `TelemetryUnavailable` when spans are on and cannot be sent for want of what sends them."""
+    if is_on():
+        import dspex_pipelines.telemetry.exporting  # noqa: F401 - it says what is missing
+
+
 def span_sink(*, instance: str = "") -> SpanSink | None:
     """Return what takes this process's spans, None when they are off; raises `TelemetryUnavailable`.
 

@@ -23,6 +23,8 @@ except ImportError as error:
 SERVICE = "dspex"
 QUEUE = 65_536
 """Spans that wait to be sent before new ones push out the oldest, unless `OTEL_BSP_MAX_QUEUE_SIZE` says otherwise."""
+LATE_S = 0.2
+"""A flush waits no longer than this after one that was not done in time."""
 _SCOPE = InstrumentationScope("dspex_pipelines")
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 
@@ -36,6 +38,8 @@ class Exporter:
         self._resource = Resource.create(own).merge(OTELResourceDetector().detect())
         self._sampler = TracerProvider(shutdown_on_exit=False).sampler
         size = None if os.environ.get("OTEL_BSP_MAX_QUEUE_SIZE") else QUEUE
+        self._late = False
+        """Whether the last flush was not done in time: a run may have hundreds of steps, and each of them flushes."""
         self._processor = BatchSpanProcessor(OTLPSpanExporter(), max_queue_size=size)
 
     def samples(self, root: TraceContext, name: str) -> bool:
@@ -54,7 +58,8 @@ class Exporter:
         # The processor's own bound is not kept, and one that cannot reach anybody tries again for long.
         sending = threading.Thread(target=self._processor.force_flush, name="flush-spans", daemon=True)
         sending.start()
-        sending.join(within_s)
+        sending.join(min(within_s, LATE_S) if self._late else within_s)
+        self._late = sending.is_alive()
 
     def _readable(self, span: EndedSpan) -> ReadableSpan:
         attributes = {**span.attributes, "error.type": span.error} if span.error else span.attributes

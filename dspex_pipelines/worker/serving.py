@@ -15,7 +15,8 @@ from typing import NoReturn
 from dspex.v1 import types_pb2, worker_pb2
 from dspex_pipelines import telemetry
 from dspex_pipelines.engine.recycling import Recycling
-from dspex_pipelines.errors import ProtocolMismatch
+from dspex_pipelines.errors import DspexError, ProtocolMismatch
+from dspex_pipelines.model.tracing import SpanSink
 from dspex_pipelines.wire.loop import run_process
 from dspex_pipelines.wire.marks import Marks
 from dspex_pipelines.worker.forks import Forks
@@ -41,7 +42,15 @@ class Worker:
     """Runs trials until the bridge goes away, or this worker is to leave and has finished what it was sent."""
 
     def __init__(
-        self, *, address: str, worker_id: str, slots: int, quarantine: bool, recycling: Recycling, forks: Forks
+        self,
+        *,
+        address: str,
+        worker_id: str,
+        slots: int,
+        quarantine: bool,
+        recycling: Recycling,
+        forks: Forks,
+        spans: SpanSink | None = None,
     ) -> None:
         self._name = worker_id
         self._loop = asyncio.get_running_loop()
@@ -74,7 +83,7 @@ class Worker:
         self._executor = ProgramExecutor(
             slots=slots,
             permits=self._permits,
-            spans=telemetry.span_sink(instance=worker_id),
+            spans=spans,
             deliver=self._deliver,
             release=self._wire.release,
             give_back=self._give_back,
@@ -179,10 +188,22 @@ class Worker:
 
 def run(*, address: str, worker_id: str, slots: int, quarantine: bool, recycling: Recycling, forks: Forks) -> NoReturn:
     """Run a worker as this process, to its end."""
+    try:
+        spans = telemetry.span_sink(instance=worker_id)
+    except DspexError as error:
+        _say(f"error: {error}")
+        forks.end()
+        os._exit(1)
 
     async def serve() -> None:
         worker = Worker(
-            address=address, worker_id=worker_id, slots=slots, quarantine=quarantine, recycling=recycling, forks=forks
+            address=address,
+            worker_id=worker_id,
+            slots=slots,
+            quarantine=quarantine,
+            recycling=recycling,
+            forks=forks,
+            spans=spans,
         )
         code = await worker.run()
         forks.end()

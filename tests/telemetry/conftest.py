@@ -46,9 +46,7 @@ class Site:
             partition="p",
             dataset_digest="d",
             rows=trials,
-            program=ProgramSpec(
-                entry_point=entry_point, version=program_version(entry_point, {}), isolation=isolation
-            ),
+            program=ProgramSpec(entry_point=entry_point, version=program_version(entry_point, {}), isolation=isolation),
             metrics=(),
             space_json=ConfigurationSpace().to_json(),
             configurations=(Configuration({}),),
@@ -101,7 +99,5 @@ def collected() -> Iterator[Collector]:
 
 @pytest.fixture(scope="module")
 def traced(collected: Collector) -> Iterator[Site]:
-    with site(
-        DSPEX_OTEL="1", OTEL_EXPORTER_OTLP_ENDPOINT=collected.endpoint, OTEL_BSP_SCHEDULE_DELAY="100"
-    ) as one:
+    with site(DSPEX_OTEL="1", OTEL_EXPORTER_OTLP_ENDPOINT=collected.endpoint, OTEL_BSP_SCHEDULE_DELAY="100") as one:
         yield one

@@ -151,3 +151,12 @@ async def test_what_a_worker_has_not_sent_when_it_is_to_end_is_sent_then() -> No
             assert len(late.named("trial")) == 2, "the step sends its own when it ends"
             assert not late.named("run")
         late.until(lambda: len(late.named("run")) == 2)
+
+
+async def test_of_many_steps_only_the_first_waits_for_a_collector_that_is_down() -> None:
+    with site(DSPEX_OTEL="1", OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9") as lonely:
+        await lonely.run("asks", trials=1)
+        began = time.monotonic()
+        for _ in range(5):
+            await lonely.run("asks", trials=1)
+        assert time.monotonic() - began < 5
