@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from dspex_pipelines import telemetry
+from dspex_pipelines.errors import DspexError
 from dspex_pipelines.worker import serving
 from tests.test_dspy_docs import BLOCK, Reader, blocks, follow
 from tests.test_readme import ROOT

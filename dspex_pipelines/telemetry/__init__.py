@@ -5,6 +5,7 @@ Where spans go, and which, is for OpenTelemetry's own variables to say (`OTEL_EX
 
 from __future__ import annotations
 
+import importlib
 import os
 import time
 from collections.abc import Generator
@@ -32,7 +33,7 @@ def is_on() -> bool:
 def check() -> None:
     """Raise `TelemetryUnavailable` when spans are on and cannot be sent for want of what sends them."""
     if is_on():
-        import dspex_pipelines.telemetry.exporting  # noqa: F401 - it says what is missing
+        importlib.import_module(f"{__name__}.exporting")
 
 
 def span_sink(*, instance: str = "") -> SpanSink | None:

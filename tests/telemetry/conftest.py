@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -22,9 +23,8 @@ from dspex_pipelines.model.space import Configuration, ConfigurationSpace
 from dspex_pipelines.model.trial import Example, Isolation, ProgramSpec
 from dspex_pipelines.telemetry import run_spans
 
-pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
-
-from tests.telemetry.collector import Collector, collector
+if TYPE_CHECKING:
+    from tests.telemetry.collector import Collector
 
 ROOT = Path(__file__).parents[2]
 SWITCHES = ("DSPEX_OTEL", "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_BSP_SCHEDULE_DELAY", "OTEL_EXPORTER_OTLP_TIMEOUT")
@@ -93,6 +93,8 @@ def site(**switches: str) -> Iterator[Site]:
 
 @pytest.fixture(scope="module")
 def collected() -> Iterator[Collector]:
+    from tests.telemetry.collector import collector
+
     with collector() as one:
         yield one
 

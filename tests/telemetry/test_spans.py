@@ -7,9 +7,12 @@ import time
 import pytest
 
 from dspex_pipelines.model.outcome import ErrorType, TrialError, TrialResult
-from tests.telemetry.collector import Collector, Span, collector
 from tests.telemetry.conftest import Site, site
 from tests.telemetry.programs import SECRET
+
+pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
+
+from tests.telemetry.collector import Collector, Span, collector
 
 CLIENT = 3
 
