@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias, cast
 
 from dspex_pipelines.errors import SerializationError
-from dspex_pipelines.model.payload import decode, digest, encode
+from dspex_pipelines.model.payload import DIGEST_BYTES, decode, digest, encode
 
 _TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 _SAMPLED = 1
@@ -110,7 +110,9 @@ def _reads_as_span(parts: list[Any]) -> bool:
     name, trace_id, span_id, parent_id, start_ns, end_ns, attributes, error, calls_out = parts
     return (
         isinstance(name, str)
-        and [type(one) for one in (trace_id, span_id, parent_id)] == [bytes] * 3
+        and all(isinstance(one, bytes) for one in (trace_id, span_id, parent_id))
+        and (len(trace_id), len(span_id)) == (DIGEST_BYTES, SPAN_ID_BYTES)
+        and len(parent_id) in (0, SPAN_ID_BYTES)
         and all(type(one) is int and 0 <= one < 1 << 63 for one in (start_ns, end_ns))
         and isinstance(attributes, dict)
         and all(

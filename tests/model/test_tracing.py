@@ -45,7 +45,7 @@ def test_a_span_crosses_as_it_is() -> None:
     assert EndedSpan.from_payload(SPAN.payload) == SPAN
 
 
-@given(st.integers(0, 8), st.sampled_from([None, -1, 1 << 63, [], {"a": []}, {1: 2}, 1.5]))
+@given(st.integers(0, 8), st.sampled_from([None, -1, 1 << 63, [], {"a": []}, {1: 2}, 1.5, b"short"]))
 def test_what_is_no_span_is_refused(place: int, instead: object) -> None:
     parts = [*SPAN[:6], dict(SPAN.attributes), *SPAN[7:]]
     with pytest.raises(SerializationError):

@@ -61,3 +61,14 @@ def call_fails(x: int) -> int:
 def imported(x: int) -> list[str]:
     """Whether there is anything of OpenTelemetry where it runs."""
     return sorted(name for name in sys.modules if name.partition(".")[0] == "opentelemetry")
+
+
+def ends_its_process(x: int) -> int:
+    call_model(MODEL, answer)
+    os._exit(1)
+
+
+def uses_strange_numbers(x: int) -> int:
+    strange = {"usage": {"prompt_tokens": 1 << 70, "completion_tokens": 1}}
+    call_model(f"openai/gpt{'x' * 5_000}", lambda: strange if x else answer())
+    return x

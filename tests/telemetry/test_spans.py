@@ -94,6 +94,23 @@ async def test_a_trial_in_a_process_of_its_own_is_told_of_as_any_other(traced: S
         assert [span.name for span in collected.below(run)] == ["chat gpt-4o-mini"]
 
 
+async def test_what_a_trial_called_before_its_process_ended_is_told(traced: Site, collected: Collector) -> None:
+    _, (outcome,), _ = await traced.run("ends_its_process", trials=1, isolation="process")
+    assert isinstance(outcome, TrialError)
+    (trial,) = collected.below(collected.named("evaluate ends_its_process")[-1])
+    assert trial.attributes["error.type"] == outcome.type.value
+    collected.until(lambda: any(span.name.startswith("chat") and span.trace == trial.trace for span in collected.spans))
+
+
+async def test_a_span_that_cannot_be_sent_as_it_is_takes_no_other_along(traced: Site, collected: Collector) -> None:
+    await traced.run("uses_strange_numbers", trials=4)
+    _, trials = tree(collected, "uses_strange_numbers", trials=4)
+    runs = [span for trial in trials for span in collected.below(trial) if span.name == "run"]
+    calls = [call for run in runs for call in collected.below(run)]
+    assert len(calls) == 4
+    assert {len(call.attributes["gen_ai.request.model"]) for call in calls} == {1_000}
+
+
 @pytest.mark.parametrize("name", ["raises", "call_fails"])
 async def test_what_goes_wrong_is_told_by_its_type_alone(traced: Site, collected: Collector, name: str) -> None:
     _, (outcome,), _ = await traced.run(name, trials=1)
