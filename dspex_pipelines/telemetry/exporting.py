@@ -81,7 +81,7 @@ class Exporter:
 
 
 def _carried(value: str | float) -> str | float:
-    """Return what can be sent of *value*: one that cannot would take the spans beside it along."""
+    """Return what can be sent of *value*: a name that cannot would take the spans beside it along."""
     if isinstance(value, str):
         return value[:CHARACTERS].encode(errors="replace").decode()
     if isinstance(value, int) and not isinstance(value, bool):

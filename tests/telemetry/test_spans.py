@@ -102,12 +102,13 @@ async def test_what_a_trial_called_before_its_process_ended_is_told(traced: Site
     collected.until(lambda: any(span.name.startswith("chat") and span.trace == trial.trace for span in collected.spans))
 
 
-async def test_a_span_that_cannot_be_sent_as_it_is_takes_no_other_along(traced: Site, collected: Collector) -> None:
+async def test_what_cannot_be_sent_as_it_is_is_sent_as_far_as_it_can_be(traced: Site, collected: Collector) -> None:
     await traced.run("uses_strange_numbers", trials=4)
     _, trials = tree(collected, "uses_strange_numbers", trials=4)
     runs = [span for trial in trials for span in collected.below(trial) if span.name == "run"]
     calls = [call for run in runs for call in collected.below(run)]
     assert len(calls) == 4
+    assert {call.attributes["gen_ai.usage.input_tokens"] for call in calls} == {7, (1 << 63) - 1}
     assert {len(call.attributes["gen_ai.request.model"]) for call in calls} == {1_000}
 
 
