@@ -66,6 +66,8 @@ QA_RAG = Evaluation(
         "dspex_pipelines.qa_rag.metrics:answered",
         "dspex_pipelines.qa_rag.metrics:found",
     ),
+    # Not imported from the program, which needs DSPy.
+    environment=("DSPEX_QA_API_BASE", "DSPEX_QA_MODEL"),
     space=ConfigurationSpace(
         variables=(
             Module(

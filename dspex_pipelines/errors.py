@@ -6,9 +6,14 @@ means that the caller did something wrong, or that a system it needs is gone.
 
 from __future__ import annotations
 
+from dspex_pipelines.redaction import redact
+
 
 class DspexError(Exception):
-    """Root of all errors raised by this package; the message says what to do next."""
+    """Root of all errors raised by this package; the message says what to do next, and no secret that is known."""
+
+    def __init__(self, *said: object) -> None:
+        super().__init__(*(redact(one) if isinstance(one, str) else one for one in said))
 
 
 class InvalidValue(DspexError, ValueError):
@@ -167,7 +172,8 @@ class EvaluationIncomplete(DspexError):
 
 
 def _short(value: object, limit: int = 80) -> str:
-    text = repr(value)
+    # Cut after that: half of a secret is not known for one.
+    text = redact(repr(value))
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 

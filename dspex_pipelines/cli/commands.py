@@ -125,6 +125,10 @@ def evaluate(
         console=console,
     )
     _print_leaderboard(results.board, None)
+    for line in results.usage.lines():
+        _say(line)
+    for what in results.not_counted:
+        _say(f"Not counted: {what}", "yellow")
     _say_partial(results.partial)
     _say_left_out(results.left_out)
     failures = sum(standing.failures for standing in results.board.standings)

@@ -17,8 +17,9 @@ from dspex_pipelines.cli.results import instance
 from dspex_pipelines.engine import executor
 from dspex_pipelines.errors import DspexError, Interrupted, InvalidValue
 from dspex_pipelines.model.evaluation import Evaluation
+from dspex_pipelines.model.usage import Usage
 from dspex_pipelines.orchestration.build import build_evaluation, keys, run_config
-from dspex_pipelines.orchestration.config import EvaluationConfig
+from dspex_pipelines.orchestration.config import EvaluationConfig, budget_of
 from dspex_pipelines.orchestration.io_managers import NewestResults
 from dspex_pipelines.orchestration.resources import (
     ProgressReporter,
@@ -37,6 +38,10 @@ class EvaluatedPartitionsSummary:
     left_out: tuple[str, ...]
     partial: dict[str, str]
     folder: Path
+    usage: Usage
+    """What the trials that were run have used."""
+    not_counted: tuple[str, ...]
+    """What that leaves out, each with what to do about it."""
 
 
 # The run's log is in the instance; here the progress bar speaks.
@@ -44,7 +49,7 @@ _QUIET: dict[str, object] = {"loggers": {"console": {"config": {"log_level": "CR
 
 
 class BarReporter(ProgressReporter):
-    """A bar for each partition."""
+    """A bar for each partition; what has to be said beside it is a line above."""
 
     def __init__(self, bars: Progress) -> None:
         self._bars = bars
@@ -52,6 +57,18 @@ class BarReporter(ProgressReporter):
         self._done: dict[str, int] = {}
         self._partition = ""
         self._batch = 0
+        self._usage = Usage()
+        self._before = Usage()
+        """What the batches that are over have used."""
+        self._said: set[tuple[str, str]] = set()
+
+    @property
+    def usage(self) -> Usage:
+        """What has been used so far, over all batches and partitions."""
+        usage = Usage()
+        usage.merge(self._before)
+        usage.merge(self._usage)
+        return usage
 
     def expect(self, partition: str) -> None:
         """A partition is about to be evaluated."""
@@ -63,15 +80,35 @@ class BarReporter(ProgressReporter):
         """One more batch of the partition begins."""
         task = self._tasks[partition]
         self._batch = planned
+        self._before, self._usage = self.usage, Usage()
         total = (self._bars.tasks[self._bars.task_ids.index(task)].total or 0) + planned
         self._bars.update(task, total=total, note="")
 
     def moved(self, progress: executor.Progress) -> None:
         """Outcomes have come in."""
         failed = f", {progress.failed:,} failed" if progress.failed else ""
-        note = f"{progress.rate_per_s:,.0f} trials/s{failed}"
+        spent = self.usage.spent()
+        note = f"{progress.rate_per_s:,.0f} trials/s{failed}{f', {spent}' if spent else ''}"
         done = self._done[self._partition] + progress.done
         self._bars.update(self._tasks[self._partition], completed=done, note=note)
+
+    def used(self, usage: Usage) -> None:
+        """What the batch has used so far: its bar says what that costs."""
+        self._usage = usage
+
+    def waits(self, why: str, for_s: float) -> None:
+        """Nothing moves: the bar says since when, a line above it why, and again only when that changes."""
+        self._bars.update(self._tasks[self._partition], note=f"waiting for {for_s:.0f} s")
+        self._say(f"{self._partition}: waiting: {why} (for {for_s:.0f} s)", why)
+
+    def warns(self, what: str, about: str) -> None:
+        """Say it in a line above the bars, but not for each batch again."""
+        self._say(f"warning: {what}", about)
+
+    def _say(self, line: str, once: str) -> None:
+        if (self._partition, once) not in self._said:
+            self._said.add((self._partition, once))
+            self._bars.console.print(line, style="yellow", highlight=False, soft_wrap=True, markup=False)
 
     def ended(self, *, complete: bool) -> None:
         """The batch is over; what was reused counts as done too."""
@@ -153,6 +190,8 @@ def evaluate_partitions(
         left_out=newest.left_out,
         partial=newest.partial,
         folder=folder,
+        usage=reporter.usage,
+        not_counted=tuple(reporter.usage.warnings(budget_of(config, evaluation)).values()),
     )
 
 

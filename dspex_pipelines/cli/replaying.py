@@ -19,6 +19,8 @@ from dspex_pipelines.engine.program_versions import metric_version, program_vers
 from dspex_pipelines.model.evaluation import Evaluation
 from dspex_pipelines.model.outcome import TrialError
 from dspex_pipelines.model.trial import MetricSpec, ProgramSpec, TrialSpec
+from dspex_pipelines.redaction import redact, redact_values
+from dspex_pipelines.wire.scribe import foreground
 from dspex_pipelines.worker.__main__ import set_environment
 from dspex_pipelines.worker.alone import run_alone, run_here
 
@@ -36,11 +38,15 @@ def replay_trial(evaluation: Evaluation, trial: str, console: Console, *, debug:
     metrics = [MetricSpec(entry_point=metric, version=metric_version(metric)) for metric in evaluation.metrics]
     console.print(f"trial          {spec.trial_id.hex()}", highlight=False)
     console.print(f"configuration  {spec.configuration}", highlight=False)
-    console.print(f"inputs         {as_json(dict(spec.example.inputs))}", highlight=False, soft_wrap=True)
-    console.print(f"labels         {as_json(dict(spec.example.labels))}", highlight=False, soft_wrap=True)
+    console.print(
+        f"inputs         {as_json(redact_values(dict(spec.example.inputs)))}", highlight=False, soft_wrap=True
+    )
+    console.print(
+        f"labels         {as_json(redact_values(dict(spec.example.labels)))}", highlight=False, soft_wrap=True
+    )
     if debug:
         return _debug(spec, metrics, evaluation, console)
-    with _tells_where(evaluation.timeout_s):
+    with _tells_where(evaluation.timeout_s), foreground():
         outcome = asyncio.run(run_alone(spec, metrics, calls=evaluation.calls))
     if outcome.outputs_payload:
         console.print(f"outputs        {as_json(outcome.outputs)}", highlight=False, soft_wrap=True)
@@ -57,11 +63,11 @@ def _debug(spec: TrialSpec, metrics: list[MetricSpec], evaluation: Evaluation, c
     try:
         outputs, scores = run_here(spec, metrics, calls=evaluation.calls)
     except Exception as error:  # noqa: BLE001 - whatever it is, this is where to look at it
-        console.print("".join(traceback.format_exception(error)), highlight=False, soft_wrap=True, markup=False)
+        console.print(redact("".join(traceback.format_exception(error))), highlight=False, soft_wrap=True, markup=False)
         console.print("The debugger is where it was raised: `up` and `down` move, `q` ends.", style="yellow")
         pdb.post_mortem(error.__traceback__)
         return 1
-    console.print(f"outputs        {as_json(outputs)}", highlight=False, soft_wrap=True)
+    console.print(f"outputs        {as_json(redact_values(outputs))}", highlight=False, soft_wrap=True)
     console.print(f"scores         {as_json(scores)}", highlight=False)
     return 0
 
@@ -87,7 +93,13 @@ def _say_late(timeout_s: float) -> None:
 
 
 def _as_it_is_now(evaluation: Evaluation, spec: TrialSpec) -> TrialSpec:
-    version = program_version(evaluation.program, evaluation.init, files=evaluation.files, declared=evaluation.version)
+    version = program_version(
+        evaluation.program,
+        evaluation.init,
+        files=evaluation.files,
+        declared=evaluation.version,
+        environment=evaluation.environment,
+    )
     program = ProgramSpec(
         entry_point=evaluation.program, init=evaluation.init, version=version, isolation=evaluation.isolation
     )

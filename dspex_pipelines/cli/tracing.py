@@ -15,6 +15,7 @@ from dspex_pipelines.engine.batch import Scoring
 from dspex_pipelines.engine.trace import CALLS, LEFT_OUT, STEPS, unpack_trace
 from dspex_pipelines.errors import DspexError
 from dspex_pipelines.model.outcome import TrialError, TrialOutcome
+from dspex_pipelines.model.usage import model_of
 from dspex_pipelines.orchestration.resources import ResultStore
 
 _INDENT = "    "
@@ -73,7 +74,12 @@ def print_trace(document: Mapping[str, Any], console: Console) -> None:
     times = " · ".join(f"{document[f'{name}_s']:.3f} s {name}" for name in ("queue", "throttled", "run"))
     console.print(f"time           {times}", highlight=False)
     if document["usage"]:
-        used = ", ".join(f"{name} {amount:,.6g}" for name, amount in document["usage"].items())
+        amounts: Mapping[str, float] = document["usage"]
+        # Sums first; by model only where there are several.
+        names = sorted(amounts, key=lambda name: bool(model_of(name)))
+        if len({model_of(name) for name in names} - {""}) == 1:
+            names = [name for name in names if not model_of(name)]
+        used = ", ".join(f"{name} {amounts[name]:,.6g}" for name in names)
         console.print(f"used           {used}", highlight=False, soft_wrap=True)
     for one in document["history"]:
         what = f"call to {one['call']}" if one["call"] else f"attempt {one['attempt']}"
@@ -114,7 +120,7 @@ def _print_call(number: int, call: Mapping[str, Any], console: Console) -> None:
     for message in messages:
         if isinstance(message, dict):
             told = cast("dict[str, Any]", message)
-            _print_field(str(told.get("role", "message")), told.get("content"), console)
+            _print_field(str(told.get("role", "message")), told.get("content", told), console)
         elif message is not None:
             _print_field("prompt", message, console)
     if call.get("error"):

@@ -24,6 +24,7 @@ from dspex_pipelines.model.outcome import Attempt, ErrorType, TrialError, TrialO
 from dspex_pipelines.model.payload import digest, digest_of
 from dspex_pipelines.model.plan import Batch, Plan
 from dspex_pipelines.model.trial import Example, TrialSpec
+from dspex_pipelines.model.usage import Usage
 
 PAGE = 4_000
 """Trials that are looked up, and put into the order of the journal's index, at a time."""
@@ -98,15 +99,17 @@ async def run_batch(
     calls: CallPolicy | None = None,
     ledger: Ledger | None = None,
     spans: RunSpans | None = None,
+    usage: Usage | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> BatchSummary:
     """Run what is missing of *batch*; each outcome is in the journal before it counts as done.
 
     At most *max_concurrency* trials run or wait to be recorded: so many run twice when this process is killed. *calls*
-    is what holds for calls to models. *spans* tells of every trial that is run. *on_progress* is called after every
-    group. Once the *ledger* says that the run has stopped, nothing more is started; what is in flight has `STOP_S` to
-    end. Raises `PoolUnreachable` when the bridge goes away, and `ProviderRefused` when a model's provider refuses the
-    key. Whatever ends it, a cancellation included, keeps what is done by then.
+    is what holds for calls to models; what its trials use is added to *usage*. *spans* tells of every trial that is
+    run. *on_progress* is called after every group, when both are up to date. Once the *ledger* says that the run has
+    stopped, nothing more is started; what is in flight has `STOP_S` to end. Raises `PoolUnreachable` when the bridge
+    goes away, and `ProviderRefused` when a model's provider refuses the key. Whatever ends it, a cancellation included,
+    keeps what is done by then.
     """
     runner = TrialRunner(
         pool,
@@ -148,6 +151,8 @@ async def run_batch(
         pool.commit(len(entries))
         executor.let_go(len(entries))
         rescored += sum(entry.rescored for entry in entries)
+        if usage is not None:
+            usage.add_outcomes(entry.outcome for entry in entries)
         if reservation is not None:
             reservation.settle(entry.outcome for entry in entries)
         stopping.look()

@@ -15,12 +15,14 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+from dspex_pipelines.engine.asked import answered_of, asked_of
 from dspex_pipelines.engine.provider_faults import ProviderFault, provider_fault
 from dspex_pipelines.engine.spans import AttemptSpans, SessionSpans
 from dspex_pipelines.engine.throttle import Verdict
 from dspex_pipelines.errors import InvalidValue
 from dspex_pipelines.model.calls import CallPolicy
 from dspex_pipelines.model.outcome import ErrorType
+from dspex_pipelines.redaction import redact, redact_beginning
 
 MOST_NAMES = 64
 MOST_REFUSALS = 30
@@ -201,13 +203,12 @@ class TrialCalls:
         if call.used is None:
             return
         model, used = call.model.partition("@")[0], call.used
-        self.report({"calls": 1})
+        self._count_of(model, calls=1)
         if used.cached:
-            self.report({"cached_calls": 1})
+            self._count(cached_calls=1)
             return
-        tokens = {"input_tokens": used.input_tokens, "output_tokens": used.output_tokens}
-        self.report({"tokens": used.input_tokens + used.output_tokens, **tokens})
-        self.report({f"{model}.{name}": amount for name, amount in tokens.items()}, crowded=False)
+        self._count(tokens=used.input_tokens + used.output_tokens)
+        self._count_of(model, input_tokens=used.input_tokens, output_tokens=used.output_tokens)
         price = self.caller.policy.price_of(model) if self.caller else None
         cost_usd = used.cost_usd
         if price is not None:
@@ -216,10 +217,23 @@ class TrialCalls:
                 output_tokens=used.output_tokens,
                 cached_input_tokens=used.cached_input_tokens,
             )
-        if cost_usd is None:
-            self.report({"unpriced_calls": 1})
+        if used.cost_usd is None and not call.tokens:
+            # It says nothing of tokens, so a price makes no cost of it.
+            self._count_of(model, untold_calls=1)
+        elif cost_usd is None:
+            self._count_of(model, unpriced_calls=1)
         else:
-            self.report({"cost_usd": cost_usd})
+            self._count_of(model, cost_usd=cost_usd)
+
+    def _count(self, **amounts: float) -> None:
+        """Add to what is used; these few names always have room."""
+        for name, amount in amounts.items():
+            self.used[name] = self.used.get(name, 0) + amount
+
+    def _count_of(self, model: str, **amounts: float) -> None:
+        """Add to what is used, of all models and of *model*; the latter only where there is room for its names."""
+        self._count(**amounts)
+        self.report({f"{model}.{name}": amount for name, amount in amounts.items()}, crowded=False)
 
     def report(self, amounts: Mapping[str, float], *, crowded: bool = True) -> None:
         """Add to what is used; raises `InvalidValue` for the name that is one too many, unless not *crowded*."""
@@ -236,10 +250,11 @@ class TrialCalls:
         if self.failed is None:
             self.failed = []
         try:
-            said = str(error)[:MESSAGE_CHARACTERS]
+            said = redact_beginning(str(error), MESSAGE_CHARACTERS)
         except Exception:  # noqa: BLE001 - a broken __str__ is not our end
             said = "(its message could not be shown)"
         self.failed.append(FailedCall(call.model, fault.type, f"{fault.what}: {said}", run_s))
+        self._count(retried_calls=1)
 
     # Time
 
@@ -270,7 +285,8 @@ class _Ongoing:
         self._asked_at = 0.0
         self._made_at = 0.0
         self._waited = False
-        self.call = Call(model, at_s=time.perf_counter() - trial.started)
+        # The name goes to the pool, which shows it.
+        self.call = Call(redact(model), at_s=time.perf_counter() - trial.started)
 
     def ask(self) -> None:
         trial = self._trial
@@ -396,38 +412,52 @@ def report_usage(**amounts: float) -> None:
             trial.report({name: amount})
 
 
-def call_model(model: str, make: Callable[[], T], *, tokens: int = 0) -> T:
+def call_model(model: str, make: Callable[[], T], *, tokens: int = 0, request: Any = None) -> T:
     """Return what *make* returns, called once the pool's throttle gives leave to call *model*.
 
     For programs that call a provider without DSPy: ``call_model("openai/gpt-4o-mini", lambda: client.chat(...))``.
     A call that is refused, or at which the provider fails, waits and is made again here, so that finished ones are not
     bought twice; what its answer's `usage` says (in OpenAI's form) is counted. *tokens* is an estimate of what the call
-    will use, 0 for none. Outside a trial, *make* is just called. Raises what *make* raises at last.
+    will use, 0 for none. The trial's trace keeps what *make* returns (in OpenAI's form: its words), and *request*:
+    messages, a prompt, or a map of all that is sent, of which keys, tokens and headers are left out. Outside a trial,
+    *make* is just called. Raises what *make* raises at last.
     """
     trial = _running.get()
     if trial is None:
         return make()
 
     def made(call: Call) -> T:
+        _asks(call, request)
         answer = make()
-        call.used = usage_of(answer)
+        _answers(call, answer)
         return answer
 
     return trial.call(model, made, tokens=tokens)
 
 
-async def call_model_async(model: str, make: Callable[[], Awaitable[T]], *, tokens: int = 0) -> T:
+async def call_model_async(model: str, make: Callable[[], Awaitable[T]], *, tokens: int = 0, request: Any = None) -> T:
     """Return what *make* returns, as `call_model` does, in a coroutine."""
     trial = _running.get()
     if trial is None:
         return await make()
 
     async def made(call: Call) -> T:
+        _asks(call, request)
         answer = await make()
-        call.used = usage_of(answer)
+        _answers(call, answer)
         return answer
 
     return await trial.acall(model, made, tokens=tokens)
+
+
+def _asks(call: Call, request: Any) -> None:
+    if request is not None:
+        call.asked, call.settings = asked_of(request)
+
+
+def _answers(call: Call, answer: Any) -> None:
+    call.used = usage_of(answer)
+    call.answered = answered_of(answer)
 
 
 def usage_of(answer: Any) -> Used:

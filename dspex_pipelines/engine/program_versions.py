@@ -8,6 +8,8 @@ import functools
 import importlib.metadata
 import importlib.util
 import inspect
+import os
+import re
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,22 +22,30 @@ from dspex_pipelines.model.payload import digest_of
 from dspex_pipelines.model.trial import ProgramSpec
 
 DECLARED = "declared-"
+_ENVIRONMENT = ".env-"
 _LIBRARIES = frozenset({"dspy"})
 """Libraries whose own metrics are used as they are: their version is that of the distribution."""
 
 
 def program_version(
-    entry_point: str, init: Mapping[str, Any], *, files: Iterable[Path] = (), declared: str = ""
+    entry_point: str,
+    init: Mapping[str, Any],
+    *,
+    files: Iterable[Path] = (),
+    declared: str = "",
+    environment: Iterable[str] = (),
 ) -> str:
     """Return a hex digest of what decides how the program behaves.
 
     That is its parameters, the source it reaches by import inside its own project, the versions of the
-    distributions that source imports, and *files*; or *declared* in place of source and distributions.
-    Raises `ProgramUnavailable` when it cannot be found.
+    distributions that source imports, and *files*; or *declared* in place of source, distributions and files. What
+    the variables named by *environment* say joins either, as a digest. Raises `ProgramUnavailable` when it cannot be
+    found.
     """
+    surroundings = _surroundings(environment)
     parameters = [entry_point, dict(init)]
     if declared:
-        return f"{DECLARED}{digest_of([parameters, declared]).hex()}"
+        return f"{DECLARED}{digest_of([parameters, declared]).hex()}{surroundings}"
     version = digest_of([parameters, _source(entry_point)]).hex()
     contents: list[list[Any]] = []
     for file in files:
@@ -43,7 +53,7 @@ def program_version(
             contents.append([str(file), file.read_bytes()])
         except OSError as error:
             raise ProgramUnavailable(entry_point=entry_point, reason=f"declared file: {error}") from error
-    return f"{version}.{digest_of(contents).hex()}" if contents else version
+    return f"{version}.{digest_of(contents).hex()}{surroundings}" if contents else f"{version}{surroundings}"
 
 
 def is_version_here(spec: ProgramSpec) -> bool:
@@ -54,6 +64,27 @@ def is_version_here(spec: ProgramSpec) -> bool:
     if spec.version.startswith(DECLARED):
         return True
     return program_version(spec.entry_point, spec.init) == spec.version.partition(".")[0]
+
+
+def other_environment(spec: ProgramSpec) -> tuple[str, ...]:
+    """Return the variables that *spec*'s version depends on, if what they say here is not what it names; else none."""
+    _, found, rest = spec.version.partition(_ENVIRONMENT)
+    names = tuple(rest.partition("-")[0].split("+")) if found else ()
+    return () if _surroundings(names) == f"{found}{rest}" else names
+
+
+def _surroundings(names: Iterable[str]) -> str:
+    """Return what joins a version of the environment: the names, and a digest of what they say."""
+    wanted = sorted(set(names))
+    if not wanted:
+        return ""
+    said = [[name, _without_user(os.environ.get(name))] for name in wanted]
+    return f"{_ENVIRONMENT}{'+'.join(wanted)}-{digest_of(said).hex()}"
+
+
+def _without_user(value: str | None) -> str | None:
+    """Leave user and password out of an address: they may be secrets, and decide on no answer."""
+    return value if value is None else re.sub(r"://[^/@\s]*@", "://", value)
 
 
 def metric_version(entry_point: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from dspex_pipelines.errors import InvalidValue, ProgramUnavailable
+from dspex_pipelines.model.secrecy import refusal, saved_secret
 from dspex_pipelines.model.trial import check_entry_point
 
 SEED = "seed"
@@ -239,6 +241,13 @@ def _checked_state(state: Any) -> str:
         raise InvalidValue(field=field, value=state, fix=f'{why}; save it again with module.save("….json")')
     if not state.endswith(".json"):
         raise InvalidValue(field=field, value=state, fix=fix)
+    try:
+        found = saved_secret(json.loads(Path(state).read_bytes()))
+    except (OSError, ValueError, RecursionError):
+        # Whoever loads it says so.
+        return state
+    if found:
+        raise refusal(f"{state}: {found}", fix="take it out of the file: the model's key comes from the environment")
     return state
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, cast
 
 from dspex_pipelines.engine.calls import Call, TrialCalls
 from dspex_pipelines.errors import SerializationError
 from dspex_pipelines.model.payload import decode, encode
+from dspex_pipelines.redaction import UNNAMED, is_secret_field, redact
 
 CALLS = "calls"
 STEPS = "steps"
@@ -19,12 +20,15 @@ _LEAST_CHARACTERS = 200
 _MOST_CALLS = 1_000
 _MOST_UNPACKED = 64 << 20
 _DEPTH = 12
+_CHARACTERS_PER_ITEM = 100
+_LEAST_ITEMS = 8
 
 
 def pack_trace(calls: TrialCalls, most: int) -> bytes:
     """Return the trial's calls and steps in at most *most* bytes; empty when nothing fits.
 
-    Where all of it is too much, texts are cut in their middle, ever shorter, and then calls in the middle are left out.
+    Where all of it is too much, texts and lists are cut in their middle, ever shorter, and then calls in the middle are
+    left out.
     """
     made = calls.calls or []
     kept = _MOST_CALLS
@@ -86,8 +90,10 @@ def _call(call: Call, characters: int) -> dict[str, Any]:
 
 
 def _plain(value: Any, characters: int, depth: int) -> Any:  # noqa: PLR0911 - a case each
-    """Return *value* as what a payload can hold, its texts cut to *characters*."""
+    """Return *value* as what a payload can hold, without secrets, its texts cut to *characters*."""
     if isinstance(value, str):
+        # Cut after that: half of a secret is not known for one.
+        value = redact(value)
         value = value.encode(errors="backslashreplace").decode()
         if len(value) <= characters:
             return value
@@ -98,9 +104,10 @@ def _plain(value: Any, characters: int, depth: int) -> Any:  # noqa: PLR0911 - a
     if depth <= 0:
         return "…"
     if isinstance(value, Mapping):
-        return {str(name): _plain(one, characters, depth - 1) for name, one in cast("Mapping[Any, Any]", value).items()}
+        items = ((redact(str(name)), one) for name, one in cast("Mapping[Any, Any]", value).items())
+        return {name: _shown(name, one, characters, depth - 1) for name, one in items}
     if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(one, characters, depth - 1) for one in cast("list[Any]", value)]
+        return [_plain(one, characters, depth - 1) for one in _shortened(cast("list[Any]", value), characters)]
     for method in ("toDict", "model_dump"):
         convert = getattr(value, method, None)
         if callable(convert) and not isinstance(value, type):
@@ -112,3 +119,19 @@ def _plain(value: Any, characters: int, depth: int) -> Any:  # noqa: PLR0911 - a
         return _plain(repr(value), characters, depth)
     except Exception:  # noqa: BLE001 - a broken __repr__ is not our end
         return f"a {type(value).__name__}"
+
+
+def _shown(name: str, value: Any, characters: int, depth: int) -> Any:
+    """Return what is shown of a field: the state of a model has its key, headers have tokens."""
+    if isinstance(value, str) and value and is_secret_field(name):
+        return UNNAMED
+    return _plain(value, characters, depth)
+
+
+def _shortened(items: Collection[Any], characters: int) -> Collection[Any]:
+    """Return *items* without those in the middle, where they are too many: an embedding has thousands of numbers."""
+    most = max(_LEAST_ITEMS, characters // _CHARACTERS_PER_ITEM)
+    if len(items) <= most:
+        return items
+    every, half = list(items), most // 2
+    return [*every[:half], f"… {len(every) - 2 * half:,} items left out …", *every[-half:]]

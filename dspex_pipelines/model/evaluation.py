@@ -13,13 +13,20 @@ from dspex_pipelines.errors import InvalidValue
 from dspex_pipelines.model.budget import Budget
 from dspex_pipelines.model.calls import TRACE_BYTES, CallPolicy, Price
 from dspex_pipelines.model.limits import RateLimit
+from dspex_pipelines.model.secrecy import check_no_secret
 from dspex_pipelines.model.space import ConfigurationSpace
 from dspex_pipelines.model.trial import ISOLATIONS, Isolation, check_entry_point
+from dspex_pipelines.redaction import learn_environment
 
 Row = Mapping[str, Any]
 NAME_CHARACTERS = 100
 """Of names that become folders."""
 _FOLDER_BYTES = 255
+_SECRET = re.compile(
+    r"(^|_)(API_?KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|PWD|CREDENTIALS?)(_|$)|(API_?KEY|TOKEN|SECRET|PASSWORD)$",
+    re.IGNORECASE,
+)
+"""Names of variables that hold what is nobody's business."""
 _AT_MOST = f"give at most {NAME_CHARACTERS} characters"
 
 
@@ -81,6 +88,9 @@ class Evaluation:
     """Declared version of the program; empty: a digest of its source."""
     files: tuple[Path, ...] = ()
     """Files the program reads; they join its version."""
+    environment: tuple[str, ...] = ()
+    """Environment variables that decide what the program answers, such as the address of its model; a digest of what
+    they say joins its version. Not those that hold keys."""
     score_range: tuple[float, float] = (0.0, 1.0)
     """Worst and best score a trial can have, for the bounds of a mean with failures in it."""
     timeout_s: float = 60.0
@@ -107,6 +117,7 @@ class Evaluation:
             raise InvalidValue(field="metrics", value=(), fix="name at least one metric")
         _check_metrics(self.metrics)
         object.__setattr__(self, "files", _paths(self.files))
+        object.__setattr__(self, "environment", _variables(self.environment))
         if self.isolation not in ISOLATIONS:
             raise InvalidValue(field="isolation", value=self.isolation, fix=f"give one of {', '.join(ISOLATIONS)}")
         object.__setattr__(self, "score_range", _range(self.score_range))
@@ -114,6 +125,7 @@ class Evaluation:
             raise InvalidValue(field="timeout_s", value=self.timeout_s, fix="give seconds above 0")
         if type(self.max_concurrency) is not int or self.max_concurrency < 1:
             raise InvalidValue(field="max_concurrency", value=self.max_concurrency, fix="give an integer of 1 or more")
+        _check_secrets(self)
         policy = self.calls
         object.__setattr__(self, "limits", policy.limits)
         object.__setattr__(self, "prices", policy.prices)
@@ -122,6 +134,19 @@ class Evaluation:
     def calls(self) -> CallPolicy:
         """What holds for the calls to models of its trials; raises `InvalidValue` for what cannot be."""
         return CallPolicy(limits=self.limits, prices=self.prices, trace_bytes=self.trace_bytes)
+
+
+def _check_secrets(evaluation: Evaluation) -> None:
+    """Raise for a secret in whatever is kept or shown of an evaluation."""
+    learn_environment()
+    for name in ("init", "version", "description", "tags"):
+        check_no_secret(name, getattr(evaluation, name))
+    if isinstance(evaluation.dataset.source, Path):
+        check_no_secret("dataset.source", str(evaluation.dataset.source))
+    check_no_secret("files", [str(path) for path in evaluation.files])
+    for variable in evaluation.space.variables:
+        values = [getattr(variable, part, None) for part in ("default", "options", "allowed")]
+        check_no_secret(f"space.{variable.name}", values)
 
 
 def _check_partition(name: object) -> None:
@@ -163,6 +188,21 @@ def _paths(given: object) -> tuple[Path, ...]:
             raise InvalidValue(field="files", value=path, fix="give paths of files")
         paths.append(Path(path))
     return tuple(paths)
+
+
+def _variables(given: object) -> tuple[str, ...]:
+    field = "environment"
+    if not isinstance(given, tuple | list):
+        raise InvalidValue(field=field, value=given, fix="give a tuple of names; one alone needs a comma")
+    names: list[str] = []
+    for name in cast("tuple[object, ...]", given):
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise InvalidValue(field=field, value=name, fix="give names of environment variables")
+        if _SECRET.search(name):
+            fix = "leave it out: a secret decides on no answer, and nothing of it is to be kept, not even a digest"
+            raise InvalidValue(field=field, value=name, fix=fix)
+        names.append(name)
+    return tuple(names)
 
 
 def _range(given: object) -> tuple[float, float]:

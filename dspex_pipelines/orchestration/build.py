@@ -19,6 +19,7 @@ from dspex_pipelines.orchestration.resources import (
     ResultStore,
     WorkerPoolResource,
 )
+from dspex_pipelines.orchestration.secrecy import check_resources
 from dspex_pipelines.orchestration.tags import EVALUATION, KIND, RESULTS
 
 # Step processes fork from a server that has imported all this already; importing it in each costs seconds.
@@ -39,7 +40,9 @@ def build_evaluation(evaluation: Evaluation, *, resources: Mapping[str, Any] | N
     ``<name>/leaderboard`` over all partitions. *resources* replace the standard ones by key:
     ``worker_pool``, ``store``, ``progress``, ``trials_io_manager``. Definitions of several evaluations
     become one by `dagster.Definitions.merge`; a resource that is replaced must be the same object in all.
+    Raises `InvalidValue` for a resource that is given a secret as it is, in place of `dagster.EnvVar`.
     """
+    check_resources(resources or {})
     dataset = dataset_asset(evaluation)
     trials = evaluation_asset(evaluation)
     leaderboard = leaderboard_asset(evaluation)

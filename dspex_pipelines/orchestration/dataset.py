@@ -8,6 +8,7 @@ from dspex_pipelines.errors import DspexError
 from dspex_pipelines.model.evaluation import Evaluation
 from dspex_pipelines.orchestration.datasets import read_examples, store_examples
 from dspex_pipelines.orchestration.resources import ResultStore
+from dspex_pipelines.orchestration.secrecy import without_secrets
 
 
 def partitions(evaluation: Evaluation) -> dg.StaticPartitionsDefinition:
@@ -29,10 +30,11 @@ def dataset_asset(evaluation: Evaluation) -> dg.AssetsDefinition:
     )
     def dataset(context: dg.AssetExecutionContext, store: ResultStore) -> dg.MaterializeResult[Any]:
         partition = context.partition_key
-        try:
-            examples = read_examples(evaluation.dataset, partition)
-        except DspexError as error:
-            raise dg.Failure(str(error), allow_retries=False) from error
+        with without_secrets():
+            try:
+                examples = read_examples(evaluation.dataset, partition)
+            except DspexError as error:
+                raise dg.Failure(str(error), allow_retries=False) from error
         folder = store.datasets(context.instance, evaluation.name, partition)
         stored = store_examples(examples, folder)
         return dg.MaterializeResult(

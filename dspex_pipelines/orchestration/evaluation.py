@@ -21,6 +21,7 @@ from dspex_pipelines.model.evaluation import Evaluation
 from dspex_pipelines.model.payload import digest_of
 from dspex_pipelines.model.plan import Batch, Plan
 from dspex_pipelines.model.trial import MetricSpec, ProgramSpec
+from dspex_pipelines.model.usage import Usage
 from dspex_pipelines.orchestration.config import (
     EvaluationConfig,
     checked,
@@ -35,12 +36,15 @@ from dspex_pipelines.orchestration.resources import (
     ResultStore,
     WorkerPoolResource,
 )
-from dspex_pipelines.orchestration.summary import trials_metadata
+from dspex_pipelines.orchestration.secrecy import without_secrets
+from dspex_pipelines.orchestration.summary import trials_metadata, usage_metadata
 from dspex_pipelines.orchestration.tags import EVALUATION, POOL, RESULTS
+from dspex_pipelines.orchestration.waiting import Waiting
 from dspex_pipelines.telemetry import run_spans
 from dspex_pipelines.wire import loop
 
 LOG_EVERY_S = 5.0
+LOG_WAITING_EVERY_S = 30.0
 
 
 def evaluation_asset(evaluation: Evaluation) -> dg.AssetsDefinition:
@@ -93,11 +97,12 @@ def _plan_op(evaluation: Evaluation) -> dg.OpDefinition:
         description="Works out every trial of the run, and says so before any of them runs.",
     )
     def plan_trials(context: dg.OpExecutionContext, config: EvaluationConfig, store: ResultStore) -> Iterator[Any]:
-        try:
-            limits = checked(config, evaluation, dict(context.run.tags))
-            plan = _plan(context, evaluation, config, store)
-        except DspexError as error:
-            raise dg.Failure(str(error), allow_retries=False) from error
+        with without_secrets():
+            try:
+                limits = checked(config, evaluation, dict(context.run.tags))
+                plan = _plan(context, evaluation, config, store)
+            except DspexError as error:
+                raise dg.Failure(str(error), allow_retries=False) from error
         yield dg.Output(
             json.dumps({"plan": plan.to_json(), "calls": evaluation.calls.to_document(), **limits}),
             output_name="manifest",
@@ -161,7 +166,11 @@ def _program(evaluation: Evaluation) -> ProgramSpec:
         entry_point=evaluation.program,
         init=evaluation.init,
         version=program_version(
-            evaluation.program, evaluation.init, files=evaluation.files, declared=evaluation.version
+            evaluation.program,
+            evaluation.init,
+            files=evaluation.files,
+            declared=evaluation.version,
+            environment=evaluation.environment,
         ),
         isolation=evaluation.isolation,
     )
@@ -204,14 +213,34 @@ def run_trials(
     examples = load_examples(folder, plan.dataset_digest, limit=plan.rows)
     reporter = progress.reporter
     log = _LoggedProgress(context.log.info)
+    budget = Budget(**document["budget"])
+    usage = Usage()
+    bounds_usage = bool(budget.max_tokens or budget.max_cost_usd)
+    warned: set[str] = set()
 
-    def tell(now: Progress) -> None:
-        log.moved(now)
-        reporter.moved(now)
+    def wait(why: str, for_s: float) -> None:
+        log.waits(why, for_s)
+        reporter.waits(why, for_s)
+
+    def warn() -> None:
+        # A budget that does not hold is told at once; what it is too late for, with the sums at the end.
+        for about, what in usage.warnings(budget).items() if bounds_usage else ():
+            if about not in warned:
+                warned.add(about)
+                context.log.warning(what)
+                reporter.warns(what, about)
 
     async def run(spans: RunSpans | None) -> BatchSummary:
-        async with worker_pool.connect() as pool:
+        async with worker_pool.connect() as pool, Waiting(pool.status, wait) as waiting:
             pool.traceparent = "" if spans is None else spans.root.traceparent
+
+            def tell(now: Progress) -> None:
+                waiting.moved()
+                log.moved(now, usage)
+                reporter.used(usage)
+                reporter.moved(now)
+                warn()
+
             with store.journal(context.instance) as journal:
                 return await run_batch(
                     plan=plan,
@@ -223,32 +252,40 @@ def run_trials(
                     timeout_s=document["timeout_s"],
                     most_attempts=document["most_attempts"],
                     calls=CallPolicy.from_document(document["calls"]),
-                    ledger=Ledger(journal, run_id=context.run_id, budget=Budget(**document["budget"])),
+                    ledger=Ledger(journal, run_id=context.run_id, budget=budget),
+                    usage=usage,
                     spans=spans,
                     on_progress=tell,
                 )
 
     reporter.started(plan.partition, batch["stop"] - batch["start"])
-    try:
-        about = {
-            "dspex.partition": plan.partition,
-            "dspex.batch.start": batch["start"],
-            "dspex.batch.stop": batch["stop"],
-        }
-        with run_spans(plan.evaluation, run_id=context.run_id, attributes=about) as spans:
-            summary = loop.run(run(spans))
-    except PoolUnreachable as error:
-        raise dg.Failure(f"{error}. Outcomes so far are kept; run again to go on.") from error
-    except DspexError as error:
-        raise dg.Failure(str(error), allow_retries=False) from error
+    about = {"dspex.partition": plan.partition, "dspex.batch.start": batch["start"], "dspex.batch.stop": batch["stop"]}
+    with without_secrets():
+        try:
+            with run_spans(plan.evaluation, run_id=context.run_id, attributes=about) as spans:
+                summary = loop.run(run(spans))
+        except PoolUnreachable as error:
+            raise dg.Failure(f"{error}. Outcomes so far are kept; run again to go on.") from error
+        except DspexError as error:
+            raise dg.Failure(str(error), allow_retries=False) from error
     reporter.ended(complete=not summary.stopped)
     context.log.info(
         f"{summary.planned:,} trials: {summary.ran:,} run ({summary.failed:,} failed), "
         f"{summary.rescored:,} scored again, {summary.reused:,} reused, in {summary.elapsed_s:.1f} s"
     )
+    for line in usage.lines():
+        context.log.info(line.strip())
+    for what in usage.warnings(budget).values():
+        context.log.warning(what)
     if summary.stopped:
         context.log.warning(f"The run has stopped: {summary.stopped}. What is done is kept; run again to go on.")
-    return {"planned": summary.planned, "reused": summary.reused, "rescored": summary.rescored, "ran": summary.ran}
+    return {
+        "planned": summary.planned,
+        "reused": summary.reused,
+        "rescored": summary.rescored,
+        "ran": summary.ran,
+        "usage": usage.to_document(),
+    }
 
 
 @dg.op(
@@ -261,21 +298,29 @@ def collect_evaluation(
     context: dg.OpExecutionContext, store: ResultStore, manifest: str, done: list[dict[str, Any]]
 ) -> dg.Output[EvaluatedPartition]:
     """Check the journal against the manifest and make the partition's results."""
-    plan = Plan.from_json(json.loads(manifest)["plan"])
+    document = json.loads(manifest)
+    plan = Plan.from_json(document["plan"])
     folder = store.datasets(context.instance, plan.evaluation, plan.partition)
-    try:
-        examples = load_examples(folder, plan.dataset_digest, limit=plan.rows)
-        with store.journal(context.instance) as journal:
-            stopped = why_stopped(journal, context.run_id)
-            outcomes = planned_outcomes(plan, examples, journal, stopped=stopped)
-            table, version = collect_trials(plan, outcomes)
-    except DspexError as error:
-        raise dg.Failure(str(error), allow_retries=False) from error
+    with without_secrets():
+        try:
+            examples = load_examples(folder, plan.dataset_digest, limit=plan.rows)
+            with store.journal(context.instance) as journal:
+                stopped = why_stopped(journal, context.run_id)
+                outcomes = planned_outcomes(plan, examples, journal, stopped=stopped)
+                table, version = collect_trials(plan, outcomes)
+        except DspexError as error:
+            raise dg.Failure(str(error), allow_retries=False) from error
     ran, rescored = (sum(batch[what] for batch in done) for what in ("ran", "rescored"))
+    spent = Usage()
+    for batch in done:
+        spent.merge(Usage.from_document(batch["usage"]))
     return dg.Output(
         EvaluatedPartition(plan=plan, trials=table, data_version=version),
         data_version=dg.DataVersion(version),
-        metadata=trials_metadata(plan, table, ran=ran, rescored=rescored, stopped=stopped),
+        metadata={
+            **trials_metadata(plan, table, ran=ran, rescored=rescored, stopped=stopped),
+            **usage_metadata(table, spent, Budget(**document["budget"])),
+        },
     )
 
 
@@ -285,14 +330,23 @@ class _LoggedProgress:
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
         self._said = time.monotonic()
+        self._why = ""
 
-    def moved(self, progress: Progress) -> None:
+    def moved(self, progress: Progress, usage: Usage) -> None:
         now = time.monotonic()
         if now - self._said < LOG_EVERY_S:
             return
         self._said = now
         eta = "" if progress.eta_s is None else f", about {progress.eta_s:.0f} s to go"
+        used = usage.short()
         self._say(
             f"{progress.done:,} of {progress.total or 0:,} trials done, {progress.failed:,} failed, "
-            f"{progress.in_flight} in flight, {progress.rate_per_s:,.0f}/s{eta}"
+            f"{progress.in_flight} in flight, {progress.rate_per_s:,.0f}/s{eta}{f'; {used}' if used else ''}"
         )
+
+    def waits(self, why: str, for_s: float) -> None:
+        now = time.monotonic()
+        if why == self._why and now - self._said < LOG_WAITING_EVERY_S:
+            return
+        self._why, self._said = why, now
+        self._say(f"waiting for {for_s:.0f} s: {why}")

@@ -16,6 +16,9 @@ from dspex_pipelines.bridge.local_pool import lease
 from dspex_pipelines.engine.executor import Progress
 from dspex_pipelines.engine.journal import Journal
 from dspex_pipelines.engine.recycling import MAX_RSS_MB, Recycling
+from dspex_pipelines.errors import InvalidValue
+from dspex_pipelines.model.usage import Usage
+from dspex_pipelines.redaction import LISTED, learn_environment
 
 SLOTS = 256
 JOURNAL_URL = "DSPEX_JOURNAL_URL"
@@ -41,6 +44,16 @@ class WorkerPoolResource(dg.ConfigurableResource[Any]):
     max_trials: int = Field(
         default=0, description="Trials after which a local worker is replaced in the same way; 0: no limit."
     )
+    environment: dict[str, str] = Field(
+        default_factory=dict[str, str],
+        description="Variables of a local pool's processes besides those of the run's own. Give secrets as EnvVar: it "
+        "is the variable's name that is shown and recorded.",
+    )
+    secrets: list[str] = Field(
+        default_factory=list[str],
+        description="Names of variables whose values are taken out of all that is recorded, though they look like no "
+        "secret's; those of keys, tokens and passwords are anyway.",
+    )
     connect_timeout_s: float = Field(default=10.0, description="How long to wait for the bridge.")
 
     _address: str = PrivateAttr(default="")
@@ -50,14 +63,32 @@ class WorkerPoolResource(dg.ConfigurableResource[Any]):
         """Hold the local pool for as long as the step (in one process: the run) lasts."""
         del context
         telemetry.check()
+        environment = self._environment()
+        learn_environment({**os.environ, **environment})
         if self.address:
+            if self.environment:
+                fix = "a pool at an address has the environment that it was started in: set them there"
+                raise InvalidValue(field="worker_pool.environment", value=sorted(self.environment), fix=fix)
             self._address = self.address
             yield self
             return
         recycling = Recycling(max_rss_mb=self.max_rss_mb, max_trials=self.max_trials)
-        with lease(workers=self.workers or None, slots=self.slots, idle_s=self.idle_s, recycling=recycling) as local:
+        with lease(
+            workers=self.workers or None,
+            slots=self.slots,
+            idle_s=self.idle_s,
+            recycling=recycling,
+            environment=environment,
+        ) as local:
             self._address = local.address
             yield self
+
+    def _environment(self) -> dict[str, str]:
+        """Return what the pool's processes find besides the environment of this one."""
+        if not self.secrets:
+            return dict(self.environment)
+        listed = [name for name in os.environ.get(LISTED, "").split(",") if name]
+        return {**self.environment, LISTED: ",".join(dict.fromkeys([*listed, *self.secrets]))}
 
     @contextlib.asynccontextmanager
     async def connect(self) -> AsyncGenerator[PoolClient]:
@@ -102,6 +133,15 @@ class ProgressReporter:
 
     def moved(self, progress: Progress) -> None:
         """Outcomes have come in since the last call."""
+
+    def used(self, usage: Usage) -> None:
+        """What the batch's trials have used so far; told before `moved`."""
+
+    def waits(self, why: str, for_s: float) -> None:
+        """No trial has ended for *for_s* seconds, because of what *why* says of a model."""
+
+    def warns(self, what: str, about: str) -> None:
+        """The user should know before the run is over; *about* is the same where only the numbers are others."""
 
     def ended(self, *, complete: bool) -> None:
         """The batch is over: all of it, or what its budget was enough for."""

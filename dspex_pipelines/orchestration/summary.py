@@ -8,12 +8,17 @@ from typing import Any
 import dagster as dg
 import pyarrow.compute
 
+from dspex_pipelines.model.budget import Budget
 from dspex_pipelines.model.outcome import ErrorType
 from dspex_pipelines.model.plan import Plan
+from dspex_pipelines.model.usage import UNPRICED, Usage, model_of
 from dspex_pipelines.orchestration.tags import PARTIAL
 
 SAMPLES = 20
 MESSAGE_LENGTH = 200
+USAGE = "usage."
+NOT_COUNTED = "not counted"
+"""Metadata entry: which calls are in no sum, and what to do about it."""
 
 
 def trials_metadata(plan: Plan, table: Any, *, ran: int, rescored: int, stopped: str) -> Mapping[str, dg.MetadataValue]:
@@ -40,9 +45,6 @@ def trials_metadata(plan: Plan, table: Any, *, ran: int, rescored: int, stopped:
     if not_run:
         metadata[PARTIAL] = dg.MetadataValue.text(f"{not_run:,} of {table.num_rows:,} trials were not run: {stopped}")
     for name in table.column_names:
-        if name.startswith("usage."):
-            used = float(compute.sum(table[name]).as_py() or 0.0)
-            metadata[f"used {name.removeprefix('usage.')}"] = dg.MetadataValue.float(used)
         if name.startswith("score."):
             mean = compute.mean(table[name]).as_py()
             if mean is not None:
@@ -51,6 +53,41 @@ def trials_metadata(plan: Plan, table: Any, *, ran: int, rescored: int, stopped:
     if failed.num_rows:
         metadata["sample failures"] = dg.MetadataValue.md(_failures(failed.slice(0, SAMPLES)))
     return metadata
+
+
+def usage_metadata(table: Any, spent: Usage, budget: Budget) -> Mapping[str, dg.MetadataValue]:
+    """Return numbers that the UI plots: what the results have used, and what this run has spent on them.
+
+    By model only where there are several. *spent* is less than what they have used where outcomes were reused.
+    """
+    compute: Any = pyarrow.compute
+    sums = {name: float(compute.sum(table[name]).as_py() or 0.0) for name in table.column_names if _is_usage(name)}
+    used = Usage(
+        amounts={name.removeprefix(USAGE): amount for name, amount in sums.items() if name.startswith(USAGE)},
+        run_s=sums["run_s"],
+        throttled_s=sums["throttled_s"],
+    )
+    several = len(used.models) > 1
+    metadata: dict[str, dg.MetadataValue] = {
+        f"used {name}": dg.MetadataValue.float(amount)
+        for name, amount in used.amounts.items()
+        if several or not model_of(name)
+    }
+    if used.called:
+        # There at each materialisation, so that the plots have no gaps.
+        for name in ("retried_calls", UNPRICED):
+            metadata.setdefault(f"used {name}", dg.MetadataValue.float(0.0))
+        metadata["throttled share"] = dg.MetadataValue.float(round(used.throttled_share, 6))
+        for name in ("calls", "tokens", "cost_usd"):
+            if name in used.amounts:
+                metadata[f"spent {name}"] = dg.MetadataValue.float(float(spent.amounts.get(name, 0.0)))
+    if warnings := used.warnings(budget):
+        metadata[NOT_COUNTED] = dg.MetadataValue.md("\n".join(f"- {what}" for what in warnings.values()))
+    return metadata
+
+
+def _is_usage(column: str) -> bool:
+    return column.startswith(USAGE) or column in ("run_s", "throttled_s")
 
 
 def _failures(failed: Any) -> str:

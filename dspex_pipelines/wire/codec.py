@@ -15,6 +15,7 @@ from dspex_pipelines.model.outcome import Attempt, ErrorType, TrialError, TrialO
 from dspex_pipelines.model.payload import DIGEST_BYTES, decode, encode
 from dspex_pipelines.model.space import Configuration
 from dspex_pipelines.model.trial import Example, Isolation, MetricSpec, ProgramSpec, TrialSpec
+from dspex_pipelines.redaction import redact
 
 PROTOCOL_VERSION = 2
 """Raised whenever the two ends of different releases would misunderstand each other."""
@@ -250,11 +251,11 @@ def failure_to_wire(
     retry_after_s: float = 0.0,
     ends_run: bool = False,
 ) -> types_pb2.Failure:
-    """Return the wire form of why a trial has no result."""
+    """Return the wire form of why a trial has no result, without secrets."""
     return types_pb2.Failure(
         type=_TO_WIRE[kind],
-        message=message,
-        traceback=traceback,
+        message=redact(message),
+        traceback=redact(traceback),
         retryable=retryable,
         fingerprint=fingerprint,
         retry_after_s=retry_after_s,

@@ -7,7 +7,7 @@ import contextlib
 import gc
 import signal
 import threading
-from collections.abc import Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator
 from typing import Any, TypeVar
 
 import uvloop
@@ -38,7 +38,9 @@ def run(main: Coroutine[Any, Any, Result]) -> Result:
             signal.raise_signal(received[0])
 
 
-def run_process(main: Coroutine[Any, Any, Result]) -> Result:
+def run_process(
+    main: Coroutine[Any, Any, Result], *, loop: Callable[[], uvloop.Loop] = uvloop.new_event_loop
+) -> Result:
     """Run *main* for a process of the pool's own, which handles its signals itself.
 
     What is imported by now is never looked at by the collector again.
@@ -46,7 +48,7 @@ def run_process(main: Coroutine[Any, Any, Result]) -> Result:
     gc.collect()
     gc.freeze()
     gc.set_threshold(YOUNG_OBJECTS, *gc.get_threshold()[1:])
-    return uvloop.run(main)
+    return uvloop.run(main, loop_factory=loop)
 
 
 async def _cancelled_by_signals(main: Coroutine[Any, Any, Result], received: list[signal.Signals]) -> Result:

@@ -13,6 +13,7 @@ from pathlib import Path
 from dspex_pipelines.engine.program_versions import know_distributions
 from dspex_pipelines.engine.recycling import MAX_RSS_MB, Recycling
 from dspex_pipelines.errors import DspexError
+from dspex_pipelines.wire.scribe import Scribe
 from dspex_pipelines.worker.forks import Forks
 from dspex_pipelines.worker.isolated import serve_one
 
@@ -37,8 +38,8 @@ def main() -> None:
     if folder not in sys.path:
         sys.path.insert(0, folder)
     set_environment()
-    # What programs print goes where the worker's log goes.
-    os.dup2(2, 1)
+    # What programs print goes where the worker's log goes, without secrets.
+    scribe = Scribe.start()
     # Now, while no trial's time runs.
     know_distributions()
     forks = Forks.start(serve_one)
@@ -52,6 +53,7 @@ def main() -> None:
         quarantine=arguments.quarantine,
         recycling=recycling,
         forks=forks,
+        scribe=scribe,
     )
 
 

@@ -13,6 +13,7 @@ from dspex_pipelines.errors import DspexError, ProgramUnavailable, Serialization
 from dspex_pipelines.model.outcome import ErrorType
 from dspex_pipelines.model.payload import decode, encode
 from dspex_pipelines.model.space import Configuration
+from dspex_pipelines.redaction import holds_secret, redact_values
 from dspex_pipelines.wire.codec import PAYLOAD_BYTES, error_type_to_wire, failure_to_wire
 from dspex_pipelines.worker.faults import clean, failure_and_raw, failure_of, said
 from dspex_pipelines.worker.plain import encode_outputs
@@ -42,13 +43,14 @@ def answer_result(
         _check_size("outputs", len(payload), OUTCOME_BYTES)
         if type(outputs) not in _SCALARS:
             _check_readable(payload)
+        payload = _redacted(payload)
     except SerializationError as error:
         payload, failure = b"", failure_to_wire(ErrorType.SERIALIZATION, said(error))
     except BaseException as error:  # noqa: BLE001 - the outputs' own methods may raise anything
         payload, failure = b"", failure_of(ErrorType.SERIALIZATION, error)
     if failure is None and not isinstance(scores, BaseException):
         try:
-            judged = encode({name: _score(name, value) for name, value in scores.items()})
+            judged = _redacted(encode({name: _score(name, value) for name, value in scores.items()}))
         except BaseException as error:  # noqa: BLE001 - as above, of a score
             scores = error
         if len(judged) > SCORES_BYTES:
@@ -65,7 +67,7 @@ def answer_result(
         run_s=run_s,
         outputs=payload,
         scores=judged,
-        usage=encode(calls.used) if calls.used else b"",
+        usage=_redacted(encode(calls.used)) if calls.used else b"",
         failure=failure,
     )
     if calls.calls is not None:
@@ -92,7 +94,7 @@ def answer_failed(
         session_version=trial.version,
         run_s=run_s,
         outputs=b"" if raw is None else encode({RAW: raw}),
-        usage=encode(calls.used) if calls.used else b"",
+        usage=_redacted(encode(calls.used)) if calls.used else b"",
         failure=failure,
     )
     if calls.calls is not None:
@@ -130,6 +132,11 @@ def answer_unavailable(
         session_version=trial.version,
         failure=failure_to_wire(kind, said(error)),
     )
+
+
+def _redacted(payload: bytes) -> bytes:
+    """Return a payload without secrets: they are seldom there, so nothing is unpacked to find out."""
+    return encode(redact_values(decode(payload))) if holds_secret(payload) else payload
 
 
 def _check_readable(payload: bytes) -> None:

@@ -22,14 +22,14 @@ from dspy.clients._litellm import get_litellm
 from dspy.clients.engines import lm15_engine
 from dspy.utils.usage_tracker import UsageTracker
 
+from dspex_pipelines.engine.asked import is_secret
 from dspex_pipelines.engine.calls import Call, TrialCalls, Used, running_trial, used_of
+from dspex_pipelines.redaction import is_secret_field, learn
 from dspex_pipelines.worker.dspy_settings import BUILDING, TRIAL
 from dspex_pipelines.worker.hops import is_quick
 
 MOST_HISTORY = 20
 """Entries of a history in a worker: it is looked at by the program that runs, and else only grows."""
-_SECRET = ("key", "token", "secret", "authorization", "header", "password", "credential")
-_OPEN = frozenset({"max_tokens", "max_completion_tokens"})
 _ROLLOUT = "rollout_id"
 _TIMEOUT = "timeout"
 _OWNER = "_dspex_models"
@@ -232,6 +232,7 @@ class _Asking:
     def __init__(self, model: Any, calls: TrialCalls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._calls = calls
         set_ = {**model.kwargs, **kwargs}
+        _learn_keys(set_)
         base = set_.get("api_base") or set_.get("base_url")
         self.lane = _lane(model.model, base if isinstance(base, str) else "")
         self._messages: Any = kwargs.get("messages") or (args[0] if args else kwargs.get("prompt"))
@@ -253,6 +254,16 @@ class _Asking:
         call.asked = self._messages
         call.settings = shown_settings(self._settings)
         return _Attempt(call, may_be_cached=self._caches)
+
+
+def _learn_keys(settings: Mapping[str, Any]) -> None:
+    """Know what a model is asked with for secrets, wherever the program has it from."""
+    headers = [settings.get(name) for name in ("headers", "extra_headers")]
+    maps = [settings, *(cast("Mapping[str, Any]", one) for one in headers if isinstance(one, Mapping))]
+    for one in maps:
+        for name, value in one.items():
+            if isinstance(value, str) and is_secret_field(str(name)):
+                learn({str(name): value.rpartition(" ")[2]})
 
 
 class _Attempt:
@@ -336,18 +347,13 @@ def shown_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a call that may be kept: no keys, tokens or headers, however deep."""
     shown: dict[str, Any] = {}
     for name, value in settings.items():
-        if value is None or name in ("messages", "prompt", "request") or _is_secret(str(name)):
+        if value is None or name in ("messages", "prompt", "request") or is_secret(str(name)):
             continue
         if name in ("api_base", "base_url"):
             shown[name] = _lane("", str(value)).removeprefix("@")
         else:
             shown[name] = shown_settings(cast("Mapping[str, Any]", value)) if isinstance(value, Mapping) else value
     return shown
-
-
-@functools.lru_cache(maxsize=1_024)
-def _is_secret(name: str) -> bool:
-    return name not in _OPEN and any(part in name.lower() for part in _SECRET)
 
 
 # ---------------------------------------------------------------------------- DSPy's own

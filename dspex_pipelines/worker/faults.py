@@ -13,6 +13,7 @@ from typing import Any
 from dspex.v1 import types_pb2
 from dspex_pipelines.engine.provider_faults import provider_fault
 from dspex_pipelines.model.outcome import ErrorType
+from dspex_pipelines.redaction import redact, redact_beginning
 from dspex_pipelines.wire import marks
 from dspex_pipelines.wire.codec import failure_to_wire
 
@@ -32,7 +33,7 @@ def failure_of(kind: ErrorType, error: BaseException) -> types_pb2.Failure:
         message, size = _said(error)
         return failure_to_wire(
             kind,
-            clean(f"{type(error).__qualname__}: {message}"[:MESSAGE_CHARACTERS]),
+            clean(f"{redact(type(error).__qualname__)}: {message}"[:MESSAGE_CHARACTERS]),
             traceback=clean(_program_traceback(error, message, size)),
             retryable=kind is ErrorType.PROGRAM_EXCEPTION and _may_pass(error),
             fingerprint=_fingerprint(error, message),
@@ -53,7 +54,7 @@ def failure_and_raw(kind: ErrorType, error: BaseException) -> tuple[types_pb2.Fa
     failure.ends_run = fault.ends_run
     if fault.retry_after_s:
         failure.retry_after_s = fault.retry_after_s
-    return failure, None if fault.raw is None else clean(fault.raw)
+    return failure, None if fault.raw is None else clean(redact(fault.raw))
 
 
 def said(error: BaseException) -> str:
@@ -72,7 +73,7 @@ def _said(error: BaseException) -> tuple[str, int]:
         text = str(error)
     except Exception:  # noqa: BLE001 - a broken __str__ is not our end
         return "(its message could not be shown)", 0
-    return text[:MESSAGE_CHARACTERS], len(text)
+    return redact_beginning(text, MESSAGE_CHARACTERS), len(text)
 
 
 def _may_pass(error: BaseException) -> bool:
@@ -108,7 +109,7 @@ def _fingerprint(error: BaseException, message: str) -> str:
         place = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_frame.f_code.co_name}"
         trace = trace.tb_next
     words = re.sub(r"0x[0-9a-f]+|\d+", "#", message)
-    text = f"{type(error).__qualname__}|{place}|{words}"
+    text = f"{redact(type(error).__qualname__)}|{place}|{words}"
     return hashlib.blake2b(text.encode(errors="replace"), digest_size=8).hexdigest()
 
 
@@ -138,6 +139,7 @@ def _program_traceback(error: BaseException, message: str, size: int) -> str:
             )
     except Exception:  # noqa: BLE001 - see above
         return ""
+    text = redact(text)
     if len(text) > TRACEBACK_CHARACTERS:
         half = TRACEBACK_CHARACTERS // 2
         text = f"{text[:half]}\n… {len(text) - 2 * half:,} characters left out …\n{text[-half:]}"

@@ -5,13 +5,17 @@ On a loop that is busy a hop costs milliseconds twice: until the thread has the 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Hashable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, cast
+
+import uvloop
 
 Key = Callable[..., Hashable | None]
 """Of the arguments of a call: what calls have in common that are as quick as each other; None for one that is not."""
+_MOST_KNOWN = 1_024
 _quick: dict[Any, Key] = {}
 
 
@@ -23,33 +27,37 @@ def is_quick(function: Callable[..., Any], key: Key) -> None:
     _quick[function] = key
 
 
-class HopExecutor(ThreadPoolExecutor):
-    """A loop's default executor."""
+class ProgramLoop(uvloop.Loop):
+    """The loop that programs run on; it has as many threads for their hops as they ask for at once, up to *most*."""
 
-    def __init__(self, max_workers: int) -> None:
-        super().__init__(max_workers, thread_name_prefix="hop")
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.set_default_executor(ThreadPoolExecutor(most, thread_name_prefix="hop"))
         self._known: set[Hashable] = set()
 
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Run *fn* in a thread, or here."""
-        key = _key_of(fn)
-        if key is None:
-            return super().submit(fn, *args, **kwargs)
-        if key in self._known:
-            done: Future[Any] = Future()
-            try:
-                done.set_result(fn(*args, **kwargs))
-            except Exception as error:  # noqa: BLE001 - whoever awaits it has it
-                done.set_exception(error)
-            return done
+    def run_in_executor(  # pyright: ignore[reportIncompatibleMethodOverride] - uvloop returns a future too
+        self, executor: Any, func: Callable[..., Any], *args: Any
+    ) -> asyncio.Future[Any]:
+        """Run *func* in a thread, or here."""
+        key = _key_of(func) if executor is None else None
+        if key is None or key not in self._known:
+            hop = cast("asyncio.Future[Any]", super().run_in_executor(executor, func, *args))
+            if key is not None:
+                hop.add_done_callback(partial(self._know, key))
+            return hop
+        # Whoever awaits it goes on at once.
+        done = self.create_future()
+        try:
+            done.set_result(func(*args))
+        except Exception as error:  # noqa: BLE001 - whoever awaits it has it
+            done.set_exception(error)
+        return done
 
-        def know(done: Future[Any]) -> None:
-            if not done.cancelled() and done.exception() is None:
-                self._known.add(key)
-
-        future = super().submit(fn, *args, **kwargs)
-        future.add_done_callback(know)
-        return future
+    def _know(self, key: Hashable, hop: asyncio.Future[Any]) -> None:
+        if not hop.cancelled() and hop.exception() is None:
+            if len(self._known) >= _MOST_KNOWN:
+                self._known.clear()
+            self._known.add(key)
 
 
 def _key_of(fn: Callable[..., Any]) -> Hashable | None:

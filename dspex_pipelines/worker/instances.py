@@ -21,6 +21,7 @@ from dspex_pipelines.engine.program_versions import (
     imported_packages,
     is_version_here,
     metric_version,
+    other_environment,
     project_modules,
 )
 from dspex_pipelines.engine.programs import (
@@ -221,6 +222,12 @@ def _check(spec: ProgramSpec, metrics: tuple[MetricSpec, ...]) -> None:
                 f"its source here is not version {spec.version[:12]} that the trial asks for; "
                 "it was edited since the run was planned, so run the evaluation again"
             ),
+        )
+    if names := other_environment(spec):
+        raise ProgramUnavailable(
+            entry_point=spec.entry_point,
+            reason=f"the environment here says otherwise of {', '.join(names)} than the one the run was planned in; "
+            "give the pool's workers the same, or evaluate in theirs",
         )
     for metric in metrics:
         if (found := metric_version(metric.entry_point)) != metric.version:

@@ -18,6 +18,7 @@ from dspex_pipelines.errors import DspexError
 from dspex_pipelines.model.outcome import ErrorType
 from dspex_pipelines.model.space import Configuration
 from dspex_pipelines.model.tracing import SpanSink
+from dspex_pipelines.redaction import learn_environment
 from dspex_pipelines.wire.codec import example_from_wire, failure_to_wire
 from dspex_pipelines.wire.marks import Marks
 from dspex_pipelines.worker.answers import answer_failed, answer_unavailable
@@ -202,8 +203,11 @@ class ProgramExecutor:
                 caller = Caller(self._permits, session.calls, spans)
                 ready = Ready(program, configuration, instance, variables, caller)
             except BaseException as error:  # noqa: BLE001 - a constructor may raise anything
+                learn_environment()
                 self._loop.call_soon_threadsafe(settle, None, _storable(error))
             else:
+                # A program may have read keys from a file into it.
+                learn_environment()
                 self._loop.call_soon_threadsafe(settle, ready, None)
             self._restore()
 

@@ -19,8 +19,9 @@ from dspex_pipelines.errors import DspexError, ProtocolMismatch
 from dspex_pipelines.model.tracing import SpanSink
 from dspex_pipelines.wire.loop import run_process
 from dspex_pipelines.wire.marks import Marks
+from dspex_pipelines.wire.scribe import Scribe
 from dspex_pipelines.worker.forks import Forks
-from dspex_pipelines.worker.hops import HopExecutor
+from dspex_pipelines.worker.hops import ProgramLoop
 from dspex_pipelines.worker.isolated import IsolatedTrial
 from dspex_pipelines.worker.permits import PermitsOfBridge
 from dspex_pipelines.worker.program_executor import ProgramExecutor
@@ -54,7 +55,6 @@ class Worker:
     ) -> None:
         self._name = worker_id
         self._loop = asyncio.get_running_loop()
-        self._loop.set_default_executor(HopExecutor(slots))
         self._ended: asyncio.Future[Exception | None] = self._loop.create_future()
         self._leaving = asyncio.Event()
         self._end_by = float("inf")
@@ -186,7 +186,9 @@ class Worker:
             self._ended.set_result(error)
 
 
-def run(*, address: str, worker_id: str, slots: int, quarantine: bool, recycling: Recycling, forks: Forks) -> NoReturn:
+def run(
+    *, address: str, worker_id: str, slots: int, quarantine: bool, recycling: Recycling, forks: Forks, scribe: Scribe
+) -> NoReturn:
     """Run a worker as this process, to its end."""
     try:
         spans = telemetry.span_sink(instance=worker_id)
@@ -211,10 +213,11 @@ def run(*, address: str, worker_id: str, slots: int, quarantine: bool, recycling
         with contextlib.suppress(Exception):
             sys.stdout.flush()
             sys.stderr.flush()
+        scribe.end()
         # Not through asyncio.run's end, which waits for threads: a hung program would keep the process.
         os._exit(code)
 
-    run_process(serve())
+    run_process(serve(), loop=functools.partial(ProgramLoop, slots))
     os._exit(1)
 
 

@@ -151,6 +151,9 @@ class WorkerWire:
             self._loop.run_until_complete(self._attach())
         except Exception as caught:  # noqa: BLE001 - told to the main thread
             error = caught
+        except asyncio.CancelledError:
+            # gRPC's way to say that no frame could be made.
+            error = RuntimeError("the stream to the bridge broke off on this side")
         self._on_end(error)
 
     async def _attach(self) -> None:

@@ -90,7 +90,7 @@ def test_when_memory_runs_out_workers_go_first(root: Path) -> None:
 
     with local_pool.lease(workers=1, slots=4, idle_s=5, runtime_root=root):
         (pool,) = local_pool.status(runtime_root=root)
-        until(lambda: len(workers(pool)) == 1 and len(workers(pool)[0].children()) == 1)
+        until(lambda: len(workers(pool)) == 1 and len(workers(pool)[0].children()) == 2)
         (worker,) = workers(pool)
         others = [pool.pid, *(one.pid for one in psutil.Process(pool.pid).children() if one != worker)]
         assert len(others) == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -13,13 +14,18 @@ import pytest
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn
 
-from dspex_pipelines.cli import finding, replaying
-from dspex_pipelines.cli.evaluating import BarReporter
+from dspex_pipelines.analysis.leaderboard import leaderboard
+from dspex_pipelines.cli import evaluating, finding, replaying
+from dspex_pipelines.cli.evaluating import BarReporter, EvaluatedPartitionsSummary
+from dspex_pipelines.engine import executor
+from dspex_pipelines.model.evaluation import Evaluation
 from dspex_pipelines.model.plan import Plan
 from dspex_pipelines.model.space import Configuration
 from dspex_pipelines.model.trial import Example, MetricSpec, ProgramSpec
+from dspex_pipelines.model.usage import Usage
+from dspex_pipelines.orchestration.config import EvaluationConfig, budget_of
 from dspex_pipelines.orchestration.io_managers import NewestResults
-from tests.cli.conftest import EVALUATION
+from tests.cli.conftest import EVALUATION, Run, row
 
 
 def test_the_bar_of_a_failed_run_says_so() -> None:
@@ -43,6 +49,7 @@ def test_a_replay_is_of_the_same_files_and_isolation(tmp_path: Path, monkeypatch
         metrics=("tests.programs:same",),
         space=EVALUATION.space,
         files=(prompt,),
+        environment=("HOME",),
         isolation="process",
     )
     plan = Plan(
@@ -52,7 +59,7 @@ def test_a_replay_is_of_the_same_files_and_isolation(tmp_path: Path, monkeypatch
         rows=1,
         program=ProgramSpec(
             entry_point="tests.programs:first",
-            version=replaying.program_version("tests.programs:first", {}, files=(prompt,)),
+            version=replaying.program_version("tests.programs:first", {}, files=(prompt,), environment=("HOME",)),
             isolation="process",
         ),
         metrics=(MetricSpec(entry_point="tests.programs:same", version="1"),),
@@ -88,3 +95,68 @@ with _tells_where(0.2):
         told = next(line for line in process.stderr if "in lost" in line)
         process.kill()
     assert "line 5" in told
+
+
+def test_the_bar_says_what_is_spent_and_why_nothing_moves() -> None:
+    written = io.StringIO()
+    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
+    with Progress(*columns, console=Console(file=written, width=80)) as bars:
+        reporter = BarReporter(bars)
+        reporter.expect("all")
+        for cost_usd in (0.25, 0.5):
+            reporter.started("all", 2)
+            reporter.used(Usage({"calls": 1, "cost_usd": cost_usd}))
+            reporter.moved(PROGRESS)
+            reporter.ended(complete=True)
+        spent = note(bars)
+        reporter.started("all", 2)
+        for second in (3, 6):
+            reporter.waits("openai/[m] is not answering", second)
+            reporter.warns(f"cost leaves out {second} calls", "m")
+        waits = note(bars)
+        reporter.used(Usage({"calls": 3, "cost_usd": 1.0}))
+        reporter.moved(PROGRESS)
+        reporter.ended(complete=False)
+    assert spent == "5 trials/s, $0.75"
+    assert waits == "waiting for 6 s"
+    said = [line.strip() for line in written.getvalue().splitlines()]
+    assert said[:2] == ["all: waiting: openai/[m] is not answering (for 3 s)", "warning: cost leaves out 3 calls"]
+    assert len(said) == 3, "each is said once"
+    assert reporter.usage.amounts == {"calls": 5, "cost_usd": 1.75}
+
+
+PROGRESS = executor.Progress(total=2, done=1, failed=0, in_flight=1, elapsed_s=0.2, rate_per_s=5.0, eta_s=0.2)
+
+
+def note(bars: Progress) -> str:
+    return bars.tasks[0].fields["note"]
+
+
+def test_the_command_says_at_its_end_what_was_used_and_what_is_in_no_sum(
+    run: Run, results: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results(row("a"))
+    usage = Usage({"calls": 3, "input_tokens": 1_000, "output_tokens": 10, "cost_usd": 0.5}, run_s=9.0, throttled_s=1.0)
+    usage.add({"m.calls": 3, "unpriced_calls": 2, "m.unpriced_calls": 2})
+    asked: list[float] = []
+
+    def evaluated(evaluation: Evaluation, config: EvaluationConfig, **_: object) -> EvaluatedPartitionsSummary:
+        asked.append(config.max_cost_usd)
+        return EvaluatedPartitionsSummary(
+            board=leaderboard(pd.DataFrame([row("a"), row("b")])),
+            left_out=(),
+            partial={},
+            folder=Path("results"),
+            usage=usage,
+            not_counted=tuple(usage.warnings(budget_of(config, evaluation)).values()),
+        )
+
+    monkeypatch.setattr(evaluating, "evaluate_partitions", evaluated)
+    told = run("evaluate", "--max-cost-usd", 5).output
+    assert "Used: m: 3 calls, 1,000 tokens in and 10 out, $0.50, throttled 10% of the time\n" in told
+    assert "Not counted: cost leaves out 2 calls to m, and max_cost_usd does not hold for them" in told
+    usage.amounts.clear()
+    told = run("evaluate").output
+    assert "Used" not in told
+    assert "Not counted" not in told
+    assert asked == [5.0, 0.0]

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import math
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
 
-from dspex_pipelines import report_usage
-from dspex_pipelines.engine.calls import MOST_NAMES, TrialCalls, begin_trial
+from dspex_pipelines import Price, call_model, report_usage
+from dspex_pipelines.engine.calls import MOST_NAMES, Caller, TrialCalls, begin_trial
+from dspex_pipelines.engine.throttle import Verdict
 from dspex_pipelines.errors import InvalidValue
+from dspex_pipelines.model.calls import CallPolicy
 
 
 def begin() -> dict[str, float]:
@@ -55,3 +58,75 @@ def test_names_are_few() -> None:
     assert len(used) == MOST_NAMES
     report_usage(name_0=1)
     assert used["name_0"] == 2
+
+
+def asked(answer: object, *, prices: tuple[Price, ...] = (), fails: int = 0) -> dict[str, float]:
+    """What a trial has used after one call of openai/m that is answered so, after so many failures."""
+    calls = TrialCalls(Caller(Grants(), CallPolicy(prices=prices)))
+    begin_trial(calls)
+    left = [ConnectionError("lost")] * fails
+
+    def make() -> object:
+        if left:
+            raise left.pop()
+        return answer
+
+    assert call_model("openai/m@http://here", make) is answer
+    return calls.used
+
+
+class Grants:
+    """Leave for everybody at once."""
+
+    def ask(self, trial: int, model: str, tokens: int, *, again: bool) -> Grants:
+        self.granted = Future[None]()
+        self.granted.set_result(None)
+        return self
+
+    def end(self, verdict: Verdict, *, retry_after_s: float = 0.0, tokens: int = 0) -> None:
+        pass
+
+
+TOLD = {"usage": {"prompt_tokens": 1_000, "completion_tokens": 500}}
+COUNTED = {"calls": 1, "openai/m.calls": 1, "tokens": 1_500}
+COUNTED |= {"input_tokens": 1_000, "openai/m.input_tokens": 1_000, "output_tokens": 500, "openai/m.output_tokens": 500}
+
+
+def test_tokens_and_cost_are_counted_by_model_too() -> None:
+    used = asked(TOLD, prices=(Price(model="openai/*", input_usd=1.0, output_usd=2.0),))
+    assert used == {**COUNTED, "cost_usd": 0.002, "openai/m.cost_usd": 0.002}
+
+
+def test_a_call_without_a_price_is_counted_as_such() -> None:
+    assert asked(TOLD) == {**COUNTED, "unpriced_calls": 1, "openai/m.unpriced_calls": 1}
+
+
+def test_a_call_that_tells_no_tokens_is_not_free() -> None:
+    used = asked("an answer", prices=(Price(model="openai/*", input_usd=1.0, output_usd=2.0),))
+    assert (used["untold_calls"], used["openai/m.untold_calls"]) == (1, 1)
+    assert "cost_usd" not in used
+    assert "unpriced_calls" not in used
+
+
+def test_calls_that_are_made_again_are_counted() -> None:
+    used = asked(TOLD, fails=2)
+    assert (used["calls"], used["retried_calls"]) == (1, 2)
+
+
+def test_names_by_model_give_way_where_there_are_too_many() -> None:
+    calls = TrialCalls(None)
+    begin_trial(calls)
+    for number in range(MOST_NAMES):
+        call_model(f"m{number}", lambda: TOLD)
+    assert len(calls.used) <= MOST_NAMES
+    assert calls.used["calls"] == MOST_NAMES
+    assert calls.used["unpriced_calls"] == MOST_NAMES
+
+
+def test_a_program_with_many_names_of_its_own_may_call_models() -> None:
+    calls = TrialCalls(None)
+    begin_trial(calls)
+    report_usage(**{f"name_{number}": 1 for number in range(MOST_NAMES)})
+    call_model("m", lambda: TOLD)
+    assert (calls.used["calls"], calls.used["tokens"], calls.used["unpriced_calls"]) == (1, 1_500, 1)
+    assert "m.calls" not in calls.used

@@ -45,6 +45,12 @@ def test_partitions_are_named_as_the_values_of_a_column_are() -> None:
         pytest.param("evaluation.name", "x" * 101, id="long-name"),
         pytest.param("evaluation.name", 3, id="name-is-no-string"),
         pytest.param("files", "prompt.txt", id="one-file"),
+        pytest.param("environment", "API_BASE", id="one-variable"),
+        pytest.param("environment", ("API BASE",), id="no-variable"),
+        pytest.param("environment", (3,), id="variable-is-no-string"),
+        pytest.param("environment", ("OPENAI_API_KEY",), id="key"),
+        pytest.param("environment", ("HF_TOKEN",), id="token"),
+        pytest.param("environment", ("db_password",), id="password"),
         pytest.param("files", Path("prompt.txt"), id="one-path"),
         pytest.param("files", (3,), id="no-file"),
         pytest.param("files", ("",), id="empty-file"),
@@ -99,5 +105,8 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_what_is_declared_is_kept() -> None:
-    evaluation = declare(name="x" * 100, timeout_s=3, max_concurrency=1, score_range=[-1, 1])
+    evaluation = declare(
+        name="x" * 100, timeout_s=3, max_concurrency=1, score_range=[-1, 1], environment=["MAX_TOKENS"]
+    )
+    assert evaluation.environment == ("MAX_TOKENS",)
     assert (evaluation.timeout_s, evaluation.max_concurrency, evaluation.score_range) == (3, 1, (-1, 1))

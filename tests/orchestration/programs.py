@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from dspex_pipelines import report_usage
+import httpx
+
+from dspex_pipelines import call_model, report_usage
 
 
 def fifth_raises(x: int, k: int) -> int:
@@ -100,3 +102,22 @@ def fifth_raises_otherwise(x: int, k: int) -> int:
     if x % 5 == 0:
         raise ValueError("something else")
     return x * k
+
+
+MODELS = ("openai/gpt-4o-mini", "local/scribe")
+
+
+def asks_models(x: int, k: int, base: str) -> int:
+    """Ask the server at *base* once as one model, and *k* times as another."""
+    for model in (MODELS[0], *(MODELS[1:] * k)):
+        call_model(f"{model}@{base}", lambda: _answer(base, f"Example {x}"))
+    return x
+
+
+def _answer(base: str, content: str) -> dict:
+    body = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": content}]}
+    headers = {"authorization": "Bearer loopback"}
+    with httpx.Client(trust_env=False, timeout=5.0) as client:
+        response = client.post(f"{base}/chat/completions", json=body, headers=headers)
+    response.raise_for_status()
+    return response.json()

@@ -109,7 +109,7 @@ def test_tokens_over_budget_stop_the_run(lab: Lab) -> None:
     result = lab.evaluate(max_tokens=100, trials_per_op=20, tags=LIMIT)
     assert result.success, failure(result)
     table, metadata = lab.newest()
-    assert "tokens are spent" not in str(table["error_message"].iloc[0])
+    assert int((table["status"] == "ok").sum()) == 10
     assert "100 of 100 tokens are spent (max_tokens)" in metadata["partial"]
     assert metadata["used tokens"] == 100, "what is in flight is reserved"
 

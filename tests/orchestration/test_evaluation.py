@@ -319,3 +319,27 @@ def test_another_error_of_the_same_type_is_what_the_table_says(lab: Lab) -> None
     again, third = lab.declare(first).evaluated()
     assert third["path"] == one["path"], "every version stays"
     assert list(again["error_message"].dropna()) == list(before["error_message"].dropna())
+
+
+def test_outcomes_are_not_reused_in_another_environment_and_workers_of_another_refuse(
+    lab: Lab, count_lines: CountLines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, ran = count_lines
+    monkeypatch.delenv(API_BASE, raising=False)
+    lab.declare(declare("logged", rows(3, log=log), inputs=("x", "log"), environment=(API_BASE,)))
+    before, unset = lab.evaluated()[1], lab.code_version()
+    assert ran() == 6
+    monkeypatch.setenv(API_BASE, "http://elsewhere/v1")
+    lab.declare(lab.evaluation)
+    assert lab.code_version() != unset
+    table, metadata = lab.evaluated()
+    assert set(table["error_type"]) == {"program_unavailable"}, "the pool was started without the variable"
+    assert f"says otherwise of {API_BASE}" in table["error_message"].iloc[0]
+    assert "elsewhere" not in str(metadata)
+    assert metadata["program version"] != before["program version"]
+    monkeypatch.delenv(API_BASE)
+    assert lab.declare(lab.evaluation).evaluated()[1]["trials reused"] == 6
+    assert ran() == 6
+
+
+API_BASE = "DSPEX_TEST_API_BASE"

@@ -33,5 +33,6 @@ def test_the_local_pool_is_leased_as_the_resource_says(monkeypatch: pytest.Monke
         "slots": 5,
         "idle_s": 7.0,
         "recycling": Recycling(max_rss_mb=512, max_trials=1_000),
+        "environment": {},
     }
     assert leased[1]["recycling"] == Recycling()

@@ -15,7 +15,7 @@ from dspex_pipelines.declarations import EVALUATIONS, QA_RAG
 from dspex_pipelines.loopback.process import Server, serving
 from dspex_pipelines.qa_rag.dataset import DEMOS, EXAMPLES, demonstrated, examples
 from dspex_pipelines.qa_rag.metrics import answered, found
-from dspex_pipelines.qa_rag.program import QaRag, language_model
+from dspex_pipelines.qa_rag.program import API_BASE, MODEL, QaRag, language_model
 from dspex_pipelines.stdlib_search.corpus import documents
 
 ROWS = list(examples())
@@ -85,6 +85,7 @@ def test_declaring_it_and_reading_its_examples_needs_no_dspy():
 
 def test_what_it_names_is_there():
     assert EVALUATIONS["qa_rag"] is QA_RAG
+    assert QA_RAG.environment == (API_BASE, MODEL)
     for entry_point in (QA_RAG.program, *QA_RAG.metrics):
         module, _, attribute = entry_point.partition(":")
         assert importlib.util.find_spec(module) is not None

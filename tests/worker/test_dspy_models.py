@@ -251,7 +251,7 @@ def test_an_answer_out_of_the_cache_is_told_and_costs_nothing(temperature: float
     assert Echo.asked == asked + 1
     assert not first.calls[0].used.cached
     assert second.calls[0].used.cached
-    assert second.used == {"calls": 1, "cached_calls": 1}
+    assert second.used == {"calls": 1, "local/echo.calls": 1, "cached_calls": 1}
     assert trials.leave.ended[-1] == (Verdict.OK, 0)
 
 

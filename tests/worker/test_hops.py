@@ -12,7 +12,7 @@ import dspy
 import pytest
 
 from dspex_pipelines.worker import dspy_models, hops
-from dspex_pipelines.worker.hops import HopExecutor, is_quick
+from dspex_pipelines.worker.hops import ProgramLoop, is_quick
 
 AT_ONCE = 64
 
@@ -23,11 +23,8 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def with_hops(main: Callable[[], Any], *, most: int = AT_ONCE) -> Any:
-    async def run() -> Any:
-        asyncio.get_running_loop().set_default_executor(HopExecutor(most))
-        return await main()
-
-    return asyncio.run(run())
+    with asyncio.Runner(loop_factory=lambda: ProgramLoop(most)) as runner:
+        return runner.run(main())
 
 
 def where(key: str, fails: bool = False) -> int:

@@ -118,6 +118,20 @@ def test_a_declared_file_that_changed_is_read_again_at_import(project: Write, tm
         assert load(loader, of).shape.target(0) == text
 
 
+def test_a_program_is_not_run_where_the_environment_it_depends_on_is_another(
+    project: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project(edited_one=DIRECT.format(1))
+    monkeypatch.setenv("EDITED_API_BASE", "http://one/v1")
+    version = program_version("edited_one:program", {}, environment=["EDITED_API_BASE"])
+    of = ProgramSpec(entry_point="edited_one:program", version=version)
+    assert load(ProgramLoader(), of).shape.target(0) == 1
+    monkeypatch.setenv("EDITED_API_BASE", "http://two/v1")
+    with pytest.raises(ProgramUnavailable, match="says otherwise of EDITED_API_BASE than") as refusal:
+        load(ProgramLoader(), of)
+    assert "http" not in str(refusal.value)
+
+
 def test_a_declared_version_is_the_users_word(project: Write) -> None:
     loader = ProgramLoader()
     for answer, declared, expected in [(1, "a", 1), (2, "a", 1), (2, "b", 2)]:

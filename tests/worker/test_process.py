@@ -162,12 +162,13 @@ async def test_an_isolated_trial_leaves_no_process(pool: Pool, tmp_path: Path, h
     await until(started.exists)
     family = psutil.Process(link.pid).children(recursive=True)
     assert {process.pid for process in family} >= set(map(int, started.read_text().split()))
-    assert len(family) == 3, "its fork parent, the trial, and what that has started"
+    assert len(family) == 4, "its scribe, its fork parent, the trial, and what that has started"
     if how == "cancelled":
         trial.cancel()
         # Its slot is free again once it has ended.
         await until(lambda: pool.bridge.hub.dispatcher.stats().workers["w-0"].abandoned == 0)
         assert "w-0" in pool.bridge.hub.workers
+        assert not gone(family.pop(0).pid)
         assert not gone(family.pop(0).pid)
     elif how == "worker-killed":
         pool.workers[0].kill()
@@ -206,7 +207,7 @@ async def test_an_isolated_trial_of_a_dspy_module_is_run_and_counted_as_one(pool
 
 async def test_a_worker_without_its_fork_parent_is_replaced(pool: Pool) -> None:
     link = await pool.start_worker()
-    (parent,) = psutil.Process(link.pid).children()
+    _, parent = psutil.Process(link.pid).children()
     parent.kill()
     trial = asyncio.create_task(pool.run("pid", isolation="process"))
     assert await asyncio.wait_for(pool.workers[0].wait(), PATIENCE_S) == 70

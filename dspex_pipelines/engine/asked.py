@@ -1,0 +1,70 @@
+"""What is kept of a call to a model: what was asked, under which settings, and the words of the answer."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any, cast
+
+_SECRET = ("key", "token", "secret", "authorization", "header", "password", "credential")
+_OPEN = frozenset({"max_tokens", "max_completion_tokens"})
+_ASKED = ("messages", "prompt", "input", "contents")
+"""Where the requests of client libraries have what the model is to answer."""
+_ELSEWHERE = frozenset({"model", "api_base", "base_url"})
+"""What the name of the call says already; an address may have a password in it."""
+
+
+@functools.lru_cache(maxsize=1_024)
+def is_secret(name: str) -> bool:
+    """Return whether a setting of this name may hold a key, a token or headers."""
+    return name not in _OPEN and any(part in name.lower() for part in _SECRET)
+
+
+def asked_of(request: Any) -> tuple[Any, Mapping[str, Any] | None]:
+    """Return what a request asks, and its settings without secrets.
+
+    A request is messages, a prompt, or a map of all that is sent. Lists are copied: a conversation grows afterwards.
+    """
+    if not isinstance(request, Mapping):
+        return _copied(request), None
+    fields = _open(cast("Mapping[Any, Any]", request))
+    name = next((name for name in _ASKED if fields.get(name) is not None), "")
+    if not name:
+        return fields, None
+    settings = {
+        key: value for key, value in fields.items() if key != name and key not in _ELSEWHERE and value is not None
+    }
+    return _copied(fields[name]), settings
+
+
+def answered_of(answer: Any) -> Any:
+    """Return the words of an answer in OpenAI's form, a list with one for each choice; any other answer as it is."""
+    choices = _field(answer, "choices")
+    if not isinstance(choices, list | tuple) or not choices:
+        return answer
+    said = [_field(_field(choice, "message"), "content") for choice in cast("list[Any]", choices)]
+    return said if all(isinstance(words, str) for words in said) else answer
+
+
+def _open(fields: Mapping[Any, Any]) -> dict[str, Any]:
+    return {
+        str(name): value if name in _ASKED else _without_secrets(value)
+        for name, value in fields.items()
+        if not is_secret(str(name))
+    }
+
+
+def _without_secrets(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return _open(cast("Mapping[Any, Any]", value))
+    if isinstance(value, list | tuple):
+        return [_without_secrets(one) for one in cast("list[Any]", value)]
+    return value
+
+
+def _copied(asked: Any) -> Any:
+    return list(cast("list[Any]", asked)) if isinstance(asked, list) else asked
+
+
+def _field(holder: Any, name: str) -> Any:
+    return holder.get(name) if isinstance(holder, Mapping) else getattr(holder, name, None)

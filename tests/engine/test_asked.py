@@ -1,0 +1,115 @@
+"""What the trace keeps of calls that programs make without DSPy."""
+
+from __future__ import annotations
+
+import random
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from dspex_pipelines import call_model, call_model_async
+from dspex_pipelines.engine.asked import answered_of, asked_of
+from dspex_pipelines.engine.calls import TrialCalls, begin_trial
+from dspex_pipelines.engine.trace import pack_trace, unpack_trace
+
+MESSAGES = [{"role": "user", "content": "Why?"}]
+ANSWER = {"choices": [{"message": {"content": "Because."}}, {"message": {"content": "So."}}], "usage": {}}
+
+
+def traced(calls: TrialCalls, most: int = 65_536) -> list[dict[str, Any]]:
+    return unpack_trace(pack_trace(calls, most))["calls"]
+
+
+def begin() -> TrialCalls:
+    calls = TrialCalls(None)
+    begin_trial(calls)
+    return calls
+
+
+async def test_prompts_and_answers_are_kept_of_both_kinds_of_call() -> None:
+    calls = begin()
+    request = {"model": "m", "messages": list(MESSAGES), "temperature": 0.5, "api_key": "sk-1"}
+
+    async def later() -> dict[str, Any]:
+        return ANSWER
+
+    assert call_model("m", lambda: ANSWER, request=request) is ANSWER
+    assert await call_model_async("m", later, request=request) is ANSWER
+    # The conversation goes on in the same list.
+    request["messages"].append({"role": "assistant", "content": "Because."})
+    for call in traced(calls):
+        assert call["asked"] == MESSAGES
+        assert call["answered"] == ["Because.", "So."]
+        assert call["settings"] == {"temperature": 0.5}
+    assert "sk-1" not in str(traced(calls))
+
+
+def test_without_a_request_the_answer_is_kept_and_with_trouble_the_request() -> None:
+    calls = begin()
+    call_model("m", lambda: "an answer")
+    with pytest.raises(ValueError, match="too bad"):
+        call_model("m", bad, request="Why?")
+    answered, failed = traced(calls)
+    assert (answered["asked"], answered["answered"]) == (None, "an answer")
+    assert (failed["asked"], failed["answered"], failed["error"]) == ("Why?", None, "ValueError")
+
+
+def bad() -> str:
+    raise ValueError("too bad")
+
+
+@pytest.mark.parametrize(
+    ("request_", "asked", "settings"),
+    [
+        pytest.param("Why?", "Why?", None, id="prompt"),
+        pytest.param(MESSAGES, MESSAGES, None, id="messages"),
+        pytest.param({"input": "Why?", "model": "m"}, "Why?", {}, id="responses"),
+        pytest.param({"prompt": "Why?", "base_url": "http://me:word@here"}, "Why?", {}, id="address"),
+        pytest.param(
+            {"messages": MESSAGES, "max_tokens": 5, "extra": {"headers": {"x": 1}, "a": [{"auth_token": 1, "b": 2}]}},
+            MESSAGES,
+            {"max_tokens": 5, "extra": {"a": [{"b": 2}]}},
+            id="secrets-however-deep",
+        ),
+        pytest.param({"query": "Why?", "api_key": "sk-1"}, {"query": "Why?"}, None, id="of-another-form"),
+    ],
+)
+def test_a_request_is_told_apart_from_its_settings(request_: Any, asked: Any, settings: Any) -> None:
+    assert asked_of(request_) == (asked, settings)
+
+
+@pytest.mark.parametrize(
+    ("answer", "answered"),
+    [
+        pytest.param(ANSWER, ["Because.", "So."], id="map"),
+        pytest.param(
+            SimpleNamespace(choices=[SimpleNamespace(message=SimpleNamespace(content="So."))]), ["So."], id="object"
+        ),
+        pytest.param({"choices": []}, {"choices": []}, id="no-choice"),
+        pytest.param("So.", "So.", id="words"),
+        pytest.param(None, None, id="nothing"),
+    ],
+)
+def test_of_an_answer_in_openais_form_the_words_are_kept(answer: Any, answered: Any) -> None:
+    assert answered_of(answer) == answered
+
+
+def test_an_answer_that_calls_tools_is_kept_whole() -> None:
+    answer = {"choices": [{"message": {"content": None, "tool_calls": [{"function": {"name": "f"}}]}}]}
+    assert answered_of(answer) is answer
+
+
+def test_long_answers_of_numbers_are_cut_and_soon() -> None:
+    calls = begin()
+    numbers = random.Random(7)
+    for _ in range(50):
+        call_model("m", lambda: {"data": [{"embedding": [numbers.random() for _ in range(3_000)]}]}, request="Why?")
+    began = time.perf_counter()
+    kept = traced(calls, 20_000)
+    assert time.perf_counter() - began < 5
+    assert len(kept) == 50
+    embedding = kept[0]["answered"]["data"][0]["embedding"]
+    assert 8 <= len(embedding) < 1_000
+    assert [one for one in embedding if isinstance(one, str)] == [f"… {3_000 - len(embedding) + 1:,} items left out …"]
