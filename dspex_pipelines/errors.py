@@ -175,3 +175,14 @@ def _short(value: object, limit: int = 80) -> str:
     # Cut after that: half of a secret is not known for one.
     text = redact(repr(value))
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+class TelemetryUnavailable(DspexError):
+    """Spans are asked for, and what sends them is not installed."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(
+            f"DSPEX_OTEL is on, but OpenTelemetry cannot be imported ({reason}); "
+            "install it with `pip install 'dspex-pipelines[otel]'`, or unset DSPEX_OTEL"
+        )

@@ -27,8 +27,11 @@ class OpenSessionRequest(_message.Message):
     METRICS_FIELD_NUMBER: _builtins.int
     SPACE_FIELD_NUMBER: _builtins.int
     CALLS_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
     space: _builtins.str
     """JSON of the ConfigurationSpace; values are checked against it"""
+    traceparent: _builtins.str
+    """W3C trace context that the trials' spans are below; absent: there are none"""
     @_builtins.property
     def program(self) -> _types_pb2.Program: ...
     @_builtins.property
@@ -42,12 +45,15 @@ class OpenSessionRequest(_message.Message):
         metrics: _abc.Iterable[_types_pb2.Metric] | None = ...,
         space: _builtins.str = ...,
         calls: _types_pb2.CallPolicy | None = ...,
+        traceparent: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "program", b"program"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_traceparent", b"_traceparent", "calls", b"calls", "program", b"program", "traceparent", b"traceparent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "metrics", b"metrics", "program", b"program", "space", b"space"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_traceparent", b"_traceparent", "calls", b"calls", "metrics", b"metrics", "program", b"program", "space", b"space", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__traceparent: _TypeAlias = _typing.Literal["traceparent"]  # noqa: Y015
+    _WhichOneofArgType__traceparent: _TypeAlias = _typing.Literal["_traceparent", b"_traceparent"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__traceparent) -> _WhichOneofReturnType__traceparent | None: ...
 
 Global___OpenSessionRequest: _TypeAlias = OpenSessionRequest  # noqa: Y015
 

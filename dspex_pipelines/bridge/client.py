@@ -83,6 +83,8 @@ class PoolClient:
 
     def __init__(self, address: str, *, connect_timeout_s: float = 10.0, reconnect_s: float = 30.0) -> None:
         self.address = address
+        self.traceparent = ""
+        """W3C trace context that goes with the sessions it opens; empty for none."""
         self.credit_limit = 0
         self._connect_timeout_s = connect_timeout_s
         self._reconnect_s = reconnect_s
@@ -179,6 +181,7 @@ class PoolClient:
             metrics=[metric_to_wire(metric) for metric in metrics],
             space=space_json,
             calls=policy_to_wire(calls or CallPolicy()),
+            traceparent=self.traceparent or None,
         )
         response = await self._call("OpenSession", request)
         self._opened.add(response.session_id)

@@ -43,7 +43,7 @@ class SessionService(session_pb2_grpc.SessionServiceServicer):
             space = ConfigurationSpace.from_json(request.space) if request.space else None
             isolated = request.program.isolation == "process"
             session = sessions.open(
-                checked_about(request.program, request.metrics, request.calls),
+                checked_about(request.program, request.metrics, request.calls, request.traceparent),
                 space,
                 trial_slots=PROCESS_SLOTS if isolated else 1,
             )

@@ -17,6 +17,7 @@ from dspex_pipelines.engine.ledger import Ledger
 from dspex_pipelines.engine.recorder import Recorder
 from dspex_pipelines.engine.reservation import Reservation
 from dspex_pipelines.engine.runner import TrialPool, TrialRunner
+from dspex_pipelines.engine.spans import RunSpans
 from dspex_pipelines.errors import EvaluationIncomplete, ProviderRefused
 from dspex_pipelines.model.calls import CallPolicy
 from dspex_pipelines.model.outcome import Attempt, ErrorType, TrialError, TrialOutcome, TrialResult
@@ -97,17 +98,18 @@ async def run_batch(
     most_attempts: int = 0,
     calls: CallPolicy | None = None,
     ledger: Ledger | None = None,
+    spans: RunSpans | None = None,
     usage: Usage | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> BatchSummary:
     """Run what is missing of *batch*; each outcome is in the journal before it counts as done.
 
-    At most *max_concurrency* trials run or wait to be recorded: so many run twice when this process is killed.
-    *calls* is what holds for calls to models; what its trials use is added to *usage*. *on_progress* is called after
-    every group, when both are up to date. Once the *ledger* says that
-    the run has stopped, nothing more is started; what is in flight has `STOP_S` to end. Raises `PoolUnreachable` when
-    the bridge goes away, and `ProviderRefused` when a model's provider refuses the key. Whatever ends it, a
-    cancellation included, keeps what is done by then.
+    At most *max_concurrency* trials run or wait to be recorded: so many run twice when this process is killed. *calls*
+    is what holds for calls to models; what its trials use is added to *usage*. *spans* tells of every trial that is
+    run. *on_progress* is called after every group, when both are up to date. Once the *ledger* says that the run has
+    stopped, nothing more is started; what is in flight has `STOP_S` to end. Raises `PoolUnreachable` when the bridge
+    goes away, and `ProviderRefused` when a model's provider refuses the key. Whatever ends it, a cancellation included,
+    keeps what is done by then.
     """
     runner = TrialRunner(
         pool,
@@ -130,7 +132,8 @@ async def run_batch(
     refused = ""
 
     def run(one: Missing) -> Awaitable[TrialOutcome]:
-        return runner.run(one.spec, one.outputs)
+        running = runner.run(one.spec, one.outputs)
+        return running if spans is None else spans.trial(one.spec, running, rescored=bool(one.outputs))
 
     def record(entries: list[Entry]) -> None:
         journal.record(plan.generation, entries, failures_since=plan.failures_since)

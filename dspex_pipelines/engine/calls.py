@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from dspex_pipelines.engine.asked import answered_of, asked_of
 from dspex_pipelines.engine.provider_faults import ProviderFault, provider_fault
+from dspex_pipelines.engine.spans import AttemptSpans, SessionSpans
 from dspex_pipelines.engine.throttle import Verdict
 from dspex_pipelines.errors import InvalidValue
 from dspex_pipelines.model.calls import CallPolicy
@@ -59,6 +60,8 @@ class Caller:
 
     permits: Permits
     policy: CallPolicy = field(default_factory=CallPolicy)
+    spans: SessionSpans | None = None
+    """What is told of the trials; None for nothing."""
 
 
 class FailedCall(NamedTuple):
@@ -117,6 +120,7 @@ class TrialCalls:
         "calls",
         "failed",
         "seed",
+        "spans",
         "started",
         "steps",
         "timeout_s",
@@ -133,6 +137,7 @@ class TrialCalls:
         self.attempt = attempt
         self.timeout_s = timeout_s
         self.started = 0.0
+        self.spans: AttemptSpans | None = None
         self.used: dict[str, float] = {}
         self.calls: list[Call] | None = None
         """None until there is one: most programs of other kinds make none."""
@@ -279,12 +284,14 @@ class _Ongoing:
         self._permit: Permit | None = None
         self._asked_at = 0.0
         self._made_at = 0.0
+        self._waited = False
         # The name goes to the pool, which shows it.
         self.call = Call(redact(model), at_s=time.perf_counter() - trial.started)
 
     def ask(self) -> None:
         trial = self._trial
         self._made_at = 0.0
+        self._waited = False
         self._asked_at = time.perf_counter()
         if trial.caller is not None:
             again = self._refusals + self._failures > 0
@@ -292,6 +299,7 @@ class _Ongoing:
 
     def wait(self) -> None:
         if self._permit is not None and not self._permit.granted.done():
+            self._waited = True
             self._trial.waits()
             try:
                 self._permit.granted.result()
@@ -301,6 +309,7 @@ class _Ongoing:
 
     async def wait_async(self) -> None:
         if self._permit is not None and not self._permit.granted.done():
+            self._waited = True
             self._trial.waits()
             try:
                 await asyncio.wrap_future(self._permit.granted)
@@ -313,17 +322,23 @@ class _Ongoing:
             self._permit.granted.result()
         self._made_at = time.perf_counter()
         self.call.throttled_s += self._made_at - self._asked_at
+        if self._waited and self._trial.spans is not None:
+            self._trial.spans.throttled(self.call.model, self._asked_at, self._made_at)
 
     def again(self, error: BaseException) -> bool:
         """The call was not made, or has failed: give the permit back, and return whether to make it again."""
         trial, call = self._trial, self.call
         if not self._made_at:
             # It waited for leave when it was cancelled, or there is none.
+            if self._waited and trial.spans is not None:
+                said = type(error).__name__
+                trial.spans.throttled(call.model, self._asked_at, time.perf_counter(), said)
             self._end(Verdict.NEUTRAL)
             return False
         run_s = time.perf_counter() - self._made_at
         call.run_s += run_s
         fault = provider_fault(error, within_call=True)
+        self._made(run_s, type(error).__name__ if fault is None else fault.type.value)
         if fault is None:
             self._end(Verdict.NEUTRAL, tokens=call.tokens)
         else:
@@ -342,9 +357,18 @@ class _Ongoing:
 
     def end(self) -> None:
         """The call has been answered."""
-        self.call.run_s += time.perf_counter() - self._made_at
+        run_s = time.perf_counter() - self._made_at
+        self.call.run_s += run_s
+        self._made(run_s)
         self._end(Verdict.OK, tokens=self.call.tokens)
         self._trial.add(self.call)
+
+    def _made(self, run_s: float, error: str = "") -> None:
+        """Tell of the call, made once more."""
+        spans, call = self._trial.spans, self.call
+        if spans is not None:
+            until = self._made_at + run_s
+            spans.called(call.model, self._made_at, until, used=call.used, tries=call.tries, error=error)
 
     def _end(self, verdict: Verdict, *, retry_after_s: float = 0.0, tokens: int = 0) -> None:
         if self._permit is not None:

@@ -13,6 +13,7 @@ from dspex_pipelines.engine.executor import Progress
 from dspex_pipelines.engine.ledger import Ledger, why_stopped
 from dspex_pipelines.engine.program_versions import metric_version, program_version
 from dspex_pipelines.engine.programs import inspect_program
+from dspex_pipelines.engine.spans import RunSpans
 from dspex_pipelines.errors import DspexError, PoolUnreachable
 from dspex_pipelines.model.budget import Budget
 from dspex_pipelines.model.calls import CallPolicy
@@ -39,6 +40,7 @@ from dspex_pipelines.orchestration.secrecy import without_secrets
 from dspex_pipelines.orchestration.summary import trials_metadata, usage_metadata
 from dspex_pipelines.orchestration.tags import EVALUATION, POOL, RESULTS
 from dspex_pipelines.orchestration.waiting import Waiting
+from dspex_pipelines.telemetry import run_spans
 from dspex_pipelines.wire import loop
 
 LOG_EVERY_S = 5.0
@@ -228,8 +230,9 @@ def run_trials(
                 context.log.warning(what)
                 reporter.warns(what, about)
 
-    async def run() -> BatchSummary:
+    async def run(spans: RunSpans | None) -> BatchSummary:
         async with worker_pool.connect() as pool, Waiting(pool.status, wait) as waiting:
+            pool.traceparent = "" if spans is None else spans.root.traceparent
 
             def tell(now: Progress) -> None:
                 waiting.moved()
@@ -251,13 +254,16 @@ def run_trials(
                     calls=CallPolicy.from_document(document["calls"]),
                     ledger=Ledger(journal, run_id=context.run_id, budget=budget),
                     usage=usage,
+                    spans=spans,
                     on_progress=tell,
                 )
 
     reporter.started(plan.partition, batch["stop"] - batch["start"])
+    about = {"dspex.partition": plan.partition, "dspex.batch.start": batch["start"], "dspex.batch.stop": batch["stop"]}
     with without_secrets():
         try:
-            summary = loop.run(run())
+            with run_spans(plan.evaluation, run_id=context.run_id, attributes=about) as spans:
+                summary = loop.run(run(spans))
         except PoolUnreachable as error:
             raise dg.Failure(f"{error}. Outcomes so far are kept; run again to go on.") from error
         except DspexError as error:

@@ -10,6 +10,7 @@ from typing import Any
 import dagster as dg
 from pydantic import Field, PrivateAttr
 
+from dspex_pipelines import telemetry
 from dspex_pipelines.bridge.client import PoolClient
 from dspex_pipelines.bridge.local_pool import lease
 from dspex_pipelines.engine.executor import Progress
@@ -61,6 +62,7 @@ class WorkerPoolResource(dg.ConfigurableResource[Any]):
     def yield_for_execution(self, context: dg.InitResourceContext) -> Generator["WorkerPoolResource", None, None]:
         """Hold the local pool for as long as the step (in one process: the run) lasts."""
         del context
+        telemetry.check()
         environment = self._environment()
         learn_environment({**os.environ, **environment})
         if self.address:

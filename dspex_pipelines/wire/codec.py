@@ -157,7 +157,10 @@ def verdict_from_wire(number: int) -> Verdict:
 
 
 def checked_about(
-    program: types_pb2.Program, metrics: Iterable[types_pb2.Metric], calls: types_pb2.CallPolicy | None = None
+    program: types_pb2.Program,
+    metrics: Iterable[types_pb2.Metric],
+    calls: types_pb2.CallPolicy | None = None,
+    traceparent: str = "",
 ) -> bytes:
     """Return what a session is about, as it goes to the workers; raises `InvalidValue`.
 
@@ -169,7 +172,9 @@ def checked_about(
         metric_from_wire(metric)
     if calls is not None:
         policy_from_wire(calls)
-    return types_pb2.Session(program=program, metrics=metrics, calls=calls).SerializeToString()
+    return types_pb2.Session(
+        program=program, metrics=metrics, calls=calls, traceparent=traceparent or None
+    ).SerializeToString()
 
 
 def session_to_wire(session_id: int, about: bytes) -> types_pb2.Session:

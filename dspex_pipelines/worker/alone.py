@@ -11,6 +11,7 @@ from dspex_pipelines.engine.calls import Caller
 from dspex_pipelines.model.calls import CallPolicy
 from dspex_pipelines.model.outcome import TrialOutcome
 from dspex_pipelines.model.space import Configuration
+from dspex_pipelines.model.tracing import SpanSink
 from dspex_pipelines.model.trial import MetricSpec, TrialSpec
 from dspex_pipelines.wire.codec import (
     metric_to_wire,
@@ -34,12 +35,15 @@ def start_alone(
     deliver: Callable[[types_pb2.Outcome], None],
     loader: Loader | None = None,
     permits: TrialPermits | None = None,
+    spans: SpanSink | None = None,
 ) -> None:
     """Run *trial* under *configuration* on the running loop; its outcome goes to *deliver*, in any thread.
 
     It is isolated from everything but this process.
     """
-    executor = ProgramExecutor(slots=1, deliver=deliver, release=lambda _: None, loader=loader, permits=permits)
+    executor = ProgramExecutor(
+        slots=1, deliver=deliver, release=lambda _: None, loader=loader, permits=permits, spans=spans
+    )
     executor.context.open(session)
     executor.context.put(session.session_id, trial.version, configuration)
     executor.submit(trial)

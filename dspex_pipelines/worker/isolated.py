@@ -17,10 +17,11 @@ from google.protobuf.message import DecodeError
 from dspex.v1 import types_pb2, worker_pb2
 from dspex_pipelines.engine.calls import Caller, Permit
 from dspex_pipelines.engine.throttle import Verdict
-from dspex_pipelines.errors import ProviderGivenUp
+from dspex_pipelines.errors import ProviderGivenUp, SerializationError
 from dspex_pipelines.model.outcome import ErrorType
 from dspex_pipelines.model.payload import decode, encode
 from dspex_pipelines.model.space import Configuration
+from dspex_pipelines.model.tracing import EndedSpan
 from dspex_pipelines.wire.codec import (
     MESSAGE_LIMIT,
     failure_to_wire,
@@ -35,7 +36,7 @@ from dspex_pipelines.worker.instances import LoadedProgram, VouchedLoader
 from dspex_pipelines.worker.permits import PermitsOfBridge
 from dspex_pipelines.worker.threads import CannotStart
 
-_OUTCOME, _ASK, _END = b"o", b"a", b"e"
+_OUTCOME, _ASK, _END, _SPAN = b"o", b"a", b"e", b"s"
 """What a message from a trial's process begins with."""
 
 
@@ -114,6 +115,7 @@ class IsolatedTrial:
             program=program_to_wire(program.spec),
             metrics=[metric_to_wire(metric) for metric, _ in program.metrics],
             calls=policy_to_wire(self._caller.policy),
+            traceparent=None if self._caller.spans is None else self._caller.spans.root.traceparent,
         )
         parts = [session.SerializeToString(), self._configuration.values, self._trial.SerializeToString()]
         return encode([*parts, program.sources, program.convention is not None])
@@ -129,6 +131,8 @@ class IsolatedTrial:
                     self._ask(connection, worker_pb2.CallAsk.FromString(body))
                 elif kind == _END:
                     self._end(worker_pb2.CallEnd.FromString(body))
+                elif kind == _SPAN:
+                    self._relay(body)
                 else:
                     outcome = types_pb2.Outcome.FromString(body)
                     return outcome if kind == _OUTCOME and outcome.id == self._trial.id else None
@@ -148,6 +152,12 @@ class IsolatedTrial:
 
         permit.granted.add_done_callback(answer)
 
+    def _relay(self, payload: bytes) -> None:
+        """Have its span sent from here: its process is too short-lived, and may be killed."""
+        if self._caller.spans is not None:
+            with contextlib.suppress(SerializationError):
+                self._caller.spans.put(EndedSpan.from_payload(payload))
+
     def _end(self, end: worker_pb2.CallEnd) -> None:
         permit = self._calls.pop(end.id, None)
         if permit is not None:
@@ -165,6 +175,10 @@ def serve_one(connection: Connection) -> NoReturn:
     def say(kind: bytes, message: types_pb2.Outcome | worker_pb2.CallAsk | worker_pb2.CallEnd) -> None:
         with sending:
             connection.send_bytes(kind + message.SerializeToString())
+
+    def tell(span: EndedSpan) -> None:
+        with sending, contextlib.suppress(OSError):
+            connection.send_bytes(_SPAN + span.payload)
 
     permits = PermitsOfBridge(ask=functools.partial(say, _ASK), end=lambda end, _: say(_END, end))
 
@@ -188,7 +202,7 @@ def serve_one(connection: Connection) -> NoReturn:
     async def run() -> None:
         threading.Thread(target=hear, name="permits", daemon=True).start()
         loader = VouchedLoader(sources, has_convention=has_convention)
-        start_alone(session, Configuration(values), trial, deliver=deliver, loader=loader, permits=permits)
+        start_alone(session, Configuration(values), trial, deliver=deliver, loader=loader, permits=permits, spans=tell)
         await asyncio.Event().wait()
 
     asyncio.run(run())

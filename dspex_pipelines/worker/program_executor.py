@@ -13,9 +13,11 @@ from typing import Any, Protocol, TypeVar
 
 from dspex.v1 import types_pb2
 from dspex_pipelines.engine.calls import Caller, Permits, TrialCalls
+from dspex_pipelines.engine.spans import SessionSpans
 from dspex_pipelines.errors import DspexError
 from dspex_pipelines.model.outcome import ErrorType
 from dspex_pipelines.model.space import Configuration
+from dspex_pipelines.model.tracing import SpanSink
 from dspex_pipelines.redaction import learn_environment
 from dspex_pipelines.wire.codec import example_from_wire, failure_to_wire
 from dspex_pipelines.wire.marks import Marks
@@ -59,7 +61,8 @@ class ProgramExecutor:
 
     A trial for which there is no thread or process goes to *give_back*, with the reason; without it, it fails as
     `WORKER_LOST`. *isolate* gives a trial a process of its own; without it, this process is the trial's own. *permits*
-    give leave to call models; without them, a throttle of this process alone does. *restore*
+    give leave to call models; without them, a throttle of this process alone does. *spans* takes what is told of trials
+    whose session is traced. *restore*
     is called after each trial in a thread, and *broken* with what nobody expected: an outcome is missing from then on.
     All callbacks are thread-safe. Nothing that a program does comes out as an exception here.
     """
@@ -75,6 +78,7 @@ class ProgramExecutor:
         give_back: Callable[[int, str], None] | None = None,
         isolate: Callable[[LoadedProgram, Configuration, types_pb2.Trial, Caller], Isolated] | None = None,
         permits: TrialPermits | None = None,
+        spans: SpanSink | None = None,
         restore: Callable[[], None] = lambda: None,
         broken: Callable[[BaseException], None] = _raise,
     ) -> None:
@@ -83,6 +87,7 @@ class ProgramExecutor:
         self._give_back = give_back or self._fail
         self._isolate = isolate
         self._permits = permits or PermitsHere()
+        self._spans = spans
         self._restore = restore
         self._broken = broken
         self._context = SessionContext()
@@ -194,7 +199,8 @@ class ProgramExecutor:
                 isolated = session.program.isolation == "process" and self._isolate is not None
                 instance = None if isolated else self._instances.get(program, configuration)
                 variables = {} if program.shape.configured else configuration.values
-                caller = Caller(self._permits, session.calls)
+                spans = SessionSpans(session.trace, self._spans) if session.trace and self._spans else None
+                caller = Caller(self._permits, session.calls, spans)
                 ready = Ready(program, configuration, instance, variables, caller)
             except BaseException as error:  # noqa: BLE001 - a constructor may raise anything
                 learn_environment()

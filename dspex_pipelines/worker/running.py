@@ -14,6 +14,7 @@ from dspex_pipelines.engine.calls import Caller, TrialCalls, begin_trial, end_tr
 from dspex_pipelines.engine.programs import SEED
 from dspex_pipelines.model.payload import decode
 from dspex_pipelines.model.space import Configuration
+from dspex_pipelines.wire.codec import error_type_from_wire
 from dspex_pipelines.worker.answers import answer_failed, answer_result
 from dspex_pipelines.worker.instances import Convention, LoadedProgram
 
@@ -97,8 +98,13 @@ def _answer(
 ) -> types_pb2.Outcome:
     end_trial()
     if raised is not None:
-        return answer_failed(trial, ready.configuration, raised, calls=calls, run_s=run_s)
-    return answer_result(trial, ready.configuration, outputs, scores, calls=calls, run_s=run_s)
+        outcome = answer_failed(trial, ready.configuration, raised, calls=calls, run_s=run_s)
+    else:
+        outcome = answer_result(trial, ready.configuration, outputs, scores, calls=calls, run_s=run_s)
+    if calls.spans is not None:
+        failure = outcome.failure if outcome.HasField("failure") else None
+        calls.spans.ended("" if failure is None else error_type_from_wire(failure.type).value)
+    return outcome
 
 
 async def outputs_and_scores(trial: types_pb2.Trial, ready: Ready, example: Any) -> tuple[Any, dict[str, Any]]:
@@ -117,6 +123,8 @@ def _begin(trial: types_pb2.Trial, ready: Ready) -> TrialCalls:
     calls = TrialCalls(
         ready.caller, trial=trial.id, seed=trial.seed, attempt=trial.attempt or 1, timeout_s=trial.timeout_s
     )
+    if ready.caller.spans is not None:
+        calls.spans = ready.caller.spans.begin(trial.trial_id, calls.attempt)
     begin_trial(calls)
     return calls
 

@@ -13,8 +13,10 @@ import traceback
 from typing import NoReturn
 
 from dspex.v1 import types_pb2, worker_pb2
+from dspex_pipelines import telemetry
 from dspex_pipelines.engine.recycling import Recycling
-from dspex_pipelines.errors import ProtocolMismatch
+from dspex_pipelines.errors import DspexError, ProtocolMismatch
+from dspex_pipelines.model.tracing import SpanSink
 from dspex_pipelines.wire.loop import run_process
 from dspex_pipelines.wire.marks import Marks
 from dspex_pipelines.wire.scribe import Scribe
@@ -31,6 +33,8 @@ BROKEN_EXIT = 70
 DRAIN_S = 30.0
 """How long a worker that is told to end lets its trials run."""
 LEAVE_S = 5.0
+FLUSH_S = 2.0
+"""How long it waits for its spans to be sent, where there are any; within what the supervisor waits for it."""
 _LOOK_S = 0.05
 _HANDLERS_S = 1.0
 
@@ -39,7 +43,15 @@ class Worker:
     """Runs trials until the bridge goes away, or this worker is to leave and has finished what it was sent."""
 
     def __init__(
-        self, *, address: str, worker_id: str, slots: int, quarantine: bool, recycling: Recycling, forks: Forks
+        self,
+        *,
+        address: str,
+        worker_id: str,
+        slots: int,
+        quarantine: bool,
+        recycling: Recycling,
+        forks: Forks,
+        spans: SpanSink | None = None,
     ) -> None:
         self._name = worker_id
         self._loop = asyncio.get_running_loop()
@@ -71,6 +83,7 @@ class Worker:
         self._executor = ProgramExecutor(
             slots=slots,
             permits=self._permits,
+            spans=spans,
             deliver=self._deliver,
             release=self._wire.release,
             give_back=self._give_back,
@@ -177,13 +190,26 @@ def run(
     *, address: str, worker_id: str, slots: int, quarantine: bool, recycling: Recycling, forks: Forks, scribe: Scribe
 ) -> NoReturn:
     """Run a worker as this process, to its end."""
+    try:
+        spans = telemetry.span_sink(instance=worker_id)
+    except DspexError as error:
+        _say(f"error: {error}")
+        forks.end()
+        os._exit(1)
 
     async def serve() -> None:
         worker = Worker(
-            address=address, worker_id=worker_id, slots=slots, quarantine=quarantine, recycling=recycling, forks=forks
+            address=address,
+            worker_id=worker_id,
+            slots=slots,
+            quarantine=quarantine,
+            recycling=recycling,
+            forks=forks,
+            spans=spans,
         )
         code = await worker.run()
         forks.end()
+        telemetry.flush(FLUSH_S)
         with contextlib.suppress(Exception):
             sys.stdout.flush()
             sys.stderr.flush()

@@ -8,6 +8,7 @@ from dspex.v1 import types_pb2
 from dspex_pipelines.errors import DspexError
 from dspex_pipelines.model.calls import CallPolicy
 from dspex_pipelines.model.space import Configuration
+from dspex_pipelines.model.tracing import TraceContext
 from dspex_pipelines.model.trial import MetricSpec, ProgramSpec
 from dspex_pipelines.wire.codec import (
     configuration_from_wire,
@@ -24,6 +25,8 @@ class KnownSession:
     program: ProgramSpec
     metrics: tuple[MetricSpec, ...]
     calls: CallPolicy
+    trace: TraceContext | None = None
+    """What its trials' spans are below; None for none."""
     snapshots: dict[int, Configuration | DspexError] = field(default_factory=dict[int, Configuration | DspexError])
 
 
@@ -43,6 +46,7 @@ class SessionContext:
                 program=program_from_wire(session.program),
                 metrics=tuple(metric_from_wire(metric) for metric in session.metrics),
                 calls=policy_from_wire(session.calls),
+                trace=TraceContext.from_traceparent(session.traceparent),
             )
         except DspexError as error:
             known = error
