@@ -144,7 +144,8 @@ class TrialCalls:
         self.failed: list[FailedCall] | None = None
         self.steps: list[Any] | None = None
         """What the program's own parts made of the answers, as its library tells."""
-        self._lock = threading.Lock()
+        # A program's threads call and count at once.
+        self._lock = threading.RLock()
         self._waiting = 0
         self._waits_since = 0.0
         self._throttled_s = 0.0
@@ -197,9 +198,10 @@ class TrialCalls:
 
     def add(self, call: Call) -> None:
         """Keep a call that has ended, and count what it used."""
-        if self.calls is None:
-            self.calls = []
-        self.calls.append(call)
+        with self._lock:
+            if self.calls is None:
+                self.calls = []
+            self.calls.append(call)
         if call.used is None:
             return
         model, used = call.model.partition("@")[0], call.used
@@ -227,8 +229,9 @@ class TrialCalls:
 
     def _count(self, **amounts: float) -> None:
         """Add to what is used; these few names always have room."""
-        for name, amount in amounts.items():
-            self.used[name] = self.used.get(name, 0) + amount
+        with self._lock:
+            for name, amount in amounts.items():
+                self.used[name] = self.used.get(name, 0) + amount
 
     def _count_of(self, model: str, **amounts: float) -> None:
         """Add to what is used, of all models and of *model*; the latter only where there is room for its names."""
@@ -238,22 +241,24 @@ class TrialCalls:
     def report(self, amounts: Mapping[str, float], *, crowded: bool = True) -> None:
         """Add to what is used; raises `InvalidValue` for the name that is one too many, unless not *crowded*."""
         used = self.used
-        for name, amount in amounts.items():
-            if name not in used and len(used) >= MOST_NAMES:
-                if not crowded:
-                    continue
-                raise InvalidValue(field=name, value=amount, fix=f"a trial reports at most {MOST_NAMES} names")
-            used[name] = used.get(name, 0) + amount
+        with self._lock:
+            for name, amount in amounts.items():
+                if name not in used and len(used) >= MOST_NAMES:
+                    if not crowded:
+                        continue
+                    raise InvalidValue(field=name, value=amount, fix=f"a trial reports at most {MOST_NAMES} names")
+                used[name] = used.get(name, 0) + amount
 
     def note_failure(self, call: Call, fault: ProviderFault, error: BaseException, run_s: float) -> None:
         """Write down a call that is going to be made again."""
-        if self.failed is None:
-            self.failed = []
         try:
             said = redact_beginning(str(error), MESSAGE_CHARACTERS)
         except Exception:  # noqa: BLE001 - a broken __str__ is not our end
             said = "(its message could not be shown)"
-        self.failed.append(FailedCall(call.model, fault.type, f"{fault.what}: {said}", run_s))
+        with self._lock:
+            if self.failed is None:
+                self.failed = []
+            self.failed.append(FailedCall(call.model, fault.type, f"{fault.what}: {said}", run_s))
         self._count(retried_calls=1)
 
     # Time

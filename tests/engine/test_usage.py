@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import math
+import sys
+import threading
 from concurrent.futures import Future
 from typing import Any
 
 import pytest
 
 from dspex_pipelines import Price, call_model, report_usage
-from dspex_pipelines.engine.calls import MOST_NAMES, Caller, TrialCalls, begin_trial
+from dspex_pipelines.engine.calls import MOST_NAMES, Call, Caller, TrialCalls, Used, begin_trial
 from dspex_pipelines.engine.throttle import Verdict
 from dspex_pipelines.errors import InvalidValue
 from dspex_pipelines.model.calls import CallPolicy
@@ -37,6 +39,33 @@ async def test_interleaved_trials_report_each_its_own() -> None:
     found = await asyncio.gather(*(trial(tokens) for tokens in range(1, 20)))
     assert [used["tokens"] for used in found] == [3 * tokens for tokens in range(1, 20)]
     assert [used["cost_usd"] for used in found] == pytest.approx([3 * tokens / 1_000 for tokens in range(1, 20)])
+
+
+def test_what_threads_of_one_trial_use_at_once_is_all_counted() -> None:
+    calls, threads, each = TrialCalls(None), 8, 2_000
+    together = threading.Barrier(threads)
+
+    def use() -> None:
+        begin_trial(calls)
+        together.wait()
+        for _ in range(each):
+            report_usage(pages=1)
+            calls.add(Call("sim/model", used=Used(input_tokens=2, output_tokens=1)))
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        working = [threading.Thread(target=use) for _ in range(threads)]
+        for one in working:
+            one.start()
+        for one in working:
+            one.join()
+    finally:
+        sys.setswitchinterval(before)
+    total = threads * each
+    assert (calls.used["pages"], calls.used["tokens"], calls.used["calls"]) == (total, 3 * total, total)
+    assert calls.calls is not None
+    assert len(calls.calls) == total
 
 
 def test_outside_a_trial_nothing_happens() -> None:
