@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
@@ -94,6 +95,7 @@ class Secrets:
         self._texts: tuple[str, ...] = ()
         self._pattern: re.Pattern[str] | None = None
         self._longest = 0
+        self._least_bytes = sys.maxsize
         self.heard: Callable[[Mapping[str, str]], None] = _nobody
         """Told of secrets, by name, as they become known here: who writes this process's log."""
 
@@ -115,6 +117,7 @@ class Secrets:
             self._pattern = re.compile("|".join(map(re.escape, texts)))
             self._texts = texts
             self._bytes = tuple(text.encode(errors="surrogatepass") for text in texts)
+            self._least_bytes = min(map(len, self._bytes))
         self.heard(new)
 
     @property
@@ -124,7 +127,8 @@ class Secrets:
 
     def holds(self, payload: bytes) -> bool:
         """Return whether one is in the bytes."""
-        return any(secret in payload for secret in self._bytes)
+        # Most scores, and many outputs, are shorter than any secret.
+        return len(payload) >= self._least_bytes and any(secret in payload for secret in self._bytes)
 
     def name_of(self, text: str) -> str:
         """Return the name of the secret that the text is, or of a long one that is in it; empty where there is none."""
