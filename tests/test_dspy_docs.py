@@ -168,7 +168,7 @@ def test_your_own_program(reader: Reader) -> None:
     told = reader.run(f"dspex trace {reader.trial}")
     assert "cost_usd" in told
     assert "from a cache" not in told
-    assert reader.environment["MOOD_API_KEY"] not in told.replace("/loopback", "")
+    assert reader.environment["MOOD_API_KEY"] not in told
 
 
 def test_what_an_optimiser_has_saved(reader: Reader) -> None:
@@ -183,8 +183,20 @@ def test_a_wrong_key(reader: Reader) -> None:
     assert len(told.strip().splitlines()) == 2, "the bar and one line"
 
 
+def test_a_model_that_is_not_there(reader: Reader) -> None:
+    (_, server), (_, evaluate), (_, said) = blocks(DSPY, "When things go wrong")[3:6]
+    reader.serve(reader.literally(server))
+    reader.sees(said, reader.run(evaluate))
+
+
+def test_a_missing_key_is_a_wrong_one(reader: Reader) -> None:
+    _, (_, evaluate), (_, said), *_ = blocks(DSPY, "When things go wrong")
+    told = reader.run(evaluate.replace("MOOD_API_KEY=wrong", "env -u MOOD_API_KEY"), code=2)
+    reader.sees(said, told)
+
+
 def test_a_provider_that_is_down(reader: Reader) -> None:
-    *_, (_, evaluate), (_, status), (_, down), (_, partial) = blocks(DSPY, "When things go wrong")[:7]
+    (_, evaluate), (_, status), (_, down), (_, partial) = blocks(DSPY, "When things go wrong")[6:10]
     reader.end_server()
     reader.start(evaluate)
     until = time.monotonic() + DEADLINE_S
@@ -200,7 +212,7 @@ def test_a_provider_that_is_down(reader: Reader) -> None:
 
 
 def test_answers_that_cannot_be_read(reader: Reader) -> None:
-    (_, server), (_, evaluate), (_, said) = blocks(DSPY, "When things go wrong")[7:]
+    (_, server), (_, evaluate), (_, said) = blocks(DSPY, "When things go wrong")[10:]
     reader.serve(reader.literally(server))
     told = reader.run(evaluate)
     reader.sees(said, told)

@@ -16,6 +16,7 @@ from dspex_pipelines.cli.output import console, errors, shortened, write_anythin
 from dspex_pipelines.errors import DspexError, Interrupted, InvalidValue
 
 if TYPE_CHECKING:
+    from dspex_pipelines.analysis.failures import FailureKind
     from dspex_pipelines.analysis.leaderboard import Leaderboard
 
 app = typer.Typer(
@@ -131,9 +132,7 @@ def evaluate(
         _say(f"Not counted: {what}", "yellow")
     _say_partial(results.partial)
     _say_left_out(results.left_out)
-    failures = sum(standing.failures for standing in results.board.standings)
-    if failures:
-        _say(f"{failures:,} trials failed: dspex trials {target} --failed".replace("  ", " "))
+    _say_failures(results.failures, target)
     console.print(f"Results: {results.folder}", soft_wrap=True, highlight=False)
 
 
@@ -293,6 +292,15 @@ def _say(text: str, style: str = "") -> None:
 def _say_partial(partial: Mapping[str, str]) -> None:
     for name, what in partial.items():
         _say(f"Partial: {name}: {what}. Evaluate it again to go on.", "yellow")
+
+
+def _say_failures(failures: Sequence[FailureKind], target: str) -> None:
+    if failures:
+        count = sum(kind.count for kind in failures)
+        command = " ".join(filter(None, ("dspex trials", target, "--failed")))
+        _say(f"{count:,} trials failed: {command}")
+    for kind in failures:
+        _say(f"  {kind.count:,} × {kind.type}: {shortened(kind.message)}")
 
 
 def _say_left_out(names: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ from dagster_shared.error import SerializableErrorInfo
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from dspex_pipelines.analysis.failures import FailureKind, failure_kinds
 from dspex_pipelines.analysis.leaderboard import Leaderboard, leaderboard
 from dspex_pipelines.bridge.local_pool import MOST_WORKERS
 from dspex_pipelines.cli.abandoned import end_abandoned_runs, process_tags
@@ -40,6 +41,7 @@ class EvaluatedPartitionsSummary:
     folder: Path
     usage: Usage
     """What the trials that were run have used."""
+    failures: tuple[FailureKind, ...]
     not_counted: tuple[str, ...]
     """What that leaves out, each with what to do about it."""
 
@@ -185,12 +187,14 @@ def evaluate_partitions(
         _execute(job, opened, [board_key], partition=None, config={}, tags={})
         newest = NewestResults.find(opened, evaluation.name, known)
         folder = ResultStore().folder(opened) / "results" / evaluation.name
+    trials = newest.load()
     return EvaluatedPartitionsSummary(
-        board=leaderboard(newest.load(), score_range=evaluation.score_range),
+        board=leaderboard(trials, score_range=evaluation.score_range),
         left_out=newest.left_out,
         partial=newest.partial,
         folder=folder,
         usage=reporter.usage,
+        failures=failure_kinds(trials),
         not_counted=tuple(reporter.usage.warnings(budget_of(config, evaluation)).values()),
     )
 

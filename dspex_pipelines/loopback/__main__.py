@@ -35,6 +35,7 @@ _HELP = {
     "down": "close every connection without an answer",
     "context_tokens": "refuse longer prompts with 400 (0: none)",
     "filter": "refuse prompts with this word with 400",
+    "models": "names with commas between; refuse others with 404 (none: all are there)",
     "seed": "another seed, other requests that meet a fault",
 }
 
@@ -104,7 +105,7 @@ def _end_with_stdin() -> None:
 def _tell(port: int, api_key: str) -> None:
     """Print the base URL, and how the packaged example gets to know it; no key is printed."""
     base_url = f"http://{HOST}:{port}/v1"
-    key = "loopback"
+    key = "no-real-key"
     if api_key:
         key = "...  # what --api-key says"
     elif os.environ.get(API_KEY_VARIABLE):

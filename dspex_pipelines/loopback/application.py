@@ -126,16 +126,21 @@ class Application:
             request = read_request(body)
         except BadRequest as error:
             return replies.bad_request(str(error), param=error.param)
-        behaviour = self._behaviour
-        if behaviour.context_tokens:
-            tokens = request.prompt_tokens + (request.max_tokens or 0)
-            if tokens > behaviour.context_tokens:
-                return replies.context_length_exceeded(behaviour.context_tokens, tokens)
-        if behaviour.filter and any(behaviour.filter in message.text for message in request.messages):
-            return replies.content_filter()
-        if refusal := self._limit(request):
+        if refusal := self._reject(request) or self._limit(request):
             return refusal
         return request, self._tally.content(request.content)
+
+    def _reject(self, request: ChatRequest) -> Reply | None:
+        """Return why the request will never be let through, if so."""
+        behaviour = self._behaviour
+        if not behaviour.has(request.model):
+            return replies.model_not_found(request.model)
+        tokens = request.prompt_tokens + (request.max_tokens or 0)
+        if 0 < behaviour.context_tokens < tokens:
+            return replies.context_length_exceeded(behaviour.context_tokens, tokens)
+        if behaviour.filter and any(behaviour.filter in message.text for message in request.messages):
+            return replies.content_filter()
+        return None
 
     def _limit(self, request: ChatRequest) -> Reply | None:
         """Return the refusal where a limit is reached; else take from both, or from none."""

@@ -44,6 +44,8 @@ class Behaviour:
     """Longer prompts (with `max_tokens`) are refused with 400; 0: none is."""
     filter: str = ""
     """Prompts with this word are refused with 400."""
+    models: str = ""
+    """Names with commas between; others are refused with 404. None named: all are there."""
     seed: int = 0
     """Other seeds, other requests that meet a fault."""
 
@@ -63,6 +65,10 @@ class Behaviour:
         if unknown := sorted(set(values) - {field.name for field in fields(self)}):
             raise ValueError(f"there is no {unknown[0]}; there are {', '.join(field.name for field in fields(self))}")
         return replace(self, **values)  # pyright: ignore[reportArgumentType] - checked where it is made
+
+    def has(self, model: str) -> bool:
+        """Return whether there is a *model* of this name."""
+        return not self.models or model in (name.strip() for name in self.models.split(","))
 
     def fault(self, content: bytes, admitted: int) -> Fault | None:
         """Return what befalls a request of *content* that was let through *admitted* times before, if anything."""

@@ -129,6 +129,13 @@ def overloaded(status: int) -> Reply:
     return error(status, message, kind=f"overloaded_{status}", type_="overloaded_error", code="overloaded")
 
 
+def model_not_found(model: str) -> Reply:
+    """Return that there is no such *model*."""
+    message = f"The model `{model}` does not exist or you do not have access to it."
+    code = "model_not_found"
+    return error(404, message, kind=code, type_="invalid_request_error", code=code, param="model")
+
+
 def not_found(path: str) -> Reply:
     """Return that there is nothing at *path*."""
     return error(404, f"Unknown request URL: {path}", kind="not_found", type_="invalid_request_error")

@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn
 
+from dspex_pipelines.analysis.failures import FailureKind
 from dspex_pipelines.analysis.leaderboard import leaderboard
 from dspex_pipelines.cli import evaluating, finding, replaying
 from dspex_pipelines.cli.evaluating import BarReporter, EvaluatedPartitionsSummary
@@ -148,6 +149,7 @@ def test_the_command_says_at_its_end_what_was_used_and_what_is_in_no_sum(
             partial={},
             folder=Path("results"),
             usage=usage,
+            failures=(FailureKind(type="timeout", count=1_000, message="[m] 9 s"),),
             not_counted=tuple(usage.warnings(budget_of(config, evaluation)).values()),
         )
 
@@ -155,6 +157,7 @@ def test_the_command_says_at_its_end_what_was_used_and_what_is_in_no_sum(
     told = run("evaluate", "--max-cost-usd", 5).output
     assert "Used: m: 3 calls, 1,000 tokens in and 10 out, $0.50, throttled 10% of the time\n" in told
     assert "Not counted: cost leaves out 2 calls to m, and max_cost_usd does not hold for them" in told
+    assert "1,000 trials failed: dspex trials --failed\n  1,000 × timeout: [m] 9 s\n" in told
     usage.amounts.clear()
     told = run("evaluate").output
     assert "Used" not in told

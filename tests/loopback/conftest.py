@@ -12,7 +12,7 @@ from dspex_pipelines.loopback.process import Server, serving
 KEY = "the-key"
 PLAIN: dict[str, Any] = {"latency_s": 0.0, "jitter": 0.0, "requests_per_s": 0.0, "burst": 1, "tokens_per_minute": 0}
 PLAIN |= dict.fromkeys(("error_rate", "overload_rate", "hang_rate", "malformed_rate", "drop_rate"), 0.0)
-PLAIN |= {"down": False, "context_tokens": 0, "filter": "", "seed": 0}
+PLAIN |= {"down": False, "context_tokens": 0, "filter": "", "models": "", "seed": 0}
 
 
 @pytest.fixture(scope="session", autouse=True)

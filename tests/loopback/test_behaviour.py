@@ -24,6 +24,7 @@ CONTENTS = [index.to_bytes(16) for index in range(2_000)]
         pytest.param({"down": 1}, id="integer-is-no-boolean"),
         pytest.param({"requests_per_s": True}, id="boolean-is-no-number"),
         pytest.param({"filter": None}, id="no-word"),
+        pytest.param({"models": ["gpt"]}, id="models-as-a-list"),
         pytest.param({"latency": 1}, id="unknown"),
     ],
 )

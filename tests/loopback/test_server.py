@@ -112,6 +112,7 @@ def test_another_key_is_refused_and_not_repeated(client, server):
             {"context_tokens": 1}, {400}, "context_length_exceeded", {"context_length_exceeded"}, id="context"
         ),
         pytest.param({"filter": "there"}, {400}, "content_filter", {"content_filter"}, id="filter"),
+        pytest.param({"models": "other, another"}, {404}, "model_not_found", {"model_not_found"}, id="models"),
     ],
 )
 def test_a_failure_has_its_status_and_code(ask, server, behaviour, status, code, kind):
