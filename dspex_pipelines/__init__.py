@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dspex_pipelines.engine.calls import call_model, call_model_async, report_usage
+    from dspex_pipelines.model.automation import Automation
     from dspex_pipelines.model.budget import Budget
     from dspex_pipelines.model.calls import Price
-    from dspex_pipelines.model.evaluation import Dataset, Evaluation
+    from dspex_pipelines.model.evaluation import Dataset, Evaluation, Upstream
     from dspex_pipelines.model.limits import RateLimit
+    from dspex_pipelines.model.partitions import Dates, Dynamic
     from dspex_pipelines.model.space import AtMost, Configuration, ConfigurationSpace, Implies, Ordered
     from dspex_pipelines.model.trial import Example
     from dspex_pipelines.model.variables import Boolean, Choice, Float, Integer, Module, Text
@@ -23,12 +25,15 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "AtMost": "model.space",
+    "Automation": "model.automation",
     "Boolean": "model.variables",
     "Budget": "model.budget",
     "Choice": "model.variables",
     "Configuration": "model.space",
     "ConfigurationSpace": "model.space",
     "Dataset": "model.evaluation",
+    "Dates": "model.partitions",
+    "Dynamic": "model.partitions",
     "Evaluation": "model.evaluation",
     "Example": "model.trial",
     "Float": "model.variables",
@@ -39,6 +44,7 @@ _HOMES = {
     "Price": "model.calls",
     "RateLimit": "model.limits",
     "Text": "model.variables",
+    "Upstream": "model.evaluation",
     "build_evaluation": "orchestration.build",
     "call_model": "engine.calls",
     "call_model_async": "engine.calls",
@@ -47,12 +53,15 @@ _HOMES = {
 
 __all__ = [
     "AtMost",
+    "Automation",
     "Boolean",
     "Budget",
     "Choice",
     "Configuration",
     "ConfigurationSpace",
     "Dataset",
+    "Dates",
+    "Dynamic",
     "Evaluation",
     "Example",
     "Float",
@@ -63,6 +72,7 @@ __all__ = [
     "Price",
     "RateLimit",
     "Text",
+    "Upstream",
     "build_evaluation",
     "call_model",
     "call_model_async",

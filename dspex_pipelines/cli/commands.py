@@ -167,9 +167,8 @@ def leaderboard(
     _say(f"Of {examples:,} examples in {', '.join(newest.paths)}")
     _say_partial(newest.partial)
     _say_left_out(newest.left_out)
-    missing = [name for name in evaluation.dataset.partitions if name not in {*newest.paths, *newest.left_out}]
-    if missing:
-        _say(f"Left out, because they have not been evaluated yet: {', '.join(missing)}")
+    if newest.missing:
+        _say(f"Left out, because they have not been evaluated yet: {', '.join(newest.missing)}")
 
 
 @app.command()

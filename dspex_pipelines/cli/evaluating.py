@@ -19,9 +19,11 @@ from dspex_pipelines.engine import executor
 from dspex_pipelines.errors import DspexError, Interrupted, InvalidValue
 from dspex_pipelines.model.evaluation import Evaluation
 from dspex_pipelines.model.usage import Usage
-from dspex_pipelines.orchestration.build import build_evaluation, keys, run_config
+from dspex_pipelines.orchestration.build import build_evaluation
 from dspex_pipelines.orchestration.config import EvaluationConfig, budget_of
 from dspex_pipelines.orchestration.io_managers import NewestResults
+from dspex_pipelines.orchestration.naming import keys, run_config
+from dspex_pipelines.orchestration.partitions import known_partitions, present_partitions
 from dspex_pipelines.orchestration.resources import (
     ProgressReporter,
     ProgressResource,
@@ -147,10 +149,6 @@ def evaluate_partitions(
             value=workers,
             fix=f"give 0 (one for each core) to {MOST_WORKERS:,} workers of a local pool",
         )
-    known = evaluation.dataset.partitions
-    for name in partitions:
-        if name not in known:
-            raise InvalidValue(field="partition", value=name, fix=f"give one of {', '.join(known)}")
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -160,6 +158,10 @@ def evaluate_partitions(
     )
     with instance() as opened, Progress(*columns, console=console) as bars:
         end_abandoned_runs(opened)
+        known = present_partitions(evaluation, opened)
+        for name in partitions:
+            if name not in known:
+                raise InvalidValue(field="partition", value=name, fix=f"give one of {', '.join(known)}")
         reporter = BarReporter(bars)
         definitions = build_evaluation(
             evaluation,
@@ -185,7 +187,7 @@ def evaluate_partitions(
                 reporter.failed()
                 raise
         _execute(job, opened, [board_key], partition=None, config={}, tags={})
-        newest = NewestResults.find(opened, evaluation.name, known)
+        newest = NewestResults.find(opened, evaluation.name, known_partitions(evaluation, opened))
         folder = ResultStore().folder(opened) / "results" / evaluation.name
     trials = newest.load()
     return EvaluatedPartitionsSummary(

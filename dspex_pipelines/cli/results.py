@@ -16,6 +16,7 @@ from yaml import YAMLError
 from dspex_pipelines.errors import DspexError, InvalidValue
 from dspex_pipelines.model.evaluation import Evaluation
 from dspex_pipelines.orchestration.io_managers import NewestResults
+from dspex_pipelines.orchestration.partitions import known_partitions
 
 HOME = ".dagster_home"
 
@@ -51,7 +52,7 @@ def _unusable(home: Path, reason: str) -> InvalidValue:
 def newest_results(evaluation: Evaluation) -> tuple[pd.DataFrame, NewestResults]:
     """Return one row per trial of the newest like-planned results; raises `DspexError` when there are none."""
     with instance() as opened:
-        newest = NewestResults.find(opened, evaluation.name, evaluation.dataset.partitions)
+        newest = NewestResults.find(opened, evaluation.name, known_partitions(evaluation, opened))
     if not newest.paths:
         raise DspexError(f"{evaluation.name} has no results yet; run `dspex evaluate` first")
     return newest.load(), newest

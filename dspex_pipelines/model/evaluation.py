@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from dspex_pipelines.errors import InvalidValue
+from dspex_pipelines.model.automation import Automation
 from dspex_pipelines.model.budget import Budget
 from dspex_pipelines.model.calls import TRACE_BYTES, CallPolicy, Price
 from dspex_pipelines.model.limits import RateLimit
+from dspex_pipelines.model.partitions import Dates, Dynamic
 from dspex_pipelines.model.secrecy import check_no_secret
 from dspex_pipelines.model.space import ConfigurationSpace
 from dspex_pipelines.model.trial import ISOLATIONS, Isolation, check_entry_point
@@ -30,43 +32,72 @@ _SECRET = re.compile(
 _AT_MOST = f"give at most {NAME_CHARACTERS} characters"
 
 
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """An asset of the Dagster project whose value has the rows: a data frame, a table, maps, or the path of a file."""
+
+    asset: str
+    """Its key, with slashes between its parts."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.asset, str) or not all(self.asset.split("/")):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidValue(
+                field="dataset.source", value=self.asset, fix="give an asset's key, with slashes between its parts"
+            )
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        """The parts of the key."""
+        return tuple(self.asset.split("/"))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dataset:
     """Where examples come from, and what their columns mean.
 
-    `source` is a CSV, JSONL or Parquet file (relative to the working directory), or a callable that yields rows.
+    `source` is a CSV, JSONL or Parquet file, a folder of them or a pattern (``data/*.csv``), all relative to the
+    working directory; a callable that yields rows; or an `Upstream` asset.
     Every row has the `inputs` columns; `labels` are what metrics compare with; `group` is the cluster
     column for error bars; `partition_by` splits the rows into `partitions` by that column's value.
     """
 
-    source: Path | Callable[[], Iterable[Row]]
+    source: Path | Callable[[], Iterable[Row]] | Upstream
     inputs: tuple[str, ...]
     labels: tuple[str, ...] = ()
     example_id: str = ""
     """Column of unique ids; empty: the row number."""
     group: str = ""
     partition_by: str = ""
-    partitions: tuple[str, ...] = ("all",)
+    partitions: tuple[str, ...] | Dynamic | Dates = ("all",)
+    """Names; or `Dynamic`, for those that the data has; or `Dates`."""
+    max_bad_rows: float = 0.2
+    """Most rows of a partition that may be bad: a fraction below 1, or a number from 1 on. They are left out, counted,
+    and kept in a table of their own; where there are more, the partition is refused."""
     description: str = ""
 
     def __post_init__(self) -> None:
         if isinstance(self.source, str):
             object.__setattr__(self, "source", Path(self.source))
+        if not isinstance(self.source, Path | Upstream) and not callable(self.source):
+            fix = "give a path, a function that yields rows, or Upstream(asset)"
+            raise InvalidValue(field="dataset.source", value=self.source, fix=fix)
         for name in ("inputs", "labels", "partitions"):
             given = getattr(self, name)
             if isinstance(given, str):
                 raise InvalidValue(field=f"dataset.{name}", value=given, fix="give a tuple of names, not one string")
-            object.__setattr__(self, name, tuple(given))
+            if not isinstance(given, Dynamic | Dates):
+                object.__setattr__(self, name, tuple(given))
         if not self.inputs:
             raise InvalidValue(field="dataset.inputs", value=(), fix="name at least one input column")
-        for partition in self.partitions:
-            _check_partition(partition)
-        if not self.partitions or len(set(self.partitions)) != len(self.partitions):
-            raise InvalidValue(field="dataset.partitions", value=self.partitions, fix="name each partition once")
-        if len(self.partitions) > 1 and not self.partition_by:
-            raise InvalidValue(
-                field="dataset.partition_by", value="", fix="name the column whose values are the partitions"
-            )
+        _check_partitions(self)
+        if not _is_number(self.max_bad_rows) or not 0 <= self.max_bad_rows < math.inf:
+            fix = "give a fraction below 1, or a number of rows from 1 on; 0: none"
+            raise InvalidValue(field="dataset.max_bad_rows", value=self.max_bad_rows, fix=fix)
+
+    @property
+    def a_partition_is_a_file(self) -> bool:
+        """Whether each file of a folder is a partition, named by the file."""
+        return isinstance(self.partitions, Dynamic) and not self.partition_by
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +135,8 @@ class Evaluation:
     """What their tokens cost; for others, what the client library knows, if anything."""
     trace_bytes: int = TRACE_BYTES
     """Most bytes, compressed, that are kept of a trial's calls to models; 0: nothing is."""
+    automation: Automation = field(default_factory=Automation)
+    """What starts it besides a click; all of it is off until it is turned on."""
     description: str = ""
     tags: Mapping[str, str] = field(default_factory=dict[str, str])
 
@@ -149,7 +182,25 @@ def _check_secrets(evaluation: Evaluation) -> None:
         check_no_secret(f"space.{variable.name}", values)
 
 
-def _check_partition(name: object) -> None:
+def _check_partitions(dataset: Dataset) -> None:
+    field, given = "dataset.partition_by", dataset.partitions
+    if isinstance(given, Dates) and not dataset.partition_by:
+        raise InvalidValue(field=field, value="", fix="name the column of dates")
+    if isinstance(given, Dynamic) and not dataset.partition_by and not isinstance(dataset.source, Path):
+        fix = "name the column whose values are the partitions; only a folder's files are partitions by themselves"
+        raise InvalidValue(field=field, value="", fix=fix)
+    if isinstance(given, Dates | Dynamic):
+        return
+    for partition in given:
+        check_partition(partition)
+    if not given or len(set(given)) != len(given):
+        raise InvalidValue(field="dataset.partitions", value=given, fix="name each partition once")
+    if len(given) > 1 and not dataset.partition_by:
+        raise InvalidValue(field=field, value="", fix="name the column whose values are the partitions")
+
+
+def check_partition(name: object) -> None:
+    """Raise `InvalidValue` for what cannot name a partition, and so a folder."""
     field = "dataset.partitions"
     if not isinstance(name, str) or name in ("", ".", ".."):
         raise InvalidValue(field=field, value=name, fix="give a string that can name a folder")

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
 import dagster as dg
 
 from dspex_pipelines.model.evaluation import Evaluation
-from dspex_pipelines.orchestration.config import EvaluationConfig
 from dspex_pipelines.orchestration.dataset import dataset_asset
 from dspex_pipelines.orchestration.evaluation import evaluation_asset
+from dspex_pipelines.orchestration.freshness import KeepFreshSensor, freshness_policy
 from dspex_pipelines.orchestration.io_managers import trials_io_manager
+from dspex_pipelines.orchestration.launching import schedules, trigger_sensors
 from dspex_pipelines.orchestration.leaderboard import leaderboard_asset
+from dspex_pipelines.orchestration.naming import job_name
 from dspex_pipelines.orchestration.resources import (
     ProgressResource,
     ResultStore,
     WorkerPoolResource,
 )
 from dspex_pipelines.orchestration.secrecy import check_resources
-from dspex_pipelines.orchestration.tags import EVALUATION, KIND, RESULTS
+from dspex_pipelines.orchestration.tags import EVALUATION, KIND, RETRIES
 
 # Step processes fork from a server that has imported all this already; importing it in each costs seconds.
 PRELOADED = [
@@ -34,7 +36,7 @@ PRELOADED = [
 
 
 def build_evaluation(evaluation: Evaluation, *, resources: Mapping[str, Any] | None = None) -> dg.Definitions:
-    """Return the definitions of *evaluation*: three assets, and a job over them.
+    """Return the definitions of *evaluation*: three assets, jobs over them, and what may start them.
 
     The assets are ``<name>/dataset`` and ``<name>/evaluation``, partitioned alike, and
     ``<name>/leaderboard`` over all partitions. *resources* replace the standard ones by key:
@@ -45,14 +47,16 @@ def build_evaluation(evaluation: Evaluation, *, resources: Mapping[str, Any] | N
     check_resources(resources or {})
     dataset = dataset_asset(evaluation)
     trials = evaluation_asset(evaluation)
+    if policy := freshness_policy(evaluation):
+        trials = trials.map_asset_specs(lambda spec: spec.replace_attributes(freshness_policy=policy))
     leaderboard = leaderboard_asset(evaluation)
     # What the run works on depends on its partition, so that tag is the run coordinator's.
     tags = {KIND: "evaluation", EVALUATION: evaluation.name}
     job = dg.define_asset_job(
-        name=f"{evaluation.name}_job",
+        name=job_name(evaluation),
         selection=dg.AssetSelection.assets(dataset.key, trials.key),
         description=f"Reads the data set and evaluates one partition of {evaluation.name}.",
-        tags={**tags, **evaluation.tags, "dagster/max_retries": "2", "dagster/retry_strategy": "ALL_STEPS"},
+        tags={**tags, **evaluation.tags, **RETRIES},
     )
     leaderboard_job = dg.define_asset_job(
         name=f"{evaluation.name}_leaderboard_job",
@@ -62,6 +66,8 @@ def build_evaluation(evaluation: Evaluation, *, resources: Mapping[str, Any] | N
     return dg.Definitions(
         assets=[dataset, trials, leaderboard],
         jobs=[job, leaderboard_job],
+        schedules=schedules(evaluation),
+        sensors=[KeepFreshSensor(evaluation), *trigger_sensors(evaluation)],
         resources={**standard_resources(), **(resources or {})},
         executor=shipped_executor(),
     )
@@ -91,14 +97,3 @@ def shipped_executor() -> dg.ExecutorDefinition:
             "tag_concurrency_limits": [{"key": "dspex/step", "value": "run_trials", "limit": 1}],
         }
     )
-
-
-def run_config(evaluation: Evaluation, config: EvaluationConfig) -> dict[str, Any]:
-    """Return the run config that gives *config* to the evaluation's asset."""
-    return {"ops": {f"{evaluation.name}__{RESULTS}": {"config": config.model_dump()}}}
-
-
-def keys(evaluation: Evaluation) -> Iterator[dg.AssetKey]:
-    """Yield the keys of the evaluation's assets, upstream first."""
-    for part in ("dataset", RESULTS, "leaderboard"):
-        yield dg.AssetKey([evaluation.name, part])

@@ -1,50 +1,161 @@
 """The data set asset: one immutable file for each partition and content."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
+from dspex_pipelines.analysis.profile import ColumnProfile, profile
 from dspex_pipelines.errors import DspexError
-from dspex_pipelines.model.evaluation import Evaluation
-from dspex_pipelines.orchestration.datasets import read_examples, store_examples
-from dspex_pipelines.orchestration.resources import ResultStore
+from dspex_pipelines.model.evaluation import Evaluation, Upstream
+from dspex_pipelines.orchestration.datasets import (
+    ReadPartition,
+    StoredDataset,
+    TooManyBadRows,
+    read_partition,
+    store_examples,
+    store_rejected,
+)
+from dspex_pipelines.orchestration.partitions import partitions_def
+from dspex_pipelines.orchestration.resources import ProgressResource, ResultStore
 from dspex_pipelines.orchestration.secrecy import without_secrets
+from dspex_pipelines.orchestration.sources import source_digests
+from dspex_pipelines.orchestration.tags import SOURCE
 
-
-def partitions(evaluation: Evaluation) -> dg.StaticPartitionsDefinition:
-    """Return the partitions that data set and evaluation share."""
-    return dg.StaticPartitionsDefinition(list(evaluation.dataset.partitions))
+SAMPLES = 20
+"""Bad rows, and values of a label, that the metadata shows; the files have all."""
 
 
 def dataset_asset(evaluation: Evaluation) -> dg.AssetsDefinition:
     """Return the asset that reads the declared source; its data version is the content's digest."""
+    source = evaluation.dataset.source
+    upstream = {"source": dg.AssetIn(key=dg.AssetKey(source.path))} if isinstance(source, Upstream) else {}
 
     @dg.asset(
         name="dataset",
         key_prefix=evaluation.name,
-        partitions_def=partitions(evaluation),
+        ins=upstream,
+        partitions_def=partitions_def(evaluation),
         backfill_policy=dg.BackfillPolicy.multi_run(1),
         group_name=evaluation.name,
         kinds={"parquet"},
         description=evaluation.dataset.description or f"The examples of {evaluation.name}.",
     )
-    def dataset(context: dg.AssetExecutionContext, store: ResultStore) -> dg.MaterializeResult[Any]:
+    def dataset(
+        context: dg.AssetExecutionContext,
+        store: ResultStore,
+        progress: dg.ResourceParam[ProgressResource],
+        **given: Any,
+    ) -> dg.MaterializeResult[Any]:
         partition = context.partition_key
+        folder = store.datasets(context.instance, evaluation.name, partition)
         with without_secrets():
             try:
-                examples = read_examples(evaluation.dataset, partition)
+                # Before the rows are read: a file that changes meanwhile is seen to have changed.
+                digests = source_digests(evaluation.dataset) if isinstance(source, Path) else {}
+                read = read_partition(evaluation.dataset, partition, given.get("source"))
+            except TooManyBadRows as error:
+                where = store_rejected(error.rejected, folder)
+                raise dg.Failure(f"{error}\nThey are in {where}", allow_retries=False) from error
             except DspexError as error:
                 raise dg.Failure(str(error), allow_retries=False) from error
-        folder = store.datasets(context.instance, evaluation.name, partition)
-        stored = store_examples(examples, folder)
-        return dg.MaterializeResult(
-            data_version=dg.DataVersion(stored.digest),
-            metadata={
-                "dagster/partition_row_count": stored.rows,
-                "digest": stored.digest,
-                "groups": len({example.cluster for example in examples}),
-                "path": dg.MetadataValue.path(stored.path),
-            },
-        )
+            stored = store_examples(read.examples, folder)
+            rejected = store_rejected(read.rejected, folder, stored.digest) if read.rejected else None
+            for what in _warnings(read, rejected):
+                context.log.warning(what)
+                progress.reporter.warns(f"{evaluation.name}/dataset, {partition}: {what}", f"{partition}: {what}")
+        metadata = dataset_metadata(read, stored, rejected)
+        if digests.get(partition):
+            metadata = {**metadata, SOURCE: dg.MetadataValue.text(digests[partition])}
+        return dg.MaterializeResult(data_version=dg.DataVersion(stored.digest), metadata=metadata)
 
     return dataset
+
+
+def dataset_metadata(
+    read: ReadPartition, stored: StoredDataset, rejected: Path | None
+) -> Mapping[str, dg.MetadataValue]:
+    """Return counts, the columns and what is in them; bounded whatever the number of rows."""
+    columns = profile((example.inputs, example.labels) for example in read.examples)
+    metadata: dict[str, dg.MetadataValue] = {
+        "dagster/partition_row_count": dg.MetadataValue.int(stored.rows),
+        "dagster/column_schema": dg.MetadataValue.table_schema(
+            dg.TableSchema(columns=[dg.TableColumn(one.name, one.type, description=one.role) for one in columns])
+        ),
+        "digest": dg.MetadataValue.text(stored.digest),
+        "groups": dg.MetadataValue.int(len({example.cluster for example in read.examples})),
+        "path": dg.MetadataValue.path(stored.path),
+        "columns": _columns_table(columns),
+        "rows rejected": dg.MetadataValue.int(len(read.rejected)),
+        "rows in no partition": dg.MetadataValue.int(read.elsewhere.total()),
+    }
+    if balance := _balance(columns):
+        metadata["label balance"] = dg.MetadataValue.md(balance)
+    if rejected:
+        metadata["rejected"] = dg.MetadataValue.md(_rejected(read))
+        metadata["rejected path"] = dg.MetadataValue.path(rejected)
+    return metadata
+
+
+def _warnings(read: ReadPartition, rejected: Path | None) -> list[str]:
+    told: list[str] = []
+    if rejected:
+        one = read.rejected[0].reason
+        told.append(f"{_rows(len(read.rejected))} left out, the first: {one}. See {rejected}")
+    if read.elsewhere:
+        values = ", ".join(repr(value) for value, _ in read.elsewhere.most_common(SAMPLES))
+        told.append(f"{_rows(read.elsewhere.total())} in no partition: {values}")
+    return told
+
+
+def _rows(count: int) -> str:
+    return f"{count:,} {'row is' if count == 1 else 'rows are'}"
+
+
+def _columns_table(columns: list[ColumnProfile]) -> dg.MetadataValue:
+    described = {
+        "column": "",
+        "role": "input or label",
+        "type": "types of its values, the commonest first",
+        "missing": "rows without a value",
+        "distinct": "values that differ",
+        "sizes": "least, mean and most: characters of a text, items of a list, or the number itself",
+    }
+    records = [
+        dg.TableRecord(
+            {
+                "column": one.name,
+                "role": one.role,
+                "type": one.type,
+                "missing": one.missing,
+                "distinct": one.distinct,
+                "sizes": one.sizes,
+            }
+        )
+        for one in columns
+    ]
+    schema = [dg.TableColumn(name, "int" if name == "missing" else "string", text) for name, text in described.items()]
+    return dg.MetadataValue.table(records, dg.TableSchema(columns=schema))
+
+
+def _balance(columns: list[ColumnProfile]) -> str:
+    lines: list[str] = []
+    for column in columns:
+        total = sum(column.values.values())
+        for value, count in column.balance(SAMPLES) if column.role == "label" else ():
+            lines.append(f"| {column.name} | {_cell(value)} | {count:,} | {count / total:.1%} |")
+    return "\n".join(["| label | value | rows | share |", "|---|---|---:|---:|", *lines]) if lines else ""
+
+
+def _rejected(read: ReadPartition) -> str:
+    lines = [
+        f"| {one.where} | {_cell(one.column)} | {_cell(repr(one.value))} | {_cell(one.fix)} |"
+        for one in read.rejected[:SAMPLES]
+    ]
+    more = [f"\n… and {len(read.rejected) - SAMPLES:,} more"] if len(read.rejected) > SAMPLES else []
+    return "\n".join(["| row | column | value | what to do |", "|---|---|---|---|", *lines, *more])
+
+
+def _cell(text: str) -> str:
+    return text[:200].replace("\n", " ").replace("|", "\\|")

@@ -28,9 +28,10 @@ from dspex_pipelines.orchestration.config import (
     chosen_configurations,
     trials_per_op,
 )
-from dspex_pipelines.orchestration.dataset import partitions
 from dspex_pipelines.orchestration.datasets import load_examples
+from dspex_pipelines.orchestration.freshness import stale_results
 from dspex_pipelines.orchestration.io_managers import EvaluatedPartition
+from dspex_pipelines.orchestration.partitions import partitions_def
 from dspex_pipelines.orchestration.resources import (
     ProgressResource,
     ResultStore,
@@ -59,12 +60,13 @@ def evaluation_asset(evaluation: Evaluation) -> dg.AssetsDefinition:
         name=RESULTS,
         key_prefix=evaluation.name,
         ins={"dataset": dg.AssetIn(key=dg.AssetKey([evaluation.name, "dataset"]))},
-        partitions_def=partitions(evaluation),
+        partitions_def=partitions_def(evaluation),
         backfill_policy=dg.BackfillPolicy.multi_run(1),
         group_name=evaluation.name,
         kinds={"parquet"},
         config=to_plan,
         code_version=_code_version(evaluation),
+        automation_condition=stale_results(),
         description=evaluation.description or f"Every trial of {evaluation.name}, one row each.",
     )
     def trials(dataset: Any) -> Any:

@@ -51,6 +51,8 @@ class NewestResults:
 
     paths: dict[str, Path]
     left_out: tuple[str, ...]
+    missing: tuple[str, ...]
+    """Partitions that have no results yet."""
     partial: dict[str, str]
     """Partition to what its run did not get to, and why; complete ones are not in it."""
 
@@ -59,7 +61,8 @@ class NewestResults:
         """Look the materialisations up; there may be none."""
         found: dict[str, tuple[float, str, Path]] = {}
         partial: dict[str, str] = {}
-        for partition in partitions:
+        wanted = tuple(partitions)
+        for partition in wanted:
             records = instance.fetch_materializations(
                 dg.AssetRecordsFilter(asset_key=dg.AssetKey([evaluation, RESULTS]), asset_partitions=[partition]),
                 limit=1,
@@ -75,6 +78,7 @@ class NewestResults:
         return cls(
             paths=alike,
             left_out=tuple(name for name in found if name not in alike),
+            missing=tuple(name for name in wanted if name not in found),
             partial={name: what for name, what in partial.items() if name in alike},
         )
 

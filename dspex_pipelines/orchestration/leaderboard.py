@@ -11,6 +11,7 @@ from dspex_pipelines.analysis.leaderboard import Leaderboard, leaderboard
 from dspex_pipelines.analysis.plots import leaderboard_png
 from dspex_pipelines.model.evaluation import Evaluation
 from dspex_pipelines.model.payload import digest_of
+from dspex_pipelines.orchestration.freshness import stale_leaderboard
 from dspex_pipelines.orchestration.io_managers import EvaluatedPartitions
 from dspex_pipelines.orchestration.tags import PARTIAL, RESULTS
 
@@ -35,6 +36,7 @@ def leaderboard_asset(evaluation: Evaluation) -> dg.AssetsDefinition:
         },
         group_name=evaluation.name,
         kinds={"python"},
+        automation_condition=stale_leaderboard(),
         description=f"The configurations of {evaluation.name}, best first, over all partitions.",
     )
     def ranked(context: dg.AssetExecutionContext, trials: EvaluatedPartitions) -> dg.MaterializeResult[Any]:

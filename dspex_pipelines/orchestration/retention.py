@@ -301,8 +301,14 @@ class Pruning:
         }
         for pattern, live in (("results/*/*/*", folders), ("datasets/*/*/*", files), ("results/*/*/*/plan-*", plans)):
             for path in sorted(root.glob(pattern)):
+                # What was left out of a data set stays as long as that does.
+                kept = (
+                    path.with_name(f"{path.name.partition('.rejected-')[0]}.parquet")
+                    if ".rejected-" in path.name
+                    else path
+                )
                 gone = pattern.endswith("plan-*") and path.parent.resolve() not in folders
-                if path.resolve() not in live and not gone and path.stat().st_mtime < self._before:
+                if kept.resolve() not in live and not gone and path.stat().st_mtime < self._before:
                     yield path
 
     def _dataset_file(self, plan: Plan) -> Path:

@@ -11,6 +11,12 @@ RESULTS = "evaluation"
 """Last part of the key of an evaluation's results asset."""
 PARTIAL = "partial"
 """Name of the metadata that says which trials a run did not get to, and why; complete results have none."""
+SOURCE = "source digest"
+"""Name of the metadata that says which content of its files a data set was read from."""
+RETRIES = {"dagster/max_retries": "2", "dagster/retry_strategy": "ALL_STEPS"}
+"""Tags of a run that Dagster is to start again, as a whole: what is done is not done again."""
+OFF = "STOPPED"
+"""Status of every schedule and sensor until somebody turns it on: nothing runs because a project was loaded."""
 POOL = "dspex_run_trials"
 """The Dagster pool that bounds `run_trials` steps over all runs."""
 

@@ -57,7 +57,9 @@ def results(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Let the commands find these rows as the newest results."""
 
     def give(*rows: dict[str, Any], left_out: tuple[str, ...] = (), partial: dict[str, str] | None = None) -> None:
-        newest = NewestResults(paths={"all": Path("trials.parquet")}, left_out=left_out, partial=partial or {})
+        newest = NewestResults(
+            paths={"all": Path("trials.parquet")}, left_out=left_out, missing=(), partial=partial or {}
+        )
         frame = pd.DataFrame(list(rows))
         monkeypatch.setattr("dspex_pipelines.cli.targets.find_evaluation", lambda _: EVALUATION)
         monkeypatch.setattr("dspex_pipelines.cli.results.newest_results", lambda _: (frame, newest))

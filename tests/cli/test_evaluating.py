@@ -71,7 +71,7 @@ def test_a_replay_is_of_the_same_files_and_isolation(tmp_path: Path, monkeypatch
     example = Example(example_id="a", inputs={"text": "x"})
     planned = next(plan.trials(next(plan.batches(1)), [example])).trial_id.hex()
     frame = pd.DataFrame([{"trial_id": planned, "partition": "all"}])
-    newest = NewestResults(paths={"all": tmp_path / "trials.parquet"}, left_out=(), partial={})
+    newest = NewestResults(paths={"all": tmp_path / "trials.parquet"}, left_out=(), missing=(), partial={})
     monkeypatch.setattr(finding, "newest_results", lambda _: (frame, newest))
     monkeypatch.setattr(finding, "instance", nullcontext)
     monkeypatch.setattr(finding.ResultStore, "datasets", lambda *_: tmp_path)

@@ -14,8 +14,9 @@ import pytest
 
 from dspex_pipelines.bridge import local_pool
 from dspex_pipelines.model.evaluation import Evaluation
-from dspex_pipelines.orchestration.build import build_evaluation, keys, run_config
+from dspex_pipelines.orchestration.build import build_evaluation
 from dspex_pipelines.orchestration.config import EvaluationConfig
+from dspex_pipelines.orchestration.naming import keys, run_config
 from dspex_pipelines.orchestration.resources import ResultStore, WorkerPoolResource
 from tests.orchestration.declared import SLOTS, WORKERS
 

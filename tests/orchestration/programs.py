@@ -121,3 +121,7 @@ def _answer(base: str, content: str) -> dict:
         response = client.post(f"{base}/chat/completions", json=body, headers=headers)
     response.raise_for_status()
     return response.json()
+
+
+def text_times(x: str, k: int) -> str:
+    return str(int(x) * k)

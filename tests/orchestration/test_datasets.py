@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from dspex_pipelines.errors import DspexError, InvalidValue
 from dspex_pipelines.model.evaluation import Dataset
 from dspex_pipelines.model.trial import Example
-from dspex_pipelines.orchestration.datasets import load_examples, read_examples, store_examples
+from dspex_pipelines.orchestration.datasets import load_examples, read_partition, store_examples
 from tests.orchestration.conftest import Lab, failure
 from tests.orchestration.declared import declare, rows
 
@@ -59,7 +59,7 @@ def row(**changes: Any) -> dict[str, Any]:
 )
 def test_a_bad_row_is_named(source: list[dict[str, Any]], message: str) -> None:
     with pytest.raises(InvalidValue) as refused:
-        read_examples(dataset(source), "all")
+        read_partition(dataset(source), "all")
     assert message in str(refused.value)
 
 
@@ -70,7 +70,10 @@ def test_a_bad_row_is_named(source: list[dict[str, Any]], message: str) -> None:
         pytest.param("a.csv", b"id,x,y,group\na,\xff,2,g\n", "it cannot be read", id="csv-not-utf8"),
         pytest.param("a.csv", b"id,x,y,group\n", "the source is empty", id="csv-header-alone"),
         pytest.param(
-            "a.jsonl", b'{"id": "a", "x": 1, "y": 1, "group": ""}\n{"id"', "dataset.source line 2", id="jsonl-half"
+            "a.jsonl",
+            b'{"id": "a", "x": 1, "y": 1, "group": ""}\n{"id"',
+            "dataset line 2: '{\"id\"' is not accepted; write JSON",
+            id="jsonl-half",
         ),
         pytest.param("a.jsonl", b"[1, 2]\n", "write a JSON object", id="jsonl-list"),
         pytest.param("a.jsonl", b'{"id": "a", "x": NaN, "y": 1, "group": "g"}\n', "column 'x': nan", id="jsonl-nan"),
@@ -82,13 +85,13 @@ def test_a_bad_file_is_named(tmp_path: Path, name: str, content: bytes, message:
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(InvalidValue) as refused:
-        read_examples(dataset(path), "all")
+        read_partition(dataset(path), "all")
     assert message in str(refused.value)
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidValue) as refused:
-        read_examples(dataset(tmp_path / "gone.csv"), "all")
+        read_partition(dataset(tmp_path / "gone.csv"), "all")
     assert str(tmp_path / "gone.csv") in str(refused.value)
     assert "there is no such file" in str(refused.value)
 
@@ -96,14 +99,14 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_a_partition_without_rows_says_which_there_are() -> None:
     source = [row(topic="text"), row(id="b", topic=None), row(id="c", topic="data")]
     with pytest.raises(InvalidValue) as refused:
-        read_examples(dataset(source, partition_by="topic", partitions=("text", "files")), "files")
+        read_partition(dataset(source, partition_by="topic", partitions=("text", "files")), "files")
     assert str(refused.value).startswith("partition: 'files' is not accepted; it has no examples; column 'topic' has ")
     assert "data, text" in str(refused.value)
 
 
 @pytest.mark.parametrize("group", [None, "", NAN])
 def test_examples_without_a_group_are_clusters_of_their_own(group: object) -> None:
-    examples = read_examples(dataset([row(group=group), row(id="b", group=group)]), "all")
+    examples = read_partition(dataset([row(group=group), row(id="b", group=group)]), "all").examples
     assert [example.cluster for example in examples] == ["a", "b"]
 
 
@@ -117,7 +120,7 @@ def test_every_kind_of_file_gives_the_same_examples(tmp_path: Path, kind: str) -
         "parquet": lambda: pq.write_table(pa.Table.from_pylist(table), path),
     }
     write[kind]()
-    assert read_examples(dataset(path), "all") == read_examples(dataset(table), "all")
+    assert read_partition(dataset(path), "all") == read_partition(dataset(table), "all")
 
 
 VALUES = st.recursive(
@@ -167,7 +170,10 @@ def test_a_data_set_that_is_gone_says_what_to_do(tmp_path: Path) -> None:
 def test_a_bad_data_set_fails_its_run_before_any_trial(lab: Lab) -> None:
     result = lab.declare(declare("fifth_raises", [row(x=None)])).evaluate()
     assert not result.success
-    assert failure(result) == "dataset row 1, column 'x': None is not accepted; give every example its input"
+    said, where = failure(result).splitlines()
+    assert said == "dataset row 1, column 'x': None is not accepted; give every example its input"
+    (kept,) = pd.read_parquet(where.removeprefix("They are in ")).to_dict("records")
+    assert (kept["row"], kept["column"], json.loads(kept["content"])["x"]) == ("dataset row 1", "x", None)
     assert not (lab.folder / "journal.sqlite").exists()
 
 

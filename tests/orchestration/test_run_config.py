@@ -11,8 +11,8 @@ import dagster as dg
 import pytest
 
 from dspex_pipelines.model.space import ConfigurationSpace
-from dspex_pipelines.orchestration.build import run_config
 from dspex_pipelines.orchestration.config import EvaluationConfig, trials_per_op
+from dspex_pipelines.orchestration.naming import run_config
 from tests.orchestration.conftest import Lab, failure, steps
 from tests.orchestration.declared import declare, rows
 
