@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -159,6 +159,12 @@ def leaderboard(
             for rank, (configuration, variables, n, failures, not_run, scores, bounds) in enumerate(found, start=1)
         ),
     )
+
+
+def ranking_columns(names: Iterable[str]) -> list[str]:
+    """Return those of a table's columns that `leaderboard` looks at."""
+    looked_at = {"configuration", "status", "error_type", *_CLUSTER, *_PAIR}
+    return [name for name in names if name in looked_at or name.startswith(("var.", "score."))]
 
 
 def _outside(scores: pd.Series[float], metric: str, score_range: tuple[float, float]) -> str:
