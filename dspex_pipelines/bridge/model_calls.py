@@ -12,15 +12,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dspex.v1 import pool_pb2, worker_pb2
 from dspex_pipelines.engine.dispatcher import Dispatcher
 from dspex_pipelines.engine.throttle import Answer, Throttle, Verdict
+from dspex_pipelines.model.calls import MOST_TOKENS, lane_name
 from dspex_pipelines.model.limits import RateLimit
 from dspex_pipelines.wire.alarm import Alarm
 from dspex_pipelines.wire.codec import verdict_from_wire
 
-NAME_CHARACTERS = 500
-"""Of a model with its endpoint."""
 MOST_ASKED = 100_000
 """Calls of one worker that wait or are made; more are refused."""
-MOST_TOKENS = 1 << 40
 
 Key = tuple[str, int]
 """Worker and number of a call."""
@@ -71,7 +69,7 @@ class ModelCalls:
                     reason = f"more than {MOST_ASKED:,} calls of one worker, or one of them twice"
                     self._permit(worker_id, worker_pb2.CallPermit(id=ask.id, reason=reason))
                 continue
-            model = ask.model[:NAME_CHARACTERS]
+            model = lane_name(ask.model)
             called[model] = called.get(model, True) and ask.begun
             self._ask(worker_id, model, ask, now)
         for end in late:
@@ -90,7 +88,7 @@ class ModelCalls:
         self._go_on(key, now)
         # A number that is none would put every timer out of order.
         retry_after_s = max(0.0, end.retry_after_s)
-        tokens = min(end.tokens, MOST_TOKENS)
+        tokens = end.tokens if end.tokens <= MOST_TOKENS else 0
         verdict = verdict_from_wire(end.verdict)
         self._answer(self._throttle.done(key, verdict, now, retry_after_s=retry_after_s, tokens=tokens), now)
         return verdict not in (Verdict.OK, Verdict.NEUTRAL)
@@ -98,7 +96,7 @@ class ModelCalls:
     def _ask(self, worker_id: str, model: str, ask: worker_pb2.CallAsk, now: float) -> None:
         key = (worker_id, ask.id)
         self._asked[worker_id].add(ask.id)
-        tokens = min(ask.tokens, MOST_TOKENS)
+        tokens = ask.tokens if ask.tokens <= MOST_TOKENS else 0
         client = self._dispatcher.client_of(worker_id, ask.trial_id)
         if ask.begun:
             self._throttle.begun(key, model, tokens, now, client=client)

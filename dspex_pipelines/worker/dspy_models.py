@@ -130,8 +130,11 @@ class _Meter(UsageTracker):
 
     def used(self, *, answered: bool, may_be_cached: bool) -> Used | None:
         if self.billed:
-            total = next(iter(self.get_total_tokens().values()), {})
-            return used_of(total, None if self.entry is None else self.entry["cost"])
+            # A usage may be anything, and the answer is there all the same.
+            with contextlib.suppress(Exception):
+                total = next(iter(self.get_total_tokens().values()), {})
+                return used_of(total, None if self.entry is None else self.entry["cost"])
+            return Used()
         if answered:
             return Used(cached=may_be_cached and self.entry is not None)
         return None
