@@ -318,6 +318,7 @@ class Hub:
                 worker.drain = worker.leaving = True
                 worker.wake.set()
                 self._tell({"retired": worker_id})
+        self.models.abandon(orders.stuck)
         for worker_id in orders.inspect:
             if worker := self.workers.get(worker_id):
                 self.inspect(worker, "native code held its interpreter past a deadline")

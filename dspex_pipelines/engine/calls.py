@@ -482,8 +482,8 @@ async def call_model_async(model: str, make: Callable[[], Awaitable[T]], *, toke
 
 
 def _asks(call: Call, request: Any) -> None:
-    # What cannot be looked at can be sent all the same.
-    with suppress(Exception):
+    # What cannot be looked at can be sent all the same; its methods may raise a SystemExit too.
+    with suppress(BaseException):
         if request is not None:
             call.asked, call.settings = asked_of(request)
 
@@ -491,7 +491,7 @@ def _asks(call: Call, request: Any) -> None:
 def _answers(call: Call, answer: Any) -> None:
     call.used, call.answered = Used(), answer
     # The answer is the program's, whatever comes of looking at it.
-    with suppress(Exception):
+    with suppress(BaseException):
         call.answered = answered_of(answer)
         call.used = usage_of(answer)
 

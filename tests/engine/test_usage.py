@@ -177,7 +177,7 @@ def test_a_program_with_many_names_of_its_own_may_call_models() -> None:
     "said", [2**70, 10**400, 1e300, -1, math.nan, math.inf, "5", None, True, {"a": [1]}, [1], b"5"]
 )
 def test_tokens_that_are_no_count_leave_the_answer_as_it_is(said: Any) -> None:
-    usage = {name: said for name in ("prompt_tokens", "completion_tokens")}
+    usage = dict.fromkeys(("prompt_tokens", "completion_tokens"), said)
     used = asked(
         {"usage": {**usage, "prompt_tokens_details": said}}, prices=(Price(model="*", input_usd=1, output_usd=1),)
     )
