@@ -171,6 +171,16 @@ async def much_used(worker: FakeWorker) -> None:
         await send(worker, outcomes=outcomes)
 
 
+async def long_stories_of_calls(worker: FakeWorker) -> None:
+    past = [types_pb2.Attempt(call="a/b", message="\N{COLLISION SYMBOL}" * 4_000) for _ in range(500)]
+    await send(worker, outcomes=[one for one in failed(worker)[:1] if not one.history.extend(past)])
+    while not any(trial.attempt > 1 for trial in worker.seen.trials.values()):
+        await send(worker, outcomes=[types_pb2.Outcome(id=number) for number in list(worker.seen.trials)[8:]])
+        await worker.next()
+    again = next(number for number, trial in worker.seen.trials.items() if trial.attempt > 1)
+    await send(worker, outcomes=[types_pb2.Outcome(id=again, history=past, outputs=b"-" * (7 * MIB))])
+
+
 async def more_used_than_can_be_counted(worker: FakeWorker) -> None:
     for usage in ({"tokens": MOST_64}, {"tokens": -(2**63)}, {"cost_usd": 1.7e308}, {"cost_usd": NAN}, {"tokens": "a"}):
         await send(
@@ -252,6 +262,7 @@ async def ends_that_are_none(worker: FakeWorker) -> None:
             nothing_at_all,
             calls_that_failed_for_ever,
             much_used,
+            long_stories_of_calls,
             more_used_than_can_be_counted,
             calls_without_end,
             the_same_call_again_and_again,
