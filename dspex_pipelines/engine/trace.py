@@ -110,6 +110,8 @@ class _Shown:
         self._left -= 1
         if self._left < 0:
             return "…"
+        if type(value) is str:
+            return self._text(value)
         try:
             return self._of(value, depth)
         except BaseException:  # noqa: BLE001 - a SystemExit of its __repr__ is not our end
@@ -148,9 +150,12 @@ class _Shown:
 
     def _fields(self, value: Mapping[Any, Any], depth: int) -> dict[str, Any]:
         first, left_out, last = self._ends(list(value.items()))
-        shown = {self._text(str(name)): one for name, one in (*first, *last)}
-        fields = {name: self._field(name, one, depth) for name, one in shown.items()}
-        return {**fields, "…": f"{left_out:,} fields left out"} if left_out else fields
+        fields = {
+            (name := self._text(str(key))): self._field(name, one, depth) for part in (first, last) for key, one in part
+        }
+        if left_out:
+            fields["…"] = f"{left_out:,} fields left out"
+        return fields
 
     def _field(self, name: str, value: Any, depth: int) -> Any:
         """Return what is shown of a field: the state of a model has its key, headers have tokens."""

@@ -255,7 +255,9 @@ class _Asking:
                 f"the trial has run for longer than its {self._calls.timeout_s:g} s; {call.model} is not asked"
             )
         call.asked = self._messages
-        call.settings = shown_settings(self._settings)
+        # What cannot be shown can be asked all the same.
+        with contextlib.suppress(Exception):
+            call.settings = shown_settings(self._settings)
         return _Attempt(call, may_be_cached=self._caches)
 
 
