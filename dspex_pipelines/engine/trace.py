@@ -142,7 +142,8 @@ class _Shown:
     def _text(self, value: str) -> str:
         # Cut after that: half of a secret is not known for one.
         value = redact(value)
-        value = value.encode(errors="backslashreplace").decode()
+        if not value.isascii():
+            value = value.encode(errors="backslashreplace").decode()
         if len(value) <= self._characters:
             return value
         half = self._characters // 2
