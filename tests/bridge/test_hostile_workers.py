@@ -173,24 +173,23 @@ async def much_used(worker: FakeWorker) -> None:
 
 async def long_stories_of_calls(worker: FakeWorker) -> None:
     past = [types_pb2.Attempt(call="a/b", message="\N{COLLISION SYMBOL}" * 4_000) for _ in range(500)]
-    await send(worker, outcomes=[one for one in failed(worker)[:1] if not one.history.extend(past)])
-    while not any(trial.attempt > 1 for trial in worker.seen.trials.values()):
-        await send(worker, outcomes=[types_pb2.Outcome(id=number) for number in list(worker.seen.trials)[8:]])
-        await worker.next()
-    again = next(number for number, trial in worker.seen.trials.items() if trial.attempt > 1)
-    await send(worker, outcomes=[types_pb2.Outcome(id=again, history=past, outputs=b"-" * (7 * MIB))])
+    failure = types_pb2.Failure(type=types_pb2.ERROR_TYPE_PROGRAM_EXCEPTION, retryable=True)
+    first = next(iter(worker.seen.trials))
+    await send(worker, outcomes=[types_pb2.Outcome(id=first, failure=failure, history=past)])
+    newest = max(worker.seen.trials)
+    while worker.seen.trials[newest].attempt == 1:
+        # Its slot is for another one, until the turn of the first has come again.
+        await worker.until(lambda seen, newest=newest: max(seen.trials) > newest)
+        newest = max(worker.seen.trials)
+        if worker.seen.trials[newest].attempt == 1:
+            await send(worker, outcomes=[types_pb2.Outcome(id=newest, failure=failure, history=past)])
+    await send(worker, outcomes=[types_pb2.Outcome(id=newest, history=past, outputs=b"-" * (7 * MIB))])
 
 
 async def more_used_than_can_be_counted(worker: FakeWorker) -> None:
+    failure = types_pb2.Failure(type=types_pb2.ERROR_TYPE_PROGRAM_EXCEPTION, retryable=True)
     for usage in ({"tokens": MOST_64}, {"tokens": -(2**63)}, {"cost_usd": 1.7e308}, {"cost_usd": NAN}, {"tokens": "a"}):
-        await send(
-            worker,
-            outcomes=answers(
-                worker,
-                failure=types_pb2.Failure(type=types_pb2.ERROR_TYPE_PROGRAM_EXCEPTION, retryable=True),
-                usage=encode(usage),
-            ),
-        )
+        await send(worker, outcomes=answers(worker, failure=failure, usage=encode(usage)))
 
 
 async def calls_without_end(worker: FakeWorker) -> None:
