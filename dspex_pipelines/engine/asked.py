@@ -12,6 +12,9 @@ _ASKED = ("messages", "prompt", "input", "contents")
 """Where the requests of client libraries have what the model is to answer."""
 _ELSEWHERE = frozenset({"model", "api_base", "base_url"})
 """What the name of the call says already; an address may have a password in it."""
+_DEPTH = 12
+_MOST_PARTS = 100_000
+"""Of the settings of one call: what leads back to itself in many ways has no end."""
 
 
 @functools.lru_cache(maxsize=1_024)
@@ -27,7 +30,7 @@ def asked_of(request: Any) -> tuple[Any, Mapping[str, Any] | None]:
     """
     if not isinstance(request, Mapping):
         return _copied(request), None
-    fields = _open(cast("Mapping[Any, Any]", request))
+    fields = _Open().fields(cast("Mapping[Any, Any]", request), _DEPTH)
     name = next((name for name in _ASKED if fields.get(name) is not None), "")
     if not name:
         return fields, None
@@ -46,20 +49,28 @@ def answered_of(answer: Any) -> Any:
     return said if all(isinstance(words, str) for words in said) else answer
 
 
-def _open(fields: Mapping[Any, Any]) -> dict[str, Any]:
-    return {
-        str(name): value if name in _ASKED else _without_secrets(value)
-        for name, value in fields.items()
-        if not is_secret(str(name))
-    }
+class _Open:
+    """The parts of a request that are no secrets."""
 
+    def __init__(self) -> None:
+        self._left = _MOST_PARTS
 
-def _without_secrets(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return _open(cast("Mapping[Any, Any]", value))
-    if isinstance(value, list | tuple):
-        return [_without_secrets(one) for one in cast("list[Any]", value)]
-    return value
+    def fields(self, fields: Mapping[Any, Any], depth: int) -> dict[str, Any]:
+        return {
+            str(name): value if name in _ASKED else self._of(value, depth - 1)
+            for name, value in fields.items()
+            if not is_secret(str(name))
+        }
+
+    def _of(self, value: Any, depth: int) -> Any:
+        self._left -= 1
+        if depth < 0 or self._left < 0:
+            return "…"
+        if isinstance(value, Mapping):
+            return self.fields(cast("Mapping[Any, Any]", value), depth)
+        if isinstance(value, list | tuple):
+            return [self._of(one, depth - 1) for one in cast("list[Any]", value)]
+        return value
 
 
 def _copied(asked: Any) -> Any:

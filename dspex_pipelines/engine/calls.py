@@ -9,8 +9,10 @@ import asyncio
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -20,7 +22,7 @@ from dspex_pipelines.engine.provider_faults import ProviderFault, provider_fault
 from dspex_pipelines.engine.spans import AttemptSpans, SessionSpans
 from dspex_pipelines.engine.throttle import Verdict
 from dspex_pipelines.errors import InvalidValue
-from dspex_pipelines.model.calls import CallPolicy
+from dspex_pipelines.model.calls import MOST_TOKENS, CallPolicy, lane_name
 from dspex_pipelines.model.outcome import ErrorType
 from dspex_pipelines.redaction import redact, redact_beginning
 
@@ -30,6 +32,12 @@ MOST_REFUSALS = 30
 MOST_FAILURES = 3
 """So often a call may be made in one attempt of its trial when the provider fails."""
 MESSAGE_CHARACTERS = 1_000
+NAME_CHARACTERS = 600
+"""Of what a trial counts: a model, and what of it."""
+MOST_AMOUNT = 2**63 - 1
+"""Of what a trial has used, in sum."""
+MOST_FAILED = 100
+"""Of the calls of a trial that were made again, the last ones are told."""
 T = TypeVar("T")
 
 
@@ -141,7 +149,7 @@ class TrialCalls:
         self.used: dict[str, float] = {}
         self.calls: list[Call] | None = None
         """None until there is one: most programs of other kinds make none."""
-        self.failed: list[FailedCall] | None = None
+        self.failed: deque[FailedCall] | None = None
         self.steps: list[Any] | None = None
         """What the program's own parts made of the answers, as its library tells."""
         # A program's threads call and count at once.
@@ -231,7 +239,7 @@ class TrialCalls:
         """Add to what is used; these few names always have room."""
         with self._lock:
             for name, amount in amounts.items():
-                self.used[name] = self.used.get(name, 0) + amount
+                self._add(name, amount)
 
     def _count_of(self, model: str, **amounts: float) -> None:
         """Add to what is used, of all models and of *model*; the latter only where there is room for its names."""
@@ -247,7 +255,10 @@ class TrialCalls:
                     if not crowded:
                         continue
                     raise InvalidValue(field=name, value=amount, fix=f"a trial reports at most {MOST_NAMES} names")
-                used[name] = used.get(name, 0) + amount
+                self._add(name, amount)
+
+    def _add(self, name: str, amount: float) -> None:
+        self.used[name] = min(self.used.get(name, 0) + amount, MOST_AMOUNT)
 
     def note_failure(self, call: Call, fault: ProviderFault, error: BaseException, run_s: float) -> None:
         """Write down a call that is going to be made again."""
@@ -257,7 +268,7 @@ class TrialCalls:
             said = "(its message could not be shown)"
         with self._lock:
             if self.failed is None:
-                self.failed = []
+                self.failed = deque(maxlen=MOST_FAILED)
             self.failed.append(FailedCall(call.model, fault.type, f"{fault.what}: {said}", run_s))
         self._count(retried_calls=1)
 
@@ -283,7 +294,7 @@ class _Ongoing:
 
     def __init__(self, trial: TrialCalls, model: str, tokens: int) -> None:
         self._trial = trial
-        self._tokens = tokens
+        self._tokens = _credible(tokens)
         self._refusals = 0
         self._failures = 0
         self._permit: Permit | None = None
@@ -291,7 +302,7 @@ class _Ongoing:
         self._made_at = 0.0
         self._waited = False
         # The name goes to the pool, which shows it.
-        self.call = Call(redact(model), at_s=time.perf_counter() - trial.started)
+        self.call = Call(lane_name(redact(model)), at_s=time.perf_counter() - trial.started)
 
     def ask(self) -> None:
         trial = self._trial
@@ -343,11 +354,12 @@ class _Ongoing:
         run_s = time.perf_counter() - self._made_at
         call.run_s += run_s
         fault = provider_fault(error, within_call=True)
-        self._made(run_s, type(error).__name__ if fault is None else fault.type.value)
         if fault is None:
             self._end(Verdict.NEUTRAL, tokens=call.tokens)
         else:
             self._end(fault.verdict, retry_after_s=fault.retry_after_s, tokens=call.tokens)
+        self._made(run_s, type(error).__name__ if fault is None else fault.type.value)
+        if fault is not None:
             waits = fault.verdict in (Verdict.REFUSED, Verdict.OVERLOADED)
             self._refusals += waits
             self._failures += fault.verdict is Verdict.FAILED
@@ -364,8 +376,8 @@ class _Ongoing:
         """The call has been answered."""
         run_s = time.perf_counter() - self._made_at
         self.call.run_s += run_s
-        self._made(run_s)
         self._end(Verdict.OK, tokens=self.call.tokens)
+        self._made(run_s)
         self._trial.add(self.call)
 
     def _made(self, run_s: float, error: str = "") -> None:
@@ -407,14 +419,28 @@ def report_usage(**amounts: float) -> None:
 
     Programs and metrics call it as often as they like, in coroutines too, but not in threads that they start
     themselves; outside a trial it does nothing. Budgets are about ``tokens`` and ``cost_usd`` (US dollars). Raises
-    `InvalidValue` for what is no finite number of 0 or more.
+    `InvalidValue` for what is no finite number of 0 or more, and for a name that cannot be printed.
     """
     trial = _running.get()
     for name, amount in amounts.items():
-        if isinstance(amount, bool) or not (math.isfinite(amount) and amount >= 0):
+        number = _amount(amount)
+        if number is None:
             raise InvalidValue(field=name, value=amount, fix="report a finite number, 0 or more")
+        if len(name) > NAME_CHARACTERS or not name.isprintable():
+            raise InvalidValue(field="name", value=name, fix=f"use {NAME_CHARACTERS} printable characters at most")
         if trial is not None:
-            trial.report({name: amount})
+            trial.report({name: number})
+
+
+def _amount(said: Any) -> float | None:
+    """Return a number of any kind as a plain one; None for what is no finite number of 0 or more."""
+    if isinstance(said, bool | str):
+        return None
+    try:
+        number = said if type(said) is int else float(said)
+        return number if number >= 0 and math.isfinite(number) else None
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
 def call_model(model: str, make: Callable[[], T], *, tokens: int = 0, request: Any = None) -> T:
@@ -456,13 +482,18 @@ async def call_model_async(model: str, make: Callable[[], Awaitable[T]], *, toke
 
 
 def _asks(call: Call, request: Any) -> None:
-    if request is not None:
-        call.asked, call.settings = asked_of(request)
+    # What cannot be looked at can be sent all the same; its methods may raise a SystemExit too.
+    with suppress(BaseException):
+        if request is not None:
+            call.asked, call.settings = asked_of(request)
 
 
 def _answers(call: Call, answer: Any) -> None:
-    call.used = usage_of(answer)
-    call.answered = answered_of(answer)
+    call.used, call.answered = Used(), answer
+    # The answer is the program's, whatever comes of looking at it.
+    with suppress(BaseException):
+        call.answered = answered_of(answer)
+        call.used = usage_of(answer)
 
 
 def usage_of(answer: Any) -> Used:
@@ -487,5 +518,9 @@ def _field(holder: Any, name: str) -> Any:
 
 
 def _count(holder: Any, name: str) -> int:
-    value = _field(holder, name)
-    return int(value) if isinstance(value, int | float) and math.isfinite(value) and value > 0 else 0
+    return _credible(_field(holder, name))
+
+
+def _credible(tokens: Any) -> int:
+    """Return a number of tokens; 0 for what cannot be one."""
+    return int(tokens) if isinstance(tokens, int | float) and 0 < tokens <= MOST_TOKENS else 0

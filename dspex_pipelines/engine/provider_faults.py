@@ -5,8 +5,8 @@ It goes by what such exceptions have in common (a status, a code, headers), so n
 
 from __future__ import annotations
 
-import math
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any, cast
@@ -85,6 +85,8 @@ _NAMED: dict[str, str] = {
     "JSONSchemaValidation": "malformed",
     "LengthFinishReason": "malformed",
 }
+_LONGEST_WAIT_S = 366 * 24 * 3_600.0
+"""Who asks for more has said something else: a moment, or nothing that makes sense."""
 _MEMBERS = 16
 """Of a group of exceptions, so many are looked at."""
 
@@ -205,11 +207,13 @@ def _status(error: BaseException) -> int | None:
 
 def _retry_after_s(links: list[BaseException]) -> float:
     for link in links:
-        said: Any
-        for said in (getattr(link, "retry_after", None), getattr(link, "retry_after_s", None), *_headers(link)):
-            seconds = _seconds(said)
-            if math.isfinite(seconds) and seconds > 0:
-                return seconds
+        # What the failure is, is known: a strange header changes nothing about that.
+        with suppress(Exception):
+            said: Any
+            for said in (getattr(link, "retry_after", None), getattr(link, "retry_after_s", None), *_headers(link)):
+                seconds = _seconds(said)
+                if 0 < seconds <= _LONGEST_WAIT_S:
+                    return seconds
     return 0.0
 
 
@@ -224,9 +228,9 @@ def _seconds(said: Any) -> float:
     """Return a number of seconds, which HTTP may give as the date until when; 0 for what is neither."""
     try:
         return float(said)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         pass
     try:
         return parsedate_to_datetime(said).timestamp() - time.time()
-    except (TypeError, ValueError):
+    except (AttributeError, TypeError, ValueError, OverflowError):
         return 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -112,7 +113,9 @@ def _tell_calls(outcome: types_pb2.Outcome, calls: TrialCalls) -> None:
     most = calls.caller.policy.trace_bytes if calls.caller is not None else 0
     room = OUTCOME_BYTES - len(outcome.outputs) - SCORES_BYTES
     if 0 < most <= room:
-        outcome.trace = pack_trace(calls, most)
+        # No trace is a reason to have no outcome.
+        with contextlib.suppress(BaseException):
+            outcome.trace = pack_trace(calls, most)
 
 
 def answer_unavailable(

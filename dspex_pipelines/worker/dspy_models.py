@@ -130,8 +130,11 @@ class _Meter(UsageTracker):
 
     def used(self, *, answered: bool, may_be_cached: bool) -> Used | None:
         if self.billed:
-            total = next(iter(self.get_total_tokens().values()), {})
-            return used_of(total, None if self.entry is None else self.entry["cost"])
+            # A usage may be anything, and the answer is there all the same.
+            with contextlib.suppress(Exception):
+                total = next(iter(self.get_total_tokens().values()), {})
+                return used_of(total, None if self.entry is None else self.entry["cost"])
+            return Used()
         if answered:
             return Used(cached=may_be_cached and self.entry is not None)
         return None
@@ -252,7 +255,9 @@ class _Asking:
                 f"the trial has run for longer than its {self._calls.timeout_s:g} s; {call.model} is not asked"
             )
         call.asked = self._messages
-        call.settings = shown_settings(self._settings)
+        # What cannot be shown can be asked all the same.
+        with contextlib.suppress(Exception):
+            call.settings = shown_settings(self._settings)
         return _Attempt(call, may_be_cached=self._caches)
 
 

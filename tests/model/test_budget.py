@@ -61,6 +61,10 @@ def test_a_budget_says_which_bound_is_reached(budget: Budget, spent: Spent, said
         ("max_tokens", -1),
         ("max_tokens", 1.5),
         ("max_cost_usd", -0.01),
+        ("max_cost_usd", math.nan),
+        ("max_cost_usd", 10**400),
+        ("max_cost_usd", "5"),
+        ("max_tokens", 2**63),
     ],
 )
 def test_a_bound_that_is_none_is_refused_by_name(field: str, value: Any) -> None:
