@@ -99,23 +99,25 @@ def evaluate(
     """Evaluate every partition, then print the leaderboard. Failed trials do not fail the command."""
     from dspex_pipelines.cli.evaluating import evaluate_partitions
     from dspex_pipelines.cli.targets import find_evaluation
-    from dspex_pipelines.orchestration.config import EvaluationConfig
+    from dspex_pipelines.orchestration.config import config_of
 
     evaluation = find_evaluation(target)
-    config = EvaluationConfig(
-        limit=limit,
-        samples=samples,
-        seed=seed,
-        repeats=repeats,
-        max_concurrency=max_concurrency,
-        timeout_s=timeout_s,
-        trials_per_op=trials_per_op,
-        reuse=reuse,
-        max_attempts=max_attempts,
-        max_errors=max_errors,
-        max_time_s=max_time_s,
-        max_tokens=max_tokens,
-        max_cost_usd=max_cost_usd,
+    config = config_of(
+        {
+            "limit": limit,
+            "samples": samples,
+            "seed": seed,
+            "repeats": repeats,
+            "max_concurrency": max_concurrency,
+            "timeout_s": timeout_s,
+            "trials_per_op": trials_per_op,
+            "reuse": reuse,
+            "max_attempts": max_attempts,
+            "max_errors": max_errors,
+            "max_time_s": max_time_s,
+            "max_tokens": max_tokens,
+            "max_cost_usd": max_cost_usd,
+        }
     )
     results = evaluate_partitions(
         evaluation,

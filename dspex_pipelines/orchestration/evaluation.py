@@ -26,6 +26,7 @@ from dspex_pipelines.model.trial import MetricSpec, ProgramSpec
 from dspex_pipelines.model.usage import Usage
 from dspex_pipelines.orchestration.config import (
     EvaluationConfig,
+    Reuse,
     checked,
     chosen_configurations,
     trials_per_op,
@@ -55,7 +56,7 @@ def evaluation_asset(evaluation: Evaluation) -> dg.AssetsDefinition:
 
     @dg.config_mapping
     def to_plan(config: EvaluationConfig) -> dict[str, Any]:
-        return {"plan_trials": {"config": config.model_dump()}}
+        return {"plan_trials": {"config": config.model_dump(mode="json")}}
 
     @dg.graph_asset(
         name=RESULTS,
@@ -160,8 +161,8 @@ def _plan(
         configurations=chosen_configurations(config, evaluation.space),
         repeats=config.repeats,
         seed=config.seed,
-        generation=context.run.root_run_id or context.run_id if config.reuse == "none" else "",
-        failures_since=_started_at(context) if config.reuse == "successes" else 0.0,
+        generation=context.run.root_run_id or context.run_id if config.reuse is Reuse.none else "",
+        failures_since=_started_at(context) if config.reuse is Reuse.successes else 0.0,
     )
 
 
