@@ -62,6 +62,17 @@ def test_what_has_failed_is_not_known_and_errors_come_out() -> None:
     with_hops(main)
 
 
+def test_what_is_called_otherwise_than_expected_is_done_in_a_thread() -> None:
+    is_quick(where, lambda key, one_more: key)
+
+    async def main() -> None:
+        here = threading.get_ident()
+        for _ in range(2):
+            assert await asyncio.to_thread(where, "a") != here
+
+    with_hops(main)
+
+
 def test_programs_have_as_many_threads_as_trials_run_at_once() -> None:
     together = threading.Barrier(AT_ONCE)
 
