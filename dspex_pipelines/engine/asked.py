@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from typing import Any, cast
 
-_SECRET = ("key", "token", "secret", "authorization", "header", "password", "credential")
-_OPEN = frozenset({"max_tokens", "max_completion_tokens"})
+from dspex_pipelines.redaction import is_secret_setting
+
 _ASKED = ("messages", "prompt", "input", "contents")
 """Where the requests of client libraries have what the model is to answer."""
 _ELSEWHERE = frozenset({"model", "api_base", "base_url"})
 """What the name of the call says already; an address may have a password in it."""
-
-
-@functools.lru_cache(maxsize=1_024)
-def is_secret(name: str) -> bool:
-    """Return whether a setting of this name may hold a key, a token or headers."""
-    return name not in _OPEN and any(part in name.lower() for part in _SECRET)
 
 
 def asked_of(request: Any) -> tuple[Any, Mapping[str, Any] | None]:
@@ -50,7 +43,7 @@ def _open(fields: Mapping[Any, Any]) -> dict[str, Any]:
     return {
         str(name): value if name in _ASKED else _without_secrets(value)
         for name, value in fields.items()
-        if not is_secret(str(name))
+        if not is_secret_setting(str(name))
     }
 
 

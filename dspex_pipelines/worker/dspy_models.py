@@ -22,9 +22,8 @@ from dspy.clients._litellm import get_litellm
 from dspy.clients.engines import lm15_engine
 from dspy.utils.usage_tracker import UsageTracker
 
-from dspex_pipelines.engine.asked import is_secret
 from dspex_pipelines.engine.calls import Call, TrialCalls, Used, running_trial, used_of
-from dspex_pipelines.redaction import is_secret_field, learn
+from dspex_pipelines.redaction import is_secret_field, is_secret_setting, learn
 from dspex_pipelines.worker.dspy_settings import BUILDING, TRIAL
 from dspex_pipelines.worker.hops import is_quick
 
@@ -347,13 +346,21 @@ def shown_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a call that may be kept: no keys, tokens or headers, however deep."""
     shown: dict[str, Any] = {}
     for name, value in settings.items():
-        if value is None or name in ("messages", "prompt", "request") or is_secret(str(name)):
+        if value is None or name in ("messages", "prompt", "request") or is_secret_setting(str(name)):
             continue
         if name in ("api_base", "base_url"):
             shown[name] = _lane("", str(value)).removeprefix("@")
         else:
-            shown[name] = shown_settings(cast("Mapping[str, Any]", value)) if isinstance(value, Mapping) else value
+            shown[name] = _shown(value)
     return shown
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return shown_settings(cast("Mapping[str, Any]", value))
+    if isinstance(value, list | tuple):
+        return [_shown(one) for one in cast("list[Any]", value)]
+    return value
 
 
 # ---------------------------------------------------------------------------- DSPy's own
