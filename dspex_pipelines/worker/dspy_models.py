@@ -33,6 +33,8 @@ _ROLLOUT = "rollout_id"
 _TIMEOUT = "timeout"
 _OWNER = "_dspex_models"
 _CHARACTERS_PER_TOKEN = 4
+_DEPTH = 12
+"""Of settings that are shown: they may lead back to themselves."""
 
 
 class TrialModels:
@@ -342,7 +344,7 @@ def rollout_of(seed: int, attempt: int, theirs: Any) -> Any:
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def shown_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+def shown_settings(settings: Mapping[str, Any], depth: int = _DEPTH) -> dict[str, Any]:
     """Return the settings of a call that may be kept: no keys, tokens or headers, however deep."""
     shown: dict[str, Any] = {}
     for name, value in settings.items():
@@ -351,16 +353,18 @@ def shown_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         if name in ("api_base", "base_url"):
             shown[name] = _lane("", str(value)).removeprefix("@")
         else:
-            shown[name] = _shown(value)
+            shown[name] = _shown(value, depth - 1)
     return shown
 
 
-def _shown(value: Any) -> Any:
+def _shown(value: Any, depth: int) -> Any:
+    if not isinstance(value, Mapping | list | tuple):
+        return value
+    if depth < 0:
+        return "…"
     if isinstance(value, Mapping):
-        return shown_settings(cast("Mapping[str, Any]", value))
-    if isinstance(value, list | tuple):
-        return [_shown(one) for one in cast("list[Any]", value)]
-    return value
+        return shown_settings(cast("Mapping[str, Any]", value), depth)
+    return [_shown(one, depth - 1) for one in cast("list[Any]", value)]
 
 
 # ---------------------------------------------------------------------------- DSPy's own

@@ -168,6 +168,12 @@ def test_no_secret_is_kept_however_deep() -> None:
     }
 
 
+def test_settings_that_lead_back_to_themselves_are_shown_for_a_while() -> None:
+    around: list[object] = [1]
+    around.append({"around": around})
+    assert "'…'" in str(shown_settings({"around": around}))
+
+
 def test_how_many_tokens_there_may_be_is_no_secret() -> None:
     counts = {"max_output_tokens": 9, "min_tokens": 1, "thinking": {"type": "enabled", "budget_tokens": 1_024}}
     assert shown_settings(counts) == counts
