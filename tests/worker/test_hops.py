@@ -11,7 +11,7 @@ from typing import Any
 import dspy
 import pytest
 
-from dspex_pipelines.worker import dspy_models, hops
+from dspex_pipelines.worker import dspy_patches, hops
 from dspex_pipelines.worker.hops import ProgramLoop, is_quick
 
 AT_ONCE = 64
@@ -89,7 +89,7 @@ class Says(dspy.BaseLM):
 
 @pytest.mark.parametrize("asked", ["text", "picture"])
 def test_a_call_of_text_by_a_model_known_hops_to_no_thread(asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    dspy_models._hop_no_more()
+    dspy_patches._hop_no_more()
     hopped: list[str] = []
     submit = ThreadPoolExecutor.submit
 
