@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from typing import Any, cast
 
-_SECRET = ("key", "token", "secret", "authorization", "header", "password", "credential")
-_OPEN = frozenset({"max_tokens", "max_completion_tokens"})
+from dspex_pipelines.redaction import is_secret_setting
+
 _ASKED = ("messages", "prompt", "input", "contents")
 """Where the requests of client libraries have what the model is to answer."""
 _ELSEWHERE = frozenset({"model", "api_base", "base_url"})
@@ -15,12 +14,6 @@ _ELSEWHERE = frozenset({"model", "api_base", "base_url"})
 _DEPTH = 12
 _MOST_PARTS = 100_000
 """Of the settings of one call: what leads back to itself in many ways has no end."""
-
-
-@functools.lru_cache(maxsize=1_024)
-def is_secret(name: str) -> bool:
-    """Return whether a setting of this name may hold a key, a token or headers."""
-    return name not in _OPEN and any(part in name.lower() for part in _SECRET)
 
 
 def asked_of(request: Any) -> tuple[Any, Mapping[str, Any] | None]:
@@ -59,7 +52,7 @@ class _Open:
         return {
             str(name): value if name in _ASKED else self._of(value, depth - 1)
             for name, value in fields.items()
-            if not is_secret(str(name))
+            if not is_secret_setting(str(name))
         }
 
     def _of(self, value: Any, depth: int) -> Any:

@@ -18,17 +18,12 @@ from dspex_pipelines.model.partitions import Dates, Dynamic
 from dspex_pipelines.model.secrecy import check_no_secret
 from dspex_pipelines.model.space import ConfigurationSpace
 from dspex_pipelines.model.trial import ISOLATIONS, Isolation, check_entry_point
-from dspex_pipelines.redaction import learn_environment
+from dspex_pipelines.redaction import is_secret_variable, learn_environment
 
 Row = Mapping[str, Any]
 NAME_CHARACTERS = 100
 """Of names that become folders."""
 _FOLDER_BYTES = 255
-_SECRET = re.compile(
-    r"(^|_)(API_?KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|PWD|CREDENTIALS?)(_|$)|(API_?KEY|TOKEN|SECRET|PASSWORD)$",
-    re.IGNORECASE,
-)
-"""Names of variables that hold what is nobody's business."""
 _AT_MOST = f"give at most {NAME_CHARACTERS} characters"
 
 
@@ -249,7 +244,7 @@ def _variables(given: object) -> tuple[str, ...]:
     for name in cast("tuple[object, ...]", given):
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             raise InvalidValue(field=field, value=name, fix="give names of environment variables")
-        if _SECRET.search(name):
+        if is_secret_variable(name):
             fix = "leave it out: a secret decides on no answer, and nothing of it is to be kept, not even a digest"
             raise InvalidValue(field=field, value=name, fix=fix)
         names.append(name)

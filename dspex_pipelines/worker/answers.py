@@ -45,6 +45,8 @@ def answer_result(
         if type(outputs) not in _SCALARS:
             _check_readable(payload)
         payload = _redacted(payload)
+        # A secret's name may be longer than the secret.
+        _check_size("outputs", len(payload), OUTCOME_BYTES)
     except SerializationError as error:
         payload, failure = b"", failure_to_wire(ErrorType.SERIALIZATION, said(error))
     except BaseException as error:  # noqa: BLE001 - the outputs' own methods may raise anything

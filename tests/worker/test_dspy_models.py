@@ -182,9 +182,27 @@ def test_no_secret_is_kept_however_deep() -> None:
             "azure_ad_token": "s",
             "client_secret": "s",
             "extra_body": {"api_key": "s", "top_k": 3},
+            "tools": [{"type": "mcp", "headers": {"X-Mine": "s"}}, ({"server_token": "s", "base_url": "//me:s@host"},)],
         }
     )
-    assert shown == {"temperature": 0.5, "max_tokens": 7, "max_completion_tokens": 8, "extra_body": {"top_k": 3}}
+    assert shown == {
+        "temperature": 0.5,
+        "max_tokens": 7,
+        "max_completion_tokens": 8,
+        "extra_body": {"top_k": 3},
+        "tools": [{"type": "mcp"}, [{"base_url": "host"}]],
+    }
+
+
+def test_settings_that_lead_back_to_themselves_are_shown_for_a_while() -> None:
+    around: list[object] = [1]
+    around.append({"around": around})
+    assert "'…'" in str(shown_settings({"around": around}))
+
+
+def test_how_many_tokens_there_may_be_is_no_secret() -> None:
+    counts = {"max_output_tokens": 9, "min_tokens": 1, "thinking": {"type": "enabled", "budget_tokens": 1_024}}
+    assert shown_settings(counts) == counts
 
 
 # ---------------------------------------------------------------------------- a trial's own models
