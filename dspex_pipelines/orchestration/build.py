@@ -20,7 +20,7 @@ from dspex_pipelines.orchestration.resources import (
     WorkerPoolResource,
 )
 from dspex_pipelines.orchestration.secrecy import check_resources
-from dspex_pipelines.orchestration.tags import EVALUATION, KIND, RESULTS
+from dspex_pipelines.orchestration.tags import RESULTS, evaluation_tags, pool_tag
 
 # Step processes fork from a server that has imported all this already; importing it in each costs seconds.
 PRELOADED = [
@@ -43,16 +43,19 @@ def build_evaluation(evaluation: Evaluation, *, resources: Mapping[str, Any] | N
     Raises `InvalidValue` for a resource that is given a secret as it is, in place of `dagster.EnvVar`.
     """
     check_resources(resources or {})
+    reached = {**standard_resources(), **(resources or {})}
+    # Of what a run works on, partition and pool may be said at its launch: those tags are the run coordinator's.
+    tags = evaluation_tags(evaluation)
+    pool = reached["worker_pool"]
+    declared = pool_tag(pool.name) if isinstance(pool, WorkerPoolResource) else {}
     dataset = dataset_asset(evaluation)
-    trials = evaluation_asset(evaluation)
+    trials = evaluation_asset(evaluation, run_tags={**declared, **tags})
     leaderboard = leaderboard_asset(evaluation)
-    # What the run works on depends on its partition, so that tag is the run coordinator's.
-    tags = {KIND: "evaluation", EVALUATION: evaluation.name}
     job = dg.define_asset_job(
         name=f"{evaluation.name}_job",
         selection=dg.AssetSelection.assets(dataset.key, trials.key),
         description=f"Reads the data set and evaluates one partition of {evaluation.name}.",
-        tags={**tags, **evaluation.tags, "dagster/max_retries": "2", "dagster/retry_strategy": "ALL_STEPS"},
+        tags={**tags, "dagster/max_retries": "2", "dagster/retry_strategy": "ALL_STEPS"},
     )
     leaderboard_job = dg.define_asset_job(
         name=f"{evaluation.name}_leaderboard_job",
@@ -62,7 +65,7 @@ def build_evaluation(evaluation: Evaluation, *, resources: Mapping[str, Any] | N
     return dg.Definitions(
         assets=[dataset, trials, leaderboard],
         jobs=[job, leaderboard_job],
-        resources={**standard_resources(), **(resources or {})},
+        resources=reached,
         executor=shipped_executor(),
     )
 
