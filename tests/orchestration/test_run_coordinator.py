@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
 import pytest
@@ -12,8 +11,8 @@ import yaml
 from dagster._core.test_utils import in_process_test_workspace
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from dagster._core.workspace.context import WorkspaceRequestContext
-from dagster_graphql.client.query import LAUNCH_PIPELINE_EXECUTION_MUTATION
-from dagster_graphql.test.utils import execute_dagster_graphql, infer_job_selector
+
+from tests.orchestration.launching import launch
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,35 +26,6 @@ def workspace() -> Iterator[WorkspaceRequestContext]:
         origin = LoadableTargetOrigin(module_name="tests.orchestration.served", working_directory=str(ROOT))
         with in_process_test_workspace(instance, origin) as opened:
             yield opened
-
-
-def launch(
-    workspace: WorkspaceRequestContext,
-    job: str,
-    *assets: str,
-    tags: dict[str, str] | None = None,
-    config: dict[str, Any] | None = None,
-) -> dg.DagsterRun:
-    """Launch as the UI does; return the run as it is queued."""
-    selector = infer_job_selector(workspace, job, asset_selection=[{"path": key.split("/")} for key in assets] or None)
-    answer = execute_dagster_graphql(
-        workspace,
-        LAUNCH_PIPELINE_EXECUTION_MUTATION,
-        variables={
-            "executionParams": {
-                "selector": selector,
-                "mode": "default",
-                "runConfigData": config or {},
-                "executionMetadata": {"tags": [{"key": key, "value": value} for key, value in (tags or {}).items()]},
-            }
-        },
-    )
-    launched: dict[str, Any] = answer.data["launchPipelineExecution"]
-    assert launched["__typename"] == "LaunchRunSuccess", launched
-    run = workspace.instance.get_run_by_id(launched["run"]["runId"])
-    assert run
-    assert run.status is dg.DagsterRunStatus.QUEUED
-    return run
 
 
 def ours(run: dg.DagsterRun) -> dict[str, str]:
