@@ -30,7 +30,7 @@ from dspex_pipelines.orchestration.resources import (
     ResultStore,
     WorkerPoolResource,
 )
-from dspex_pipelines.orchestration.tags import RESULTS, run_tags
+from dspex_pipelines.orchestration.tags import evaluation_tags, pool_tag, run_tags
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,7 +181,7 @@ def evaluate_partitions(
                     [dataset, results],
                     partition=partition,
                     config=run_config(evaluation, config),
-                    tags={**run_tags([[evaluation.name, RESULTS]], partition), **evaluation.tags},
+                    tags=run_tags([{**pool_tag(address), **evaluation_tags(evaluation)}], partition),
                 )
             except DspexError:
                 reporter.failed()

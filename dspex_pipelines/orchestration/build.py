@@ -22,7 +22,7 @@ from dspex_pipelines.orchestration.resources import (
     WorkerPoolResource,
 )
 from dspex_pipelines.orchestration.secrecy import check_resources
-from dspex_pipelines.orchestration.tags import EVALUATION, KIND, RETRIES
+from dspex_pipelines.orchestration.tags import RETRIES, evaluation_tags, pool_tag
 
 # Step processes fork from a server that has imported all this already; importing it in each costs seconds.
 PRELOADED = [
@@ -45,18 +45,21 @@ def build_evaluation(evaluation: Evaluation, *, resources: Mapping[str, Any] | N
     Raises `InvalidValue` for a resource that is given a secret as it is, in place of `dagster.EnvVar`.
     """
     check_resources(resources or {})
+    reached = {**standard_resources(), **(resources or {})}
+    # Of what a run works on, partition and pool may be said at its launch: those tags are the run coordinator's.
+    tags = evaluation_tags(evaluation)
+    pool = reached["worker_pool"]
+    declared = pool_tag(pool.name) if isinstance(pool, WorkerPoolResource) else {}
     dataset = dataset_asset(evaluation)
-    trials = evaluation_asset(evaluation)
+    trials = evaluation_asset(evaluation, run_tags={**declared, **tags})
     if policy := freshness_policy(evaluation):
         trials = trials.map_asset_specs(lambda spec: spec.replace_attributes(freshness_policy=policy))
     leaderboard = leaderboard_asset(evaluation)
-    # What the run works on depends on its partition, so that tag is the run coordinator's.
-    tags = {KIND: "evaluation", EVALUATION: evaluation.name}
     job = dg.define_asset_job(
         name=job_name(evaluation),
         selection=dg.AssetSelection.assets(dataset.key, trials.key),
         description=f"Reads the data set and evaluates one partition of {evaluation.name}.",
-        tags={**tags, **evaluation.tags, **RETRIES},
+        tags={**tags, **RETRIES},
     )
     leaderboard_job = dg.define_asset_job(
         name=f"{evaluation.name}_leaderboard_job",
@@ -68,7 +71,7 @@ def build_evaluation(evaluation: Evaluation, *, resources: Mapping[str, Any] | N
         jobs=[job, leaderboard_job],
         schedules=schedules(evaluation),
         sensors=[KeepFreshSensor(evaluation), *trigger_sensors(evaluation)],
-        resources={**standard_resources(), **(resources or {})},
+        resources=reached,
         executor=shipped_executor(),
     )
 

@@ -44,15 +44,18 @@ from dspex_pipelines.orchestration.resources import (
 )
 from dspex_pipelines.orchestration.secrecy import without_secrets
 from dspex_pipelines.orchestration.summary import trials_metadata, usage_metadata
-from dspex_pipelines.orchestration.tags import EVALUATION, POOL, RESULTS
+from dspex_pipelines.orchestration.tags import POOL, RESULTS
 from dspex_pipelines.orchestration.waiting import Waiting
 from dspex_pipelines.telemetry import run_spans
 from dspex_pipelines.wire import loop
 
 
-def evaluation_asset(evaluation: Evaluation) -> dg.AssetsDefinition:
-    """Return the graph asset that runs every planned trial of a partition and keeps one row for each."""
-    plan_trials = _plan_op(evaluation)
+def evaluation_asset(evaluation: Evaluation, *, run_tags: Mapping[str, str]) -> dg.AssetsDefinition:
+    """Return the graph asset that runs every planned trial of a partition and keeps one row for each.
+
+    Its planning step carries *run_tags*: from there the run coordinator gives them to every run of it.
+    """
+    plan_trials = _plan_op(evaluation, run_tags)
 
     @dg.config_mapping
     def to_plan(config: EvaluationConfig) -> dict[str, Any]:
@@ -92,12 +95,12 @@ def _code_version(evaluation: Evaluation) -> str | None:
         return None
 
 
-def _plan_op(evaluation: Evaluation) -> dg.OpDefinition:
+def _plan_op(evaluation: Evaluation, run_tags: Mapping[str, str]) -> dg.OpDefinition:
     @dg.op(
         name=f"{evaluation.name}__plan_trials",  # definitions of several evaluations live side by side
         ins={"dataset": dg.In(dg.Nothing)},
         out={"manifest": dg.Out(str), "batches": dg.DynamicOut(dict)},
-        tags={**evaluation.tags, EVALUATION: evaluation.name},
+        tags=run_tags,
         description="Works out every trial of the run, and says so before any of them runs.",
     )
     def plan_trials(context: dg.OpExecutionContext, config: EvaluationConfig, store: ResultStore) -> Iterator[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from uuid import uuid4
 
 import httpx
 
@@ -52,6 +53,15 @@ async def crowd(x: int, folder: str, least: int) -> int:
     seen = max(seen, _present(folder))
     here.unlink()
     return seen
+
+
+async def held(x: int, folder: str) -> int:
+    """Say by a file that it is there, and go on once somebody has taken that away."""
+    here = Path(folder) / uuid4().hex
+    here.touch()
+    while here.exists():
+        await asyncio.sleep(0.01)
+    return x
 
 
 def _present(folder: str) -> int:
