@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from dspex_pipelines.engine.calls import call_model, call_model_async, report_usage
     from dspex_pipelines.model.budget import Budget
     from dspex_pipelines.model.calls import Price
+    from dspex_pipelines.model.checks import Coverage, FailureRate, NoRegression, ScoreFloor
     from dspex_pipelines.model.evaluation import Dataset, Evaluation
     from dspex_pipelines.model.limits import RateLimit
     from dspex_pipelines.model.space import AtMost, Configuration, ConfigurationSpace, Implies, Ordered
@@ -28,16 +29,20 @@ _HOMES = {
     "Choice": "model.variables",
     "Configuration": "model.space",
     "ConfigurationSpace": "model.space",
+    "Coverage": "model.checks",
     "Dataset": "model.evaluation",
     "Evaluation": "model.evaluation",
     "Example": "model.trial",
+    "FailureRate": "model.checks",
     "Float": "model.variables",
     "Implies": "model.space",
     "Integer": "model.variables",
     "Module": "model.variables",
+    "NoRegression": "model.checks",
     "Ordered": "model.space",
     "Price": "model.calls",
     "RateLimit": "model.limits",
+    "ScoreFloor": "model.checks",
     "Text": "model.variables",
     "build_evaluation": "orchestration.build",
     "call_model": "engine.calls",
@@ -52,16 +57,20 @@ __all__ = [
     "Choice",
     "Configuration",
     "ConfigurationSpace",
+    "Coverage",
     "Dataset",
     "Evaluation",
     "Example",
+    "FailureRate",
     "Float",
     "Implies",
     "Integer",
     "Module",
+    "NoRegression",
     "Ordered",
     "Price",
     "RateLimit",
+    "ScoreFloor",
     "Text",
     "build_evaluation",
     "call_model",

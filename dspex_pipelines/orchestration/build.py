@@ -1,4 +1,4 @@
-"""One declaration in, everything out: data set, evaluation and leaderboard assets, job, resources."""
+"""One declaration in, everything out: data set, evaluation and leaderboard assets, checks, job, resources."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import dagster as dg
 
 from dspex_pipelines.model.evaluation import Evaluation
+from dspex_pipelines.orchestration.checks import evaluation_checks
 from dspex_pipelines.orchestration.config import EvaluationConfig
 from dspex_pipelines.orchestration.dataset import dataset_asset
 from dspex_pipelines.orchestration.evaluation import evaluation_asset
@@ -37,7 +38,8 @@ def build_evaluation(evaluation: Evaluation, *, resources: Mapping[str, Any] | N
     """Return the definitions of *evaluation*: three assets, and a job over them.
 
     The assets are ``<name>/dataset`` and ``<name>/evaluation``, partitioned alike, and
-    ``<name>/leaderboard`` over all partitions. *resources* replace the standard ones by key:
+    ``<name>/leaderboard`` over all partitions. What *evaluation* declares in `checks` are asset checks of
+    ``<name>/evaluation``, which the job runs as well. *resources* replace the standard ones by key:
     ``worker_pool``, ``store``, ``progress``, ``trials_io_manager``. Definitions of several evaluations
     become one by `dagster.Definitions.merge`; a resource that is replaced must be the same object in all.
     Raises `InvalidValue` for a resource that is given a secret as it is, in place of `dagster.EnvVar`.
@@ -48,8 +50,10 @@ def build_evaluation(evaluation: Evaluation, *, resources: Mapping[str, Any] | N
     leaderboard = leaderboard_asset(evaluation)
     # What the run works on depends on its partition, so that tag is the run coordinator's.
     tags = {KIND: "evaluation", EVALUATION: evaluation.name}
+    checks = evaluation_checks(evaluation)
     job = dg.define_asset_job(
         name=f"{evaluation.name}_job",
+        # An asset's checks come with it.
         selection=dg.AssetSelection.assets(dataset.key, trials.key),
         description=f"Reads the data set and evaluates one partition of {evaluation.name}.",
         tags={**tags, **evaluation.tags, "dagster/max_retries": "2", "dagster/retry_strategy": "ALL_STEPS"},
@@ -61,6 +65,7 @@ def build_evaluation(evaluation: Evaluation, *, resources: Mapping[str, Any] | N
     )
     return dg.Definitions(
         assets=[dataset, trials, leaderboard],
+        asset_checks=checks,
         jobs=[job, leaderboard_job],
         resources={**standard_resources(), **(resources or {})},
         executor=shipped_executor(),
