@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from dspex_pipelines.model.automation import Automation
     from dspex_pipelines.model.budget import Budget
     from dspex_pipelines.model.calls import Price
+    from dspex_pipelines.model.checks import Coverage, FailureRate, NoRegression, ScoreFloor
     from dspex_pipelines.model.evaluation import Dataset, Evaluation, Upstream
     from dspex_pipelines.model.limits import RateLimit
     from dspex_pipelines.model.partitions import Dates, Dynamic
@@ -31,18 +32,22 @@ _HOMES = {
     "Choice": "model.variables",
     "Configuration": "model.space",
     "ConfigurationSpace": "model.space",
+    "Coverage": "model.checks",
     "Dataset": "model.evaluation",
     "Dates": "model.partitions",
     "Dynamic": "model.partitions",
     "Evaluation": "model.evaluation",
     "Example": "model.trial",
+    "FailureRate": "model.checks",
     "Float": "model.variables",
     "Implies": "model.space",
     "Integer": "model.variables",
     "Module": "model.variables",
+    "NoRegression": "model.checks",
     "Ordered": "model.space",
     "Price": "model.calls",
     "RateLimit": "model.limits",
+    "ScoreFloor": "model.checks",
     "Text": "model.variables",
     "Upstream": "model.evaluation",
     "build_evaluation": "orchestration.build",
@@ -59,18 +64,22 @@ __all__ = [
     "Choice",
     "Configuration",
     "ConfigurationSpace",
+    "Coverage",
     "Dataset",
     "Dates",
     "Dynamic",
     "Evaluation",
     "Example",
+    "FailureRate",
     "Float",
     "Implies",
     "Integer",
     "Module",
+    "NoRegression",
     "Ordered",
     "Price",
     "RateLimit",
+    "ScoreFloor",
     "Text",
     "Upstream",
     "build_evaluation",

@@ -30,6 +30,7 @@ pool_app = typer.Typer(help="The local worker pool, which starts and ends by its
 app.add_typer(pool_app, name="pool")
 app.add_typer(journal_app, name="journal")
 INTERRUPTED_EXIT = 130
+CHECKS_EXIT = 3
 
 Target = Annotated[
     str,
@@ -96,7 +97,10 @@ def evaluate(
     workers: Annotated[int, typer.Option(help="Workers of the local pool; 0: one for each core.")] = 0,
     pool_address: Annotated[str, typer.Option(help="A bridge to use instead of a local pool.")] = "",
 ) -> None:
-    """Evaluate every partition, then print the leaderboard. Failed trials do not fail the command."""
+    """Evaluate every partition, then print the leaderboard and the declared checks that fail.
+
+    Failed trials do not fail the command. A failed check of severity error does: exit code 3.
+    """
     from dspex_pipelines.cli.evaluating import evaluate_partitions
     from dspex_pipelines.cli.targets import find_evaluation
     from dspex_pipelines.orchestration.config import config_of
@@ -136,6 +140,10 @@ def evaluate(
     _say_left_out(results.left_out)
     _say_failures(results.failures, target)
     console.print(f"Results: {results.folder}", soft_wrap=True, highlight=False)
+    for check in results.failed_checks:
+        _say(str(check), "red" if check.is_error else "yellow")
+    if any(check.is_error for check in results.failed_checks):
+        sys.exit(CHECKS_EXIT)
 
 
 @app.command()

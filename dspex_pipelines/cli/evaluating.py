@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,22 @@ from dspex_pipelines.orchestration.tags import evaluation_tags, pool_tag, run_ta
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FailedCheck:
+    """A check that does not hold in a partition."""
+
+    name: str
+    partition: str
+    said: str
+    """Its value and its bound."""
+    is_error: bool
+    """Whether it is of severity error."""
+    blocking: bool
+
+    def __str__(self) -> str:
+        return f"Check {self.name} of {self.partition} failed: {self.said}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluatedPartitionsSummary:
     """What the command prints."""
 
@@ -46,6 +63,7 @@ class EvaluatedPartitionsSummary:
     failures: tuple[FailureKind, ...]
     not_counted: tuple[str, ...]
     """What that leaves out, each with what to do about it."""
+    failed_checks: tuple[FailedCheck, ...] = ()
 
 
 # The run's log is in the instance; here the progress bar speaks.
@@ -141,7 +159,8 @@ def evaluate_partitions(
 ) -> EvaluatedPartitionsSummary:
     """Materialise data set and evaluation of the partitions, then the leaderboard.
 
-    Raises `DspexError` with the first failed step's own message when a run fails.
+    Raises `DspexError` with the first failed step's own message when a run fails. Where a blocking check fails, the
+    leaderboard asset stays as it was.
     """
     if not 0 <= workers <= MOST_WORKERS:
         raise InvalidValue(
@@ -172,10 +191,11 @@ def evaluate_partitions(
         )
         dataset, results, board_key = keys(evaluation)
         job = definitions.resolve_implicit_global_asset_job_def()
+        failed_checks: list[FailedCheck] = []
         for partition in partitions or known:
             reporter.expect(partition)
             try:
-                _execute(
+                result = _execute(
                     job,
                     opened,
                     [dataset, results],
@@ -186,7 +206,9 @@ def evaluate_partitions(
             except DspexError:
                 reporter.failed()
                 raise
-        _execute(job, opened, [board_key], partition=None, config={}, tags={})
+            failed_checks += _failed_checks(result)
+        if not any(check.blocking for check in failed_checks):
+            _execute(job, opened, [board_key], partition=None, config={}, tags={})
         newest = NewestResults.find(opened, evaluation.name, known_partitions(evaluation, opened))
         folder = ResultStore().folder(opened) / "results" / evaluation.name
     trials = newest.load()
@@ -198,6 +220,7 @@ def evaluate_partitions(
         usage=reporter.usage,
         failures=failure_kinds(trials),
         not_counted=tuple(reporter.usage.warnings(budget_of(config, evaluation)).values()),
+        failed_checks=tuple(failed_checks),
     )
 
 
@@ -209,7 +232,7 @@ def _execute(
     partition: str | None,
     config: dict[str, object],
     tags: dict[str, str],
-) -> None:
+) -> dg.ExecuteInProcessResult:
     result = job.execute_in_process(
         instance=opened,
         asset_selection=selection,
@@ -218,8 +241,28 @@ def _execute(
         tags={**tags, **process_tags()},
         raise_on_error=False,
     )
-    if not result.success:
+    if not (result.success or _is_held_back(result)):
         raise _reason(result)
+    return result
+
+
+def _is_held_back(result: dg.ExecuteInProcessResult) -> bool:
+    """Return whether nothing but a blocking check has failed: the results are there, and so is its verdict."""
+    failures = [event.step_failure_data.error for event in result.all_events if event.is_step_failure]
+    return bool(failures) and all(error is not None and error.cls_name == _BLOCKED for error in failures)
+
+
+def _failed_checks(result: dg.ExecuteInProcessResult) -> Iterator[FailedCheck]:
+    for told in result.get_asset_check_evaluations():
+        if not told.passed:
+            is_error = told.severity is dg.AssetCheckSeverity.ERROR
+            yield FailedCheck(
+                name=told.check_name,
+                partition=told.partition or "",
+                said=told.description or "",
+                is_error=is_error,
+                blocking=bool(told.blocking) and is_error,
+            )
 
 
 def _reason(result: dg.ExecuteInProcessResult) -> DspexError:
@@ -257,3 +300,4 @@ def _names(kind: type[DspexError]) -> frozenset[str]:
 
 
 _OURS = _names(DspexError)
+_BLOCKED = "DagsterAssetCheckFailedError"

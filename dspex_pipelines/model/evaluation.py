@@ -13,6 +13,7 @@ from dspex_pipelines.errors import InvalidValue
 from dspex_pipelines.model.automation import Automation
 from dspex_pipelines.model.budget import Budget
 from dspex_pipelines.model.calls import TRACE_BYTES, CallPolicy, Price
+from dspex_pipelines.model.checks import Check, checked_checks
 from dspex_pipelines.model.limits import RateLimit
 from dspex_pipelines.model.partitions import Dates, Dynamic
 from dspex_pipelines.model.secrecy import check_no_secret
@@ -130,6 +131,8 @@ class Evaluation:
     """What their tokens cost; for others, what the client library knows, if anything."""
     trace_bytes: int = TRACE_BYTES
     """Most bytes, compressed, that are kept of a trial's calls to models; 0: nothing is."""
+    checks: tuple[Check, ...] = ()
+    """What the results of each partition have to keep; looked at after each run, and shown in the UI."""
     automation: Automation = field(default_factory=Automation)
     """What starts it besides a click; all of it is off until it is turned on."""
     description: str = ""
@@ -153,6 +156,9 @@ class Evaluation:
             raise InvalidValue(field="timeout_s", value=self.timeout_s, fix="give seconds above 0")
         if type(self.max_concurrency) is not int or self.max_concurrency < 1:
             raise InvalidValue(field="max_concurrency", value=self.max_concurrency, fix="give an integer of 1 or more")
+        names = [_metric_name(metric) for metric in self.metrics]
+        checks = checked_checks(self.checks, metrics=names, score_range=self.score_range)
+        object.__setattr__(self, "checks", checks)
         _check_secrets(self)
         policy = self.calls
         object.__setattr__(self, "limits", policy.limits)
@@ -217,12 +223,16 @@ def _check_metrics(metrics: tuple[str, ...]) -> None:
     named: dict[str, str] = {}
     for metric in metrics:
         check_entry_point("metrics", metric)
-        name = metric.partition(":")[2].rpartition(".")[2]
+        name = _metric_name(metric)
         if name in named:
             raise InvalidValue(
                 field="metrics", value=metric, fix=f"its scores would be named {name}, as those of {named[name]} are"
             )
         named[name] = metric
+
+
+def _metric_name(metric: str) -> str:
+    return metric.partition(":")[2].rpartition(".")[2]
 
 
 def _paths(given: object) -> tuple[Path, ...]:

@@ -1,4 +1,4 @@
-"""One declaration in, everything out: data set, evaluation and leaderboard assets, job, resources."""
+"""One declaration in, everything out: data set, evaluation and leaderboard assets, checks, job, resources."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import dagster as dg
 
 from dspex_pipelines.model.evaluation import Evaluation
+from dspex_pipelines.orchestration.checks import evaluation_checks
 from dspex_pipelines.orchestration.dataset import dataset_asset
 from dspex_pipelines.orchestration.evaluation import evaluation_asset
 from dspex_pipelines.orchestration.freshness import KeepFreshSensor, freshness_policy
@@ -39,7 +40,8 @@ def build_evaluation(evaluation: Evaluation, *, resources: Mapping[str, Any] | N
     """Return the definitions of *evaluation*: three assets, jobs over them, and what may start them.
 
     The assets are ``<name>/dataset`` and ``<name>/evaluation``, partitioned alike, and
-    ``<name>/leaderboard`` over all partitions. *resources* replace the standard ones by key:
+    ``<name>/leaderboard`` over all partitions. What *evaluation* declares in `checks` are asset checks of
+    ``<name>/evaluation``, which the job runs as well. *resources* replace the standard ones by key:
     ``worker_pool``, ``store``, ``progress``, ``trials_io_manager``. Definitions of several evaluations
     become one by `dagster.Definitions.merge`; a resource that is replaced must be the same object in all.
     Raises `InvalidValue` for a resource that is given a secret as it is, in place of `dagster.EnvVar`.
@@ -55,8 +57,10 @@ def build_evaluation(evaluation: Evaluation, *, resources: Mapping[str, Any] | N
     if policy := freshness_policy(evaluation):
         trials = trials.map_asset_specs(lambda spec: spec.replace_attributes(freshness_policy=policy))
     leaderboard = leaderboard_asset(evaluation)
+    checks = evaluation_checks(evaluation)
     job = dg.define_asset_job(
         name=job_name(evaluation),
+        # An asset's checks come with it.
         selection=dg.AssetSelection.assets(dataset.key, trials.key),
         description=f"Reads the data set and evaluates one partition of {evaluation.name}.",
         tags={**tags, **RETRIES},
@@ -68,6 +72,7 @@ def build_evaluation(evaluation: Evaluation, *, resources: Mapping[str, Any] | N
     )
     return dg.Definitions(
         assets=[dataset, trials, leaderboard],
+        asset_checks=checks,
         jobs=[job, leaderboard_job],
         schedules=schedules(evaluation),
         sensors=[KeepFreshSensor(evaluation), *trigger_sensors(evaluation)],

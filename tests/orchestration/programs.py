@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from pathlib import Path
 from uuid import uuid4
 
@@ -135,3 +136,26 @@ def _answer(base: str, content: str) -> dict:
 
 def text_times(x: str, k: int) -> str:
     return str(int(x) * k)
+
+
+class Fallible:
+    """Right for k = 1, but wrong for the first *wrong* examples of every ten; raises for the last *raising*."""
+
+    def __init__(self, *, wrong: int = 0, raising: int = 0) -> None:
+        self.wrong = wrong
+        self.raising = raising
+
+    def __call__(self, x: int, k: int) -> int:
+        if x % 10 >= 10 - self.raising:
+            raise ValueError("not today")
+        return -1 if x % 10 < self.wrong else x * k
+
+
+class Drawn:
+    """Three answers in four are right; which ones is drawn anew with each *salt*."""
+
+    def __init__(self, *, salt: int) -> None:
+        self.salt = salt
+
+    def __call__(self, x: int, k: int) -> int:
+        return x if random.Random(f"{self.salt} {k} {x}").random() < 0.75 else -1
