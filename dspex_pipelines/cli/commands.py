@@ -13,6 +13,7 @@ from rich.table import Table
 
 from dspex_pipelines.cli.journal import journal_app
 from dspex_pipelines.cli.output import console, errors, shortened, write_anything
+from dspex_pipelines.cli.pool_commands import pool_app, worker
 from dspex_pipelines.errors import DspexError, Interrupted, InvalidValue
 
 if TYPE_CHECKING:
@@ -26,9 +27,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-pool_app = typer.Typer(help="The local worker pool, which starts and ends by itself.", no_args_is_help=True)
 app.add_typer(pool_app, name="pool")
 app.add_typer(journal_app, name="journal")
+app.command()(worker)
 INTERRUPTED_EXIT = 130
 
 Target = Annotated[
@@ -260,29 +261,6 @@ def trace(
         print(json.dumps(document, indent=2, ensure_ascii=False))
     else:
         print_trace(document, console)
-
-
-@pool_app.command("status")
-def pool_status(*, as_json: AsJson = False) -> None:
-    """List the local pools that run: who works in them, how much there is to do, and how calls to models go."""
-    from dspex_pipelines.cli.pools import ask_pools, pool_document, print_pool
-
-    pools = ask_pools()
-    if as_json:
-        print(json.dumps([pool_document(pool) for pool in pools], indent=2))
-        return
-    for pool in pools:
-        print_pool(pool, console)
-    if not pools:
-        console.print("No local pool runs; the next evaluation starts one.")
-
-
-@pool_app.command("stop")
-def pool_stop() -> None:
-    """End the local pools, and their workers with them."""
-    from dspex_pipelines.bridge import local_pool
-
-    console.print(f"{local_pool.stop()} ended", highlight=False)
 
 
 def _say(text: str, style: str = "") -> None:
