@@ -165,6 +165,17 @@ def default_root() -> Path:
 
 def made_runtime_dir(root: Path, name: str) -> Path:
     """Return the folder of a pool, which is its user's only; raises `InvalidValue` where it cannot be."""
+    check_root(root, name)
+    path = root / name
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # What has come to be there meanwhile is somebody else's.
+    check_root(root, name)
+    path.mkdir(mode=0o700, exist_ok=True)
+    return path
+
+
+def check_root(root: Path, name: str) -> None:
+    """Raise `InvalidValue` where a pool of that name could not have its socket, or others could get at it."""
     path = root / name
     if len(os.fsencode(path / "bridge.sock")) > SOCKET_PATH_BYTES:
         raise InvalidValue(
@@ -172,7 +183,8 @@ def made_runtime_dir(root: Path, name: str) -> Path:
             value=str(path),
             fix=f"a socket's path has at most {SOCKET_PATH_BYTES} bytes; set XDG_RUNTIME_DIR to a shorter folder",
         )
-    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not os.path.lexists(root):
+        return
     found = root.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
         raise InvalidValue(
@@ -180,8 +192,6 @@ def made_runtime_dir(root: Path, name: str) -> Path:
             value=str(root),
             fix="it must be a folder of your own with mode 700; remove it, or set XDG_RUNTIME_DIR to another",
         )
-    path.mkdir(mode=0o700, exist_ok=True)
-    return path
 
 
 @contextlib.contextmanager

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from dspex_pipelines.cli.completing import Target
+from dspex_pipelines.cli.doctor.command import doctor
 from dspex_pipelines.cli.journal import journal_app
 from dspex_pipelines.cli.output import console, errors, shortened, write_anything
 from dspex_pipelines.cli.pool_commands import pool_app, worker
@@ -30,12 +32,9 @@ app = typer.Typer(
 app.add_typer(pool_app, name="pool")
 app.add_typer(journal_app, name="journal")
 app.command()(worker)
+app.command()(doctor)
 INTERRUPTED_EXIT = 130
 
-Target = Annotated[
-    str,
-    typer.Argument(help="A shipped evaluation (stdlib_search, qa_rag), or module:attribute; default: ./evaluation.py."),
-]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
