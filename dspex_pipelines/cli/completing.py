@@ -29,7 +29,9 @@ def complete_target(incomplete: str) -> list[str]:
 
 def complete_partition(context: typer.Context, incomplete: str) -> list[str]:
     """Return the partitions of the evaluation that the command line names."""
-    target = str(context.params.get("target") or "")
+    # While an option lacks its value, arguments are not taken for what they are.
+    arguments = [one for one in context.args if not one.startswith("-")]
+    target = str(context.params.get("target") or next(iter(arguments), ""))
     shipped = _shipped()
     found = shipped[target] if target in shipped else _declared_partitions(target)
     return [name for name in found if name.startswith(incomplete)]

@@ -78,7 +78,8 @@ class Shell:
         for process in self.started:
             if process.poll() is None:
                 process.kill()
-            process.communicate()
+            if process.stdout is not None and not process.stdout.closed:
+                process.communicate()
         local_pool.stop(runtime_root=self.root)
 
 

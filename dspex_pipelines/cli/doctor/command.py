@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from dspex_pipelines.cli import exits
 from dspex_pipelines.cli.completing import Target
 from dspex_pipelines.cli.doctor.findings import Check, Finding, Level, examined, print_findings
 from dspex_pipelines.cli.output import console
@@ -36,7 +37,7 @@ def doctor(
     else:
         print_findings(documents, console)
     if any(one["level"] == Level.PROBLEM for one in documents):
-        sys.exit(1)
+        sys.exit(exits.PROBLEM)
 
 
 def _gather(subject: str, target: str, into: list[Check]) -> Iterator[Finding]:
