@@ -136,9 +136,13 @@ def _cells(row: Mapping[Any, Any], beside: str) -> list[str]:
         row["configuration"],
         str(row["example_id"]),
         _text(row["error_type"]) or "ok",
-        *([f"{row[beside]:.4g}"] if beside else []),
+        *([_number(row[beside], beside)] if beside else []),
         shortened(_text(row["error_message"]) or scores),
     ]
+
+
+def _number(value: float, column: str) -> str:
+    return f"{value:,.3f}" if column.endswith("_s") else f"{value:,.6g}"
 
 
 def _nothing(selection: Selection) -> str:
