@@ -5,6 +5,7 @@ What a supervisor is to the workers of its own pool, this is to those that join 
 
 from __future__ import annotations
 
+import math
 import signal
 import subprocess
 import sys
@@ -18,8 +19,6 @@ from dspex_pipelines.engine.recycling import Recycling
 from dspex_pipelines.engine.worker_options import SLOTS, check_slots
 from dspex_pipelines.errors import DspexError, InvalidValue, PoolUnreachable
 
-WAIT_S = 20.0
-"""How long it is looked for a bridge, at first and whenever it has gone."""
 DIAL_S = 2.0
 LOOK_S = 0.1
 LIVED_S = 60.0
@@ -31,7 +30,8 @@ MISMATCH = 3
 class Crew:
     """*count* workers attached to the bridge at *address*, until a signal, or until there is no bridge any more.
 
-    Constructing raises `InvalidValue` for a number that cannot be. *say* is told in a line what happens.
+    It looks for a bridge for *wait_s* seconds, at first and whenever that is gone. *say* is told what happens.
+    Constructing raises `InvalidValue` for a number that cannot be.
     """
 
     def __init__(
@@ -42,13 +42,15 @@ class Crew:
         slots: int = SLOTS,
         quarantine: bool = False,
         recycling: Recycling | None = None,
-        wait_s: float = WAIT_S,
+        wait_s: float = 20.0,
         say: Callable[[str], None] = lambda _: None,
         command: Sequence[str] = (sys.executable, "-m", "dspex_pipelines.worker"),
     ) -> None:
         if not 1 <= count <= MOST_WORKERS:
             raise InvalidValue(field="count", value=count, fix=f"give 1 to {MOST_WORKERS:,} workers")
         check_slots(slots)
+        if not 0 <= wait_s < math.inf:
+            raise InvalidValue(field="wait_s", value=wait_s, fix="give seconds, 0 for not at all")
         self._address = address
         self._count = count
         self._quarantine = quarantine

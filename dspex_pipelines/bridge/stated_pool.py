@@ -24,14 +24,12 @@ from dspex_pipelines.engine.recycling import Recycling
 from dspex_pipelines.engine.worker_options import SLOTS, check_slots
 from dspex_pipelines.errors import DspexError, InvalidValue, PoolUnreachable
 
-ADDRESS = "127.0.0.1:50051"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatedPool:
     """What a pool is to be. Raises `InvalidValue` for what cannot be."""
 
-    address: str = ADDRESS
+    address: str
     """``unix:/path``, or a loopback ``host:port``; port 0 is any free one."""
     workers: int = 0
     """0: one for each core."""
