@@ -53,10 +53,11 @@ class PoolUnreachable(DspexError):
     def __init__(self, *, address: str, waited_s: float, reason: str = "no answer") -> None:
         self.address = address
         self.waited_s = waited_s
+        self.reason = reason
         super().__init__(
             f"no worker pool answered at {address} within {waited_s:g} s ({reason}); "
-            "leave the address (--pool-address) empty for a local pool, or start one there: a bridge with "
-            "`python -m dspex_pipelines.bridge --address …`, workers with `python -m dspex_pipelines.worker …`"
+            "leave the address (--pool-address) empty for a local pool, or start one there: "
+            "`dspex pool start --address …`"
         )
 
 
@@ -66,6 +67,7 @@ class PoolFailed(PoolUnreachable):
     def __init__(self, *, address: str, reason: str) -> None:
         self.address = address
         self.waited_s = 0.0
+        self.reason = reason
         DspexError.__init__(self, f"the worker pool at {address} gave up: {reason}")
 
 

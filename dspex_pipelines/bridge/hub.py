@@ -17,6 +17,7 @@ from dspex_pipelines.engine.dispatcher import Dispatcher
 from dspex_pipelines.engine.retries import Fault
 from dspex_pipelines.engine.throttle import Throttle
 from dspex_pipelines.engine.tickets import Orders, Settled, Ticket
+from dspex_pipelines.engine.worker_options import MOST_SLOTS
 from dspex_pipelines.errors import UnknownSession
 from dspex_pipelines.model.outcome import Attempt, ErrorType
 from dspex_pipelines.wire.alarm import Alarm
@@ -29,7 +30,6 @@ from dspex_pipelines.wire.codec import (
 )
 from dspex_pipelines.wire.marks import MarksOfAnother
 
-MOST_SLOTS = 16_384
 NAME_CHARACTERS = 200
 MESSAGE_CHARACTERS = 4_000
 """Of an attempt's message: a trial's history goes on top of its outcome."""
@@ -184,7 +184,14 @@ class Hub:
         link = ClientLink(self._next_client)
         self._next_client += 1
         self.clients[link.number] = link
+        if len(self.clients) == 1:
+            self._tell({"clients": True})
         return link
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether every trial that was accepted is answered, and its answer on its way."""
+        return not any(link.live or link.outcomes for link in self.clients.values())
 
     def submit(self, link: ClientLink, trials: Sequence[types_pb2.Trial], size: int) -> None:
         """A client has sent trials in a frame of *size* bytes; one that cannot be run is answered at once."""
@@ -249,6 +256,8 @@ class Hub:
         link.gone = True
         link.wake.set()
         del self.clients[link.number]
+        if not self.clients:
+            self._tell({"clients": False})
         orders = self.dispatcher.disconnect(link.number, time.monotonic())
         for state in link.live.values():
             self._unpin(state)
