@@ -28,8 +28,8 @@ from tests.orchestration.launching import IMPLICIT_JOB, launch
 from tests.orchestration.limited import FOLDER, MODELS, POOL
 from tests.orchestration.queueing import Limits, Stay, in_turn, peak, startable, violations
 
-# A daemon and ten runs, each a process that imports Dagster.
-pytestmark = pytest.mark.timeout(240)
+# A daemon, and a process for each run.
+pytestmark = pytest.mark.timeout(300)
 ROOT = Path(__file__).parents[2]
 SHIPPED = yaml.safe_load((ROOT / "dagster.yaml").read_text())
 EACH = {"applyLimitPerUniqueValue": True}
@@ -166,7 +166,7 @@ class Queue:
             )
         return stays
 
-    def drive(self, launched: Sequence[Stay], within_s: float = 200.0) -> list[float]:
+    def drive(self, launched: Sequence[Stay], within_s: float = 240.0) -> list[float]:
         """Let go what is held whenever nothing more can start, until all have ended; return those instants."""
         let_go: list[float] = []
         released = 0
@@ -180,7 +180,8 @@ class Queue:
             could = startable(runs, self.limits, now)
             settled = sum(run.ended is not None for run in runs) == released
             if settled and not could and len(held) >= min(len(going), self.steps):
-                let_go.append(now)
+                # Later than all that was read: what is held has begun, and nothing else can begin or end by now.
+                let_go.append(time.time())
                 released += len(held)
                 for file in held:
                     file.unlink()
@@ -275,6 +276,6 @@ def test_without_our_coordinator_the_same_check_fails(tmp_path: Path, served: Se
         runs = queued.runs(launched)
         assert not any(name.startswith("dspex/") for run in runs for name in queued.tags_of(run))
     assert peak(runs) == 3
-    (passed,) = violations(runs, queued.limits, let_go)
     first, second, third, _ = (run.name for run in runs)
-    assert passed == f"{third} started beside {first}, {second}, against 2 of dspex/kind evaluation"
+    passed = f"{third} started beside {first}, {second}, against 2 of dspex/kind evaluation"
+    assert passed in violations(runs, queued.limits, let_go)
