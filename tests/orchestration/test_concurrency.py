@@ -139,13 +139,14 @@ class Queue:
     def _run(self, stay: Stay) -> Stay:
         record = self.instance.get_run_record_by_id(stay.name)
         assert record
-        times = {
-            HOLDS[entry.get_dagster_event().event_type]: entry.timestamp
-            for entry in self.instance.all_logs(stay.name, of_type=set(HOLDS))
-        }
+        if stay.began is None and record.dagster_run.status is not dg.DagsterRunStatus.QUEUED:
+            events = self.instance.all_logs(stay.name, of_type=set(HOLDS))
+            times = {HOLDS[entry.get_dagster_event().event_type]: entry.timestamp for entry in events}
+            stay = replace(stay, **times)
         if record.start_time is not None:
-            assert times["began"] <= record.start_time
-        return replace(stay, **times, ended=record.end_time)
+            assert stay.began is not None
+            assert stay.began <= record.start_time
+        return replace(stay, ended=record.end_time)
 
     def steps_of(self, launched: Sequence[Stay]) -> list[Stay]:
         """The `run_trials` steps: they wait for the pool from the end of the planning on."""
@@ -186,7 +187,7 @@ class Queue:
                 for file in held:
                     file.unlink()
             assert time.monotonic() < deadline, f"{could} could start, and did not; {len(going)} run, {held} are held"
-            time.sleep(0.1)
+            time.sleep(0.2)
         return let_go
 
 
