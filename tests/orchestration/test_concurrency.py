@@ -28,8 +28,8 @@ from tests.orchestration.launching import IMPLICIT_JOB, launch
 from tests.orchestration.limited import FOLDER, MODELS, POOL
 from tests.orchestration.queueing import Limits, Stay, in_turn, peak, startable, violations
 
-# A daemon and ten runs, each a process that imports Dagster.
-pytestmark = pytest.mark.timeout(240)
+# A daemon, and a process for each run.
+pytestmark = pytest.mark.timeout(300)
 ROOT = Path(__file__).parents[2]
 SHIPPED = yaml.safe_load((ROOT / "dagster.yaml").read_text())
 EACH = {"applyLimitPerUniqueValue": True}
@@ -139,13 +139,14 @@ class Queue:
     def _run(self, stay: Stay) -> Stay:
         record = self.instance.get_run_record_by_id(stay.name)
         assert record
-        times = {
-            HOLDS[entry.get_dagster_event().event_type]: entry.timestamp
-            for entry in self.instance.all_logs(stay.name, of_type=set(HOLDS))
-        }
+        if stay.began is None and record.dagster_run.status is not dg.DagsterRunStatus.QUEUED:
+            events = self.instance.all_logs(stay.name, of_type=set(HOLDS))
+            times = {HOLDS[entry.get_dagster_event().event_type]: entry.timestamp for entry in events}
+            stay = replace(stay, **times)
         if record.start_time is not None:
-            assert times["began"] <= record.start_time
-        return replace(stay, **times, ended=record.end_time)
+            assert stay.began is not None
+            assert stay.began <= record.start_time
+        return replace(stay, ended=record.end_time)
 
     def steps_of(self, launched: Sequence[Stay]) -> list[Stay]:
         """The `run_trials` steps: they wait for the pool from the end of the planning on."""
@@ -166,7 +167,7 @@ class Queue:
             )
         return stays
 
-    def drive(self, launched: Sequence[Stay], within_s: float = 200.0) -> list[float]:
+    def drive(self, launched: Sequence[Stay], within_s: float = 240.0) -> list[float]:
         """Let go what is held whenever nothing more can start, until all have ended; return those instants."""
         let_go: list[float] = []
         released = 0
@@ -180,12 +181,13 @@ class Queue:
             could = startable(runs, self.limits, now)
             settled = sum(run.ended is not None for run in runs) == released
             if settled and not could and len(held) >= min(len(going), self.steps):
-                let_go.append(now)
+                # Later than all that was read: what is held has begun, and nothing else can begin or end by now.
+                let_go.append(time.time())
                 released += len(held)
                 for file in held:
                     file.unlink()
             assert time.monotonic() < deadline, f"{could} could start, and did not; {len(going)} run, {held} are held"
-            time.sleep(0.1)
+            time.sleep(0.2)
         return let_go
 
 
@@ -275,6 +277,6 @@ def test_without_our_coordinator_the_same_check_fails(tmp_path: Path, served: Se
         runs = queued.runs(launched)
         assert not any(name.startswith("dspex/") for run in runs for name in queued.tags_of(run))
     assert peak(runs) == 3
-    (passed,) = violations(runs, queued.limits, let_go)
     first, second, third, _ = (run.name for run in runs)
-    assert passed == f"{third} started beside {first}, {second}, against 2 of dspex/kind evaluation"
+    passed = f"{third} started beside {first}, {second}, against 2 of dspex/kind evaluation"
+    assert passed in violations(runs, queued.limits, let_go)
