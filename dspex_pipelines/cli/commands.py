@@ -116,14 +116,18 @@ def evaluate(
         max_tokens=max_tokens,
         max_cost_usd=max_cost_usd,
     )
-    results = evaluate_partitions(
-        evaluation,
-        config,
-        partitions=tuple(partition or ()),
-        workers=workers,
-        address=pool_address,
-        console=console,
-    )
+    try:
+        results = evaluate_partitions(
+            evaluation,
+            config,
+            partitions=tuple(partition or ()),
+            workers=workers,
+            address=pool_address,
+            console=console,
+        )
+    except KeyboardInterrupt:
+        # Between the steps, where Dagster does not make an error of it.
+        raise Interrupted from None
     _print_leaderboard(results.board, None)
     for line in results.usage.lines():
         _say(line)
@@ -134,6 +138,9 @@ def evaluate(
     failures = sum(standing.failures for standing in results.board.standings)
     if failures:
         _say(f"{failures:,} trials failed: dspex trials {target} --failed".replace("  ", " "))
+    if failures > results.failures:
+        again = f"dspex evaluate {target} --reuse successes".replace("  ", " ")
+        _say(f"{failures - results.failures:,} of them failed in an earlier run; to run them again: {again}")
     console.print(f"Results: {results.folder}", soft_wrap=True, highlight=False)
 
 
