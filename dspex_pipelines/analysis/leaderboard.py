@@ -90,7 +90,9 @@ class Leaderboard:
                 "failures": f"{standing.failures:,}",
                 **({"not run": f"{standing.not_run:,}"} if partial else {}),
                 "bounds": f"{standing.bounds[0]:.3f}…{standing.bounds[1]:.3f}",
-                "vs best": "best" if standing.rank == 1 else _signed(standing.difference),
+                "vs best": "best"
+                if standing.rank == 1 and standing.scores[self.metric].n
+                else _signed(standing.difference),
             }
             for standing in self.standings[:limit]
         ]

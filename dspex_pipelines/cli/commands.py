@@ -142,14 +142,18 @@ def evaluate(
             "max_cost_usd": max_cost_usd,
         }
     )
-    results = evaluate_partitions(
-        evaluation,
-        config,
-        partitions=tuple(partition or ()),
-        workers=workers,
-        address=pool_address,
-        console=console,
-    )
+    try:
+        results = evaluate_partitions(
+            evaluation,
+            config,
+            partitions=tuple(partition or ()),
+            workers=workers,
+            address=pool_address,
+            console=console,
+        )
+    except KeyboardInterrupt:
+        # Between the steps, where Dagster does not make an error of it.
+        raise Interrupted from None
     _print_leaderboard(results.board, None)
     for line in results.usage.lines():
         _say(line)
@@ -157,7 +161,7 @@ def evaluate(
         _say(f"Not counted: {what}", "yellow")
     _say_partial(results.partial)
     _say_left_out(results.left_out)
-    _say_failures(results.failures, target)
+    _say_failures(results.failures, target, ran=results.failed)
     console.print(f"Results: {results.folder}", soft_wrap=True, highlight=False)
     for check in results.failed_checks:
         _say(str(check), "red" if check.is_error else "yellow")
@@ -211,13 +215,20 @@ def _say_partial(partial: Mapping[str, str]) -> None:
         _say(f"Partial: {name}: {what}. Evaluate it again to go on.", "yellow")
 
 
-def _say_failures(failures: Sequence[FailureKind], target: str) -> None:
-    if failures:
-        count = sum(kind.count for kind in failures)
-        command = " ".join(filter(None, ("dspex trials", target, "--failed")))
-        _say(f"{count:,} trials failed: {command}")
+def _say_failures(failures: Sequence[FailureKind], target: str, *, ran: int) -> None:
+    """Say how many trials failed and why, and how many of them this command has not even run (*ran* it has)."""
+    count = sum(kind.count for kind in failures)
+    if count:
+        _say(f"{count:,} trials failed: {_command('dspex trials', target, '--failed')}")
     for kind in failures:
         _say(f"  {kind.count:,} × {kind.type}: {shortened(kind.message)}")
+    if count > ran:
+        again = _command("dspex evaluate", target, "--reuse successes")
+        _say(f"{count - ran:,} of them failed in an earlier run; to run them again: {again}")
+
+
+def _command(*parts: str) -> str:
+    return " ".join(filter(None, parts))
 
 
 def _say_left_out(names: Sequence[str]) -> None:

@@ -63,6 +63,8 @@ class EvaluatedPartitionsSummary:
     failures: tuple[FailureKind, ...]
     not_counted: tuple[str, ...]
     """What that leaves out, each with what to do about it."""
+    failed: int = 0
+    """Trials that were run and failed; `failures` has those of earlier runs too."""
     failed_checks: tuple[FailedCheck, ...] = ()
 
 
@@ -79,6 +81,9 @@ class BarReporter(ProgressReporter):
         self._done: dict[str, int] = {}
         self._partition = ""
         self._batch = 0
+        self._failed: dict[str, int] = {}
+        self._failed_now = 0
+        """Of the batch; what failed in those that are over is in `_failed`."""
         self._usage = Usage()
         self._before = Usage()
         """What the batches that are over have used."""
@@ -92,11 +97,16 @@ class BarReporter(ProgressReporter):
         usage.merge(self._usage)
         return usage
 
+    @property
+    def failures(self) -> int:
+        """How many trials have failed so far, over all batches and partitions; none that was reused."""
+        return sum(self._failed.values()) + self._failed_now
+
     def expect(self, partition: str) -> None:
         """A partition is about to be evaluated."""
         self._partition = partition
         self._tasks[partition] = self._bars.add_task(partition, total=None, note="planning")
-        self._done[partition] = 0
+        self._done[partition] = self._failed[partition] = self._failed_now = 0
 
     def started(self, partition: str, planned: int) -> None:
         """One more batch of the partition begins."""
@@ -108,7 +118,9 @@ class BarReporter(ProgressReporter):
 
     def moved(self, progress: executor.Progress) -> None:
         """Outcomes have come in."""
-        failed = f", {progress.failed:,} failed" if progress.failed else ""
+        self._failed_now = progress.failed
+        all_failed = self._failed[self._partition] + progress.failed
+        failed = f", {all_failed:,} failed" if all_failed else ""
         spent = self.usage.spent()
         note = f"{progress.rate_per_s:,.0f} trials/s{failed}{f', {spent}' if spent else ''}"
         done = self._done[self._partition] + progress.done
@@ -134,6 +146,8 @@ class BarReporter(ProgressReporter):
 
     def ended(self, *, complete: bool) -> None:
         """The batch is over; what was reused counts as done too."""
+        self._failed[self._partition] += self._failed_now
+        self._failed_now = 0
         if not complete:
             self._bars.update(self._tasks[self._partition], note="stopped")
             return
@@ -219,6 +233,7 @@ def evaluate_partitions(
         folder=folder,
         usage=reporter.usage,
         failures=failure_kinds(trials),
+        failed=reporter.failures,
         not_counted=tuple(reporter.usage.warnings(budget_of(config, evaluation)).values()),
         failed_checks=tuple(failed_checks),
     )

@@ -12,7 +12,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any, cast
 
 from dspex_pipelines.engine.throttle import Verdict
-from dspex_pipelines.errors import ProviderGivenUp
+from dspex_pipelines.errors import NO_KEY, ProviderGivenUp
 from dspex_pipelines.model.outcome import ErrorType
 
 _LINKS = 4
@@ -30,6 +30,7 @@ _MEANINGS: dict[str, tuple[ErrorType, Verdict, str]] = {
     "overloaded": (ErrorType.PROVIDER_UNAVAILABLE, Verdict.OVERLOADED, "overload"),
     "failed": (ErrorType.PROVIDER_UNAVAILABLE, Verdict.FAILED, "provider failed"),
     "key": (ErrorType.PROVIDER_UNAVAILABLE, Verdict.NEUTRAL, "authentication"),
+    "no key": (ErrorType.PROVIDER_UNAVAILABLE, Verdict.NEUTRAL, NO_KEY),
     "billing": (ErrorType.PROVIDER_UNAVAILABLE, Verdict.NEUTRAL, "billing"),
     "model": (ErrorType.INVALID_CONFIGURATION, Verdict.NEUTRAL, "unknown model"),
     "malformed": (ErrorType.MALFORMED_OUTPUT, Verdict.NEUTRAL, "malformed output"),
@@ -48,7 +49,7 @@ _CODES: dict[str, str] = {
     "transport": "failed",
     "lock_timeout": "failed",
     "auth": "key",
-    "not_configured": "key",
+    "not_configured": "no key",
     "invalid_api_key": "key",
     "billing": "billing",
     "insufficient_quota": "billing",
@@ -65,7 +66,7 @@ _CODES: dict[str, str] = {
     "content_policy_violation": "content",
     "adapter_parse_error": "malformed",
 }
-_FIRST = ("malformed", "context", "content", "billing", "key", "model")
+_FIRST = ("malformed", "context", "content", "billing", "key", "no key", "model")
 """Meanings that a code has whatever the status says: no quota left is a 429 too, and will not pass."""
 _LIBRARIES = frozenset(
     {"aiohttp", "anthropic", "cohere", "dspy", "google", "httpcore", "httpx", "litellm", "openai", "requests"}
@@ -180,7 +181,7 @@ def _fault(meaning: str, error: BaseException, links: list[BaseException]) -> Pr
         what=what,
         passes=passes or meaning == "malformed",
         retry_after_s=_retry_after_s(links) if passes else 0.0,
-        ends_run=meaning in ("key", "billing"),
+        ends_run=meaning in ("key", "no key", "billing"),
         raw=raw if isinstance(raw, str) else None,
     )
 

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from decimal import Decimal
 
 from dspex_pipelines.errors import InvalidValue
 
 
 def dollars(amount: float) -> str:
-    """Return an amount of US dollars for people, to the hundredth of a cent where cents say too little."""
+    """Return an amount of US dollars for people, to the hundredth of a cent where cents say too little.
+
+    What is less than that has one digit: it is not nothing.
+    """
+    if 0 < amount < _LITTLE_USD:
+        return f"${Decimal(f'{amount:.1g}'):f}"
     cents = f"{amount:,.2f}"
     return f"${cents}" if amount >= 1 or abs(float(cents) - amount) < _LITTLE_USD else f"${amount:,.4f}"
 

@@ -21,7 +21,7 @@ from dspy.utils import exceptions as of_dspy
 
 from dspex_pipelines.engine.provider_faults import provider_fault
 from dspex_pipelines.engine.throttle import Verdict
-from dspex_pipelines.errors import ProviderGivenUp
+from dspex_pipelines.errors import NO_KEY, ProviderGivenUp
 from dspex_pipelines.model.outcome import ErrorType
 
 REFUSED = (ErrorType.RATE_LIMITED, Verdict.REFUSED, True, False)
@@ -264,3 +264,10 @@ def test_what_the_model_said_in_vain_is_kept(name: str) -> None:
     fault = provider_fault(TABLE[name][0])
     assert fault is not None
     assert fault.raw == "raw text"
+
+
+def test_a_key_that_is_missing_is_told_apart_from_one_that_is_refused() -> None:
+    missing, refused = (provider_fault(TABLE[name][0]) for name in ("dspy-no-key", "dspy-auth"))
+    assert missing is not None
+    assert refused is not None
+    assert (missing.what, refused.what) == (NO_KEY, "authentication")

@@ -1,4 +1,4 @@
-"""docs/datasets.md, followed in a folder of its own with a real `dagster dev`: files come and change, and nobody clicks."""
+"""docs/datasets.md, followed with a real `dagster dev`: files come and change, and nobody clicks."""
 
 from __future__ import annotations
 
