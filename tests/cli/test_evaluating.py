@@ -17,7 +17,7 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn
 from dspex_pipelines.analysis.failures import FailureKind
 from dspex_pipelines.analysis.leaderboard import leaderboard
 from dspex_pipelines.cli import evaluating, finding, replaying
-from dspex_pipelines.cli.evaluating import BarReporter, EvaluatedPartitionsSummary
+from dspex_pipelines.cli.evaluating import BarReporter, EvaluatedPartitionsSummary, FailedCheck
 from dspex_pipelines.engine import executor
 from dspex_pipelines.model.evaluation import Evaluation
 from dspex_pipelines.model.plan import Plan
@@ -163,3 +163,31 @@ def test_the_command_says_at_its_end_what_was_used_and_what_is_in_no_sum(
     assert "Used" not in told
     assert "Not counted" not in told
     assert asked == [5.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("severities", "code"), [((), 0), ((False,), 0), ((False, True), 3)], ids=["none", "warning", "error"]
+)
+def test_failed_checks_are_told_last_and_are_the_exit_code(
+    run: Run, results: Callable[..., None], monkeypatch: pytest.MonkeyPatch, severities: tuple[bool, ...], code: int
+) -> None:
+    results(row("a"))
+    summary = EvaluatedPartitionsSummary(
+        board=leaderboard(pd.DataFrame([row("a")])),
+        left_out=(),
+        partial={},
+        folder=Path("results"),
+        usage=Usage({}),
+        failures=(),
+        not_counted=(),
+        failed_checks=tuple(
+            FailedCheck(name=f"check_{is_error}", partition="[all]", said="0.5 of 1", is_error=is_error, blocking=False)
+            for is_error in severities
+        ),
+    )
+    monkeypatch.setattr(evaluating, "evaluate_partitions", lambda *_, **__: summary)
+    ended = run("evaluate")
+    assert ended.exit_code == code
+    told = ended.output.splitlines()
+    assert told[len(told) - len(severities) :] == [f"Check check_{one} of [all] failed: 0.5 of 1" for one in severities]
+    assert "exit code 3" in run("evaluate", "--help").output
