@@ -16,6 +16,7 @@ from dspex_pipelines.model.outcome import ErrorType
 Fact = float | int | str
 _OUTCOME = ("status", "error_type")
 _TRIAL = ("partition", "group", "example_id", "repeat", "configuration")
+_METRIC_CHANGED = "; the metric's source has changed too, so it may be that"
 _NOT_RUN = ErrorType.BUDGET_EXHAUSTED.value
 
 
@@ -41,6 +42,8 @@ class Baseline:
     run_id: str
     unchanged: AbstractSet[str] | None = None
     """Ids of the examples whose content is what it was; None: all that are in both."""
+    metric_changed: bool = False
+    """Whether the source that the metric's version is a digest of has changed since."""
 
 
 def columns_of(checks: Sequence[Check], names: Sequence[str]) -> list[str]:
@@ -166,7 +169,7 @@ def _no_regression(
         value=difference.mean,
         bound=bound,
         said=f"{check.metric} by {_interval(difference)} in {difference.n:,} pairs: "
-        f"{_verdict(difference, check, worse=worse)}",
+        f"{_verdict(difference, check, worse=worse)}{_METRIC_CHANGED if baseline.metric_changed else ''}",
         facts=facts,
     )
 

@@ -117,8 +117,9 @@ class NoRegression:
     example's many configurations do not pass for as many observations.
 
     What it is held against are the newest earlier results of the partition that asked the same (limit, configurations,
-    repeats, seed and metrics, whatever the program) and that this check has not failed: evaluating a worse program
-    twice does not make it the standard. Without such results it passes, and says so.
+    repeats and seed, whatever the program) and that this check has not failed: evaluating a worse program twice does
+    not make it the standard. Without such results it passes, and says so. A program and its metric often share a file,
+    so a metric of another version is no obstacle; the result tells that it may be the metric that has changed.
     """
 
     metric: str

@@ -80,7 +80,7 @@ class Plan:
 
     @property
     def question(self) -> str:
-        """Hex digest of what was asked, whatever the program that answers: likeness without it.
+        """Hex digest of what was asked, whatever program answers it and whichever metrics judge the answer.
 
         Results of one question and partition say which of two versions of a program is worse.
         """
@@ -91,7 +91,6 @@ class Plan:
                 [configuration.digest for configuration in self.configurations],
                 self.repeats,
                 self.seed,
-                self.metrics_digest,
             ]
         ).hex()
 

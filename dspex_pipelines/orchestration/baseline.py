@@ -15,6 +15,7 @@ from dagster._core.event_api import PartitionKeyFilter  # what asks for one part
 from dspex_pipelines.analysis.checks import Baseline, columns_of
 from dspex_pipelines.model.checks import NoRegression
 from dspex_pipelines.model.plan import Plan
+from dspex_pipelines.model.trial import MetricSpec
 from dspex_pipelines.orchestration.io_managers import PLAN, PLAN_FILE
 
 MOST = 200
@@ -85,7 +86,9 @@ def find_baseline(
             continue
         earlier = one.plan()
         if earlier.question != plan.question:
-            why = "earlier results are of other examples, configurations, repeats, seeds or metrics"
+            why = "earlier results are of another limit or seed, or of other configurations or repeats"
+        elif (judge := _metric(earlier, check)) is None:
+            why = f"earlier results have no scores of {check.metric}"
         elif one.storage_id in failed:
             why = "this check has failed all earlier results"
         elif not _is_kept(folder, earlier, plan):
@@ -96,8 +99,14 @@ def find_baseline(
                 trials=pq.read_table(one.path, columns=columns_of([check], names)).to_pandas(),
                 run_id=one.run_id,
                 unchanged=_unchanged(folder, earlier, plan),
+                metric_changed=judge != _metric(plan, check),
             )
     return why
+
+
+def _metric(plan: Plan, check: NoRegression) -> MetricSpec | None:
+    name = check.metric.partition(".")[0]
+    return next((metric for metric in plan.metrics if metric.name == name), None)
 
 
 def _failed(instance: dg.DagsterInstance, key: dg.AssetCheckKey, partition: str) -> set[int]:

@@ -18,7 +18,7 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn
 from dspex_pipelines.analysis.failures import FailureKind
 from dspex_pipelines.analysis.leaderboard import leaderboard
 from dspex_pipelines.cli import evaluating, finding, replaying
-from dspex_pipelines.cli.evaluating import BarReporter, EvaluatedPartitionsSummary
+from dspex_pipelines.cli.evaluating import BarReporter, EvaluatedPartitionsSummary, FailedCheck
 from dspex_pipelines.engine import executor
 from dspex_pipelines.errors import Interrupted
 from dspex_pipelines.model.evaluation import Evaluation
@@ -219,3 +219,31 @@ def test_an_interruption_between_steps_is_told_too(
 
     monkeypatch.setattr(evaluating, "evaluate_partitions", interrupted)
     assert isinstance(run("evaluate").exception, Interrupted)
+
+
+@pytest.mark.parametrize(
+    ("severities", "code"), [((), 0), ((False,), 0), ((False, True), 3)], ids=["none", "warning", "error"]
+)
+def test_failed_checks_are_told_last_and_are_the_exit_code(
+    run: Run, results: Callable[..., None], monkeypatch: pytest.MonkeyPatch, severities: tuple[bool, ...], code: int
+) -> None:
+    results(row("a"))
+    summary = EvaluatedPartitionsSummary(
+        board=leaderboard(pd.DataFrame([row("a")])),
+        left_out=(),
+        partial={},
+        folder=Path("results"),
+        usage=Usage({}),
+        failures=(),
+        not_counted=(),
+        failed_checks=tuple(
+            FailedCheck(name=f"check_{is_error}", partition="[all]", said="0.5 of 1", is_error=is_error, blocking=False)
+            for is_error in severities
+        ),
+    )
+    monkeypatch.setattr(evaluating, "evaluate_partitions", lambda *_, **__: summary)
+    ended = run("evaluate")
+    assert ended.exit_code == code
+    told = ended.output.splitlines()
+    assert told[len(told) - len(severities) :] == [f"Check check_{one} of [all] failed: 0.5 of 1" for one in severities]
+    assert "3 done, but" in " ".join(run("evaluate", "--help").output.split())

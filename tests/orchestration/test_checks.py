@@ -186,8 +186,8 @@ def test_only_examples_that_are_what_they_were_are_compared(lab: Lab) -> None:
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        ({"limit": 20}, "earlier results are of other examples, configurations, repeats, seeds or metrics"),
-        ({"seed": 1}, "earlier results are of other examples, configurations, repeats, seeds or metrics"),
+        ({"limit": 20}, "earlier results are of another limit or seed, or of other configurations or repeats"),
+        ({"seed": 1}, "earlier results are of another limit or seed, or of other configurations or repeats"),
     ],
     ids=["limit", "seed"],
 )
@@ -196,6 +196,17 @@ def test_other_plans_are_not_compared(lab: Lab, change: dict[str, int], why: str
     passed, said, _ = judged(fallible(lab, REGRESSION, wrong=4), **change)
     assert (passed, said) == (True, f"nothing to compare with: {why}")
     assert not judged(fallible(lab, REGRESSION, wrong=4))[0], "the earlier ones of the same plan are still there"
+
+
+def test_a_metric_that_has_changed_too_is_told_of(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where program and metric are in one file: editing it gives both another version."""
+    judged(fallible(lab, REGRESSION))
+    monkeypatch.setattr("dspex_pipelines.orchestration.evaluation.metric_version", lambda _: "edited")
+    passed, said, _ = judged(fallible(lab, REGRESSION, wrong=4))
+    assert not passed
+    assert said.endswith("worse; the metric's source has changed too, so it may be that")
+    passed, said, _ = judged(fallible(lab, NoRegression(metric="size"), metrics=(f"{PROGRAMS}:size",)))
+    assert (passed, said) == (True, "nothing to compare with: earlier results have no scores of size")
 
 
 def test_deleted_results_are_not_compared(lab: Lab) -> None:
