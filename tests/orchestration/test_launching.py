@@ -37,7 +37,10 @@ def schedule_of(evaluation: Evaluation) -> dg.ScheduleDefinition:
 
 def requested(evaluation: Evaluation, instance: dg.DagsterInstance) -> list[dg.RunRequest]:
     schedule = schedule_of(evaluation)
-    context = dg.build_schedule_context(instance=instance, scheduled_execution_time=NOW)
+    repository = build_evaluation(evaluation).get_repository_def()
+    context = dg.build_schedule_context(
+        instance=instance, instance_ref=instance.get_ref(), repository_def=repository, scheduled_execution_time=NOW
+    )
     return list(schedule.evaluate_tick(context).run_requests or ())
 
 
@@ -45,7 +48,7 @@ def test_the_latest_partitions_are_scheduled_once_for_each_time(evaluation: Eval
     schedule = schedule_of(evaluation)
     assert (schedule.cron_schedule, schedule.execution_timezone) == ("0 3 * * *", "Europe/Berlin")
     assert schedule.default_status is dg.DefaultScheduleStatus.STOPPED
-    with dg.DagsterInstance.ephemeral() as instance:
+    with dg.instance_for_test() as instance:
         runs = requested(evaluation, instance)
         assert [run.partition_key for run in runs] == ["b", "c"]
         assert len({run.run_key for run in runs}) == 2
@@ -55,7 +58,7 @@ def test_the_latest_partitions_are_scheduled_once_for_each_time(evaluation: Eval
 
 def test_a_schedule_of_partitions_that_have_yet_to_come_skips(evaluation: Evaluation) -> None:
     dynamic = replace(evaluation, dataset=replace(evaluation.dataset, partitions=Dynamic()))
-    with dg.DagsterInstance.ephemeral() as instance:
+    with dg.instance_for_test() as instance:
         assert requested(dynamic, instance) == []
         instance.add_dynamic_partitions("tested_partitions", ["x", "y", "z"])
         assert [run.partition_key for run in requested(dynamic, instance)] == ["y", "z"]
@@ -81,7 +84,8 @@ class Triggers:
     def tick(self) -> list[dg.RunRequest]:
         (sensor,) = (one for one in self.definitions.get_repository_def().sensor_defs if one.name == "tested_triggers")
         assert sensor.default_status is dg.DefaultSensorStatus.STOPPED
-        context = dg.build_sensor_context(instance=self.instance, cursor=self.cursor)
+        repository = self.definitions.get_repository_def()
+        context = dg.build_sensor_context(instance=self.instance, repository_def=repository, cursor=self.cursor)
         data = sensor.evaluate_tick(context)
         self.cursor = data.cursor
         return list(data.run_requests or ())
@@ -89,7 +93,7 @@ class Triggers:
 
 @pytest.fixture
 def triggers(evaluation: Evaluation) -> Any:
-    with dg.DagsterInstance.ephemeral() as instance:
+    with dg.instance_for_test() as instance:
         yield Triggers(evaluation, instance)
 
 
