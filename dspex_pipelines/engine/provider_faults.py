@@ -32,7 +32,7 @@ _MEANINGS: dict[str, tuple[ErrorType, Verdict, str]] = {
     "key": (ErrorType.PROVIDER_UNAVAILABLE, Verdict.NEUTRAL, "authentication"),
     "no key": (ErrorType.PROVIDER_UNAVAILABLE, Verdict.NEUTRAL, NO_KEY),
     "billing": (ErrorType.PROVIDER_UNAVAILABLE, Verdict.NEUTRAL, "billing"),
-    "model": (ErrorType.INVALID_CONFIGURATION, Verdict.NEUTRAL, "unknown model"),
+    "model": (ErrorType.INVALID_CONFIGURATION, Verdict.NEUTRAL, "unknown model or address"),
     "malformed": (ErrorType.MALFORMED_OUTPUT, Verdict.NEUTRAL, "malformed output"),
     "context": (ErrorType.PROGRAM_EXCEPTION, Verdict.NEUTRAL, "context length"),
     "content": (ErrorType.PROGRAM_EXCEPTION, Verdict.NEUTRAL, "content filter"),

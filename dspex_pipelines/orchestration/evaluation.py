@@ -37,6 +37,7 @@ from dspex_pipelines.orchestration.io_managers import EvaluatedPartition
 from dspex_pipelines.orchestration.leaderboard import board_metadata
 from dspex_pipelines.orchestration.partitions import partitions_def
 from dspex_pipelines.orchestration.progress import ToldProgress
+from dspex_pipelines.orchestration.references import code_references
 from dspex_pipelines.orchestration.resources import (
     ProgressResource,
     ResultStore,
@@ -72,6 +73,7 @@ def evaluation_asset(evaluation: Evaluation, *, run_tags: Mapping[str, str]) -> 
         config=to_plan,
         code_version=_code_version(evaluation),
         automation_condition=stale_results(),
+        metadata=code_references(evaluation),
         description=evaluation.description or f"Every trial of {evaluation.name}, one row each.",
     )
     def trials(dataset: Any) -> Any:

@@ -99,7 +99,7 @@ def test_what_it_is_sorted_by_is_a_column(run: Run, results: Give) -> None:
     results(*ROWS)
     told = run("trials", "--sort", "run_s", "--limit", 1).output
     assert "│ run_s │" in told.replace("┃", "│")
-    assert "│ 9 " in told
+    assert "│ 9.000 │" in told
 
 
 def test_nothing_found_says_what_was_asked(run: Run, results: Give) -> None:
