@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from dspex_pipelines.model.evaluation import Dataset, Evaluation, Upstream
     from dspex_pipelines.model.limits import RateLimit
     from dspex_pipelines.model.partitions import Dates, Dynamic
+    from dspex_pipelines.model.search import Search
     from dspex_pipelines.model.space import AtMost, Configuration, ConfigurationSpace, Implies, Ordered
     from dspex_pipelines.model.trial import Example
     from dspex_pipelines.model.variables import Boolean, Choice, Float, Integer, Module, Text
     from dspex_pipelines.orchestration.build import build_evaluation
+    from dspex_pipelines.orchestration.component import EvaluationComponent
 
 __version__ = "0.1.0"
 
@@ -35,6 +37,7 @@ _HOMES = {
     "Dates": "model.partitions",
     "Dynamic": "model.partitions",
     "Evaluation": "model.evaluation",
+    "EvaluationComponent": "orchestration.component",
     "Example": "model.trial",
     "Float": "model.variables",
     "Implies": "model.space",
@@ -43,6 +46,7 @@ _HOMES = {
     "Ordered": "model.space",
     "Price": "model.calls",
     "RateLimit": "model.limits",
+    "Search": "model.search",
     "Text": "model.variables",
     "Upstream": "model.evaluation",
     "build_evaluation": "orchestration.build",
@@ -63,6 +67,7 @@ __all__ = [
     "Dates",
     "Dynamic",
     "Evaluation",
+    "EvaluationComponent",
     "Example",
     "Float",
     "Implies",
@@ -71,6 +76,7 @@ __all__ = [
     "Ordered",
     "Price",
     "RateLimit",
+    "Search",
     "Text",
     "Upstream",
     "build_evaluation",

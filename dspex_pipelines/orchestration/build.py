@@ -32,6 +32,7 @@ PRELOADED = [
     "sqlalchemy.dialects.sqlite",
     "alembic.runtime.migration",
     "dspex_pipelines.orchestration.build",
+    "dspex_pipelines.orchestration.component",
 ]
 
 

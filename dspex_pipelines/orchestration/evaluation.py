@@ -26,6 +26,7 @@ from dspex_pipelines.orchestration.config import (
     EvaluationConfig,
     checked,
     chosen_configurations,
+    search_of,
     trials_per_op,
 )
 from dspex_pipelines.orchestration.datasets import load_examples
@@ -64,6 +65,7 @@ def evaluation_asset(evaluation: Evaluation) -> dg.AssetsDefinition:
         backfill_policy=dg.BackfillPolicy.multi_run(1),
         group_name=evaluation.name,
         kinds={"parquet"},
+        owners=list(evaluation.owners),
         config=to_plan,
         code_version=_code_version(evaluation),
         automation_condition=stale_results(),
@@ -131,6 +133,7 @@ def _plan(
     store: ResultStore,
 ) -> Plan:
     partition = context.partition_key
+    search = search_of(config, evaluation)
     content = _dataset_digest(context.instance, evaluation, partition)
     folder = store.datasets(context.instance, evaluation.name, partition)
     examples = load_examples(folder, content, limit=config.limit or None)
@@ -149,9 +152,9 @@ def _plan(
         program=_program(evaluation),
         metrics=_metrics(evaluation),
         space_json=evaluation.space.to_json(),
-        configurations=chosen_configurations(config, evaluation.space),
+        configurations=chosen_configurations(search, evaluation.space),
         repeats=config.repeats,
-        seed=config.seed,
+        seed=search.seed,
         generation=context.run.root_run_id or context.run_id if config.reuse == "none" else "",
         failures_since=_started_at(context) if config.reuse == "successes" else 0.0,
     )

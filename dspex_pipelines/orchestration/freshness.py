@@ -39,7 +39,9 @@ def stale_leaderboard() -> dg.AutomationCondition[Any]:
     """Return the condition under which the leaderboard is made again: other results, and no more on their way."""
     lacking = _Condition.missing() & _Condition.any_deps_match(~_Condition.missing())
     due = _until_requested(_Condition.any_deps_match(_Condition.data_version_changed()) | lacking.newly_true())
-    return (due & ~_Condition.any_deps_in_progress() & ~_Condition.in_progress()).with_label("results have changed, and no more are on their way")
+    return (due & ~_Condition.any_deps_in_progress() & ~_Condition.in_progress()).with_label(
+        "results have changed, and no more are on their way"
+    )
 
 
 def _until_requested(event: dg.AutomationCondition[Any]) -> dg.AutomationCondition[Any]:
