@@ -17,10 +17,12 @@ if TYPE_CHECKING:
     from dspex_pipelines.model.evaluation import Dataset, Evaluation, Upstream
     from dspex_pipelines.model.limits import RateLimit
     from dspex_pipelines.model.partitions import Dates, Dynamic
+    from dspex_pipelines.model.search import Search
     from dspex_pipelines.model.space import AtMost, Configuration, ConfigurationSpace, Implies, Ordered
     from dspex_pipelines.model.trial import Example
     from dspex_pipelines.model.variables import Boolean, Choice, Float, Integer, Module, Text
     from dspex_pipelines.orchestration.build import build_evaluation
+    from dspex_pipelines.orchestration.component import EvaluationComponent
 
 __version__ = "0.1.0"
 
@@ -37,6 +39,7 @@ _HOMES = {
     "Dates": "model.partitions",
     "Dynamic": "model.partitions",
     "Evaluation": "model.evaluation",
+    "EvaluationComponent": "orchestration.component",
     "Example": "model.trial",
     "FailureRate": "model.checks",
     "Float": "model.variables",
@@ -48,6 +51,7 @@ _HOMES = {
     "Price": "model.calls",
     "RateLimit": "model.limits",
     "ScoreFloor": "model.checks",
+    "Search": "model.search",
     "Text": "model.variables",
     "Upstream": "model.evaluation",
     "build_evaluation": "orchestration.build",
@@ -69,6 +73,7 @@ __all__ = [
     "Dates",
     "Dynamic",
     "Evaluation",
+    "EvaluationComponent",
     "Example",
     "FailureRate",
     "Float",
@@ -80,6 +85,7 @@ __all__ = [
     "Price",
     "RateLimit",
     "ScoreFloor",
+    "Search",
     "Text",
     "Upstream",
     "build_evaluation",

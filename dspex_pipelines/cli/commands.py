@@ -81,8 +81,10 @@ def evaluate(
         typer.Option(help="Only this partition; may be repeated.", autocompletion=complete_partition),
     ] = None,
     limit: Annotated[int, typer.Option(help="Only the first so many examples of each partition.")] = 0,
-    samples: Annotated[int, typer.Option(help="So many random configurations instead of the grid.")] = 0,
-    seed: Annotated[int, typer.Option(help="Seed of the draw and of the trials.")] = 0,
+    samples: Annotated[
+        int | None, typer.Option(help="So many random configurations; 0: the grid. Default: as declared.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the draw and of the trials. Default: as declared.")] = None,
     repeats: Annotated[int, typer.Option(help="How often each configuration meets each example.")] = 1,
     max_concurrency: Annotated[int, typer.Option(help="Most trials in flight; 0: as declared.")] = 0,
     timeout_s: Annotated[float, typer.Option(help="Seconds a trial may run; 0: as declared.")] = 0.0,

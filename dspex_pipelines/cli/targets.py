@@ -14,10 +14,11 @@ from dspex_pipelines.errors import DspexError, InvalidValue, ProgramUnavailable
 from dspex_pipelines.model.evaluation import Evaluation
 
 DECLARATION = "evaluation.py"
+COMPONENTS = ("defs.yaml", "defs.yml")
 
 
 def find_evaluation(target: str) -> Evaluation:
-    """Return a shipped evaluation by name, one at ``module:attribute``, or the one in ./evaluation.py.
+    """Return a shipped evaluation by name, one at ``module:attribute``, in a folder of a defs.yaml, or ./evaluation.py.
 
     Raises `InvalidValue` or `ProgramUnavailable`, which say what there is, and `DspexError` with file and line where
     the declaration itself raises.
@@ -31,12 +32,17 @@ def find_evaluation(target: str) -> Evaluation:
         if not isinstance(found, Evaluation):
             raise InvalidValue(field="target", value=target, fix=f"it is a {type(found).__name__}, not an Evaluation")
         return found
+    if Path(target).name in COMPONENTS or any((Path(target) / name).exists() for name in COMPONENTS if target):
+        from dspex_pipelines.orchestration.component_file import evaluation_at
+
+        return evaluation_at(Path(target))
     from dspex_pipelines.declarations import EVALUATIONS
 
     if target in EVALUATIONS:
         return EVALUATIONS[target]
     if not Path(DECLARATION).exists():
-        fix = f"give one of {', '.join(EVALUATIONS)}, module:attribute, or run `dspex init` to write {DECLARATION}"
+        known = f"{', '.join(EVALUATIONS)}, module:attribute, the folder of a defs.yaml"
+        fix = f"give one of {known}, or run `dspex init` to write {DECLARATION}"
         raise InvalidValue(field="target", value=target, fix=fix)
     with _located(DECLARATION):
         names_there = vars(importlib.import_module(DECLARATION.removesuffix(".py")))

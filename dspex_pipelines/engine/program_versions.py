@@ -50,7 +50,8 @@ def program_version(
     contents: list[list[Any]] = []
     for file in files:
         try:
-            contents.append([str(file), file.read_bytes()])
+            # An absolute path tells more of the machine than of the program.
+            contents.append([file.name if file.is_absolute() else str(file), file.read_bytes()])
         except OSError as error:
             raise ProgramUnavailable(entry_point=entry_point, reason=f"declared file: {error}") from error
     return f"{version}.{digest_of(contents).hex()}{surroundings}" if contents else f"{version}{surroundings}"

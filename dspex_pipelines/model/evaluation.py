@@ -16,6 +16,7 @@ from dspex_pipelines.model.calls import TRACE_BYTES, CallPolicy, Price
 from dspex_pipelines.model.checks import Check, checked_checks
 from dspex_pipelines.model.limits import RateLimit
 from dspex_pipelines.model.partitions import Dates, Dynamic
+from dspex_pipelines.model.search import Search
 from dspex_pipelines.model.secrecy import check_no_secret
 from dspex_pipelines.model.space import ConfigurationSpace
 from dspex_pipelines.model.trial import ISOLATIONS, Isolation, check_entry_point
@@ -25,6 +26,8 @@ Row = Mapping[str, Any]
 NAME_CHARACTERS = 100
 """Of names that become folders."""
 _FOLDER_BYTES = 255
+_OWNER = re.compile(r"[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\.[A-Za-z]{2,7}|team:\S.*")
+"""What Dagster takes for an owner."""
 _AT_MOST = f"give at most {NAME_CHARACTERS} characters"
 
 
@@ -109,6 +112,8 @@ class Evaluation:
     program: str
     metrics: tuple[str, ...]
     space: ConfigurationSpace = field(default_factory=ConfigurationSpace)
+    search: Search = field(default_factory=Search)
+    """Which configurations of the space a run tries, where its config does not say."""
     init: Mapping[str, Any] = field(default_factory=dict[str, Any])
     isolation: Isolation = "shared"
     version: str = ""
@@ -136,6 +141,8 @@ class Evaluation:
     automation: Automation = field(default_factory=Automation)
     """What starts it besides a click; all of it is off until it is turned on."""
     description: str = ""
+    owners: tuple[str, ...] = ()
+    """Who answers for it: email addresses, or teams as ``team:search``; shown at its assets."""
     tags: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def __post_init__(self) -> None:
@@ -152,6 +159,7 @@ class Evaluation:
         if self.isolation not in ISOLATIONS:
             raise InvalidValue(field="isolation", value=self.isolation, fix=f"give one of {', '.join(ISOLATIONS)}")
         object.__setattr__(self, "score_range", _range(self.score_range))
+        object.__setattr__(self, "owners", _owners(self.owners))
         if not _is_number(self.timeout_s) or not self.timeout_s > 0:
             raise InvalidValue(field="timeout_s", value=self.timeout_s, fix="give seconds above 0")
         if type(self.max_concurrency) is not int or self.max_concurrency < 1:
@@ -259,6 +267,17 @@ def _variables(given: object) -> tuple[str, ...]:
             raise InvalidValue(field=field, value=name, fix=fix)
         names.append(name)
     return tuple(names)
+
+
+def _owners(given: object) -> tuple[str, ...]:
+    if not isinstance(given, tuple | list):
+        raise InvalidValue(field="owners", value=given, fix="give a tuple of owners; one alone needs a comma")
+    owners = cast("tuple[object, ...]", tuple(given))
+    for owner in owners:
+        if not isinstance(owner, str) or not _OWNER.fullmatch(owner):
+            fix = "give an email address, such as ada@example.org, or a team, such as team:search"
+            raise InvalidValue(field="owners", value=owner, fix=fix)
+    return cast("tuple[str, ...]", owners)
 
 
 def _range(given: object) -> tuple[float, float]:

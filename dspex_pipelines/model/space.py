@@ -292,7 +292,7 @@ class ConfigurationSpace:
         try:
             document = cast("dict[str, list[dict[str, Any]]]", json.loads(text))
             variables = tuple(variable_from_json(item) for item in document["variables"])
-            constraints = tuple(_constraint_from_json(item) for item in document.get("constraints", []))
+            constraints = tuple(constraint_from_json(item) for item in document.get("constraints", []))
         except InvalidValue:
             raise
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
@@ -318,7 +318,8 @@ def _constraint_to_json(constraint: Constraint) -> dict[str, object]:
     return {"kind": constraint.kind, **body}
 
 
-def _constraint_from_json(document: Mapping[str, Any]) -> Constraint:
+def constraint_from_json(document: Mapping[str, Any]) -> Constraint:
+    """Return the constraint that `to_json` wrote; raises `InvalidValue` for anything else."""
     kind = document.get("kind")
     if kind not in _CONSTRAINT_KINDS:
         raise InvalidValue(field="constraint.kind", value=kind, fix=f"give one of {', '.join(_CONSTRAINT_KINDS)}")

@@ -3,4 +3,6 @@
 import warnings
 
 # Beta in the Dagster in use and tested with it; who evaluates a program can do nothing about them.
-warnings.filterwarnings("ignore", message=r"Parameter `(backfill_policy|data_version)` of .* is currently in beta")
+warnings.filterwarnings(
+    "ignore", message=r"Parameter `(backfill_policy|data_version|use_user_code_server)` of .* is currently in beta"
+)

@@ -33,6 +33,7 @@ PRELOADED = [
     "sqlalchemy.dialects.sqlite",
     "alembic.runtime.migration",
     "dspex_pipelines.orchestration.build",
+    "dspex_pipelines.orchestration.component",
 ]
 
 

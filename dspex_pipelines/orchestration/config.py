@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError
 from dspex_pipelines.errors import InvalidValue
 from dspex_pipelines.model.budget import Budget
 from dspex_pipelines.model.evaluation import Evaluation
+from dspex_pipelines.model.search import LARGEST, Search
 from dspex_pipelines.model.space import Configuration, ConfigurationSpace
 
 MAX_CONCURRENCY_TAG = "dspex/max_concurrency"
@@ -21,7 +22,6 @@ ONE_BY_ONE = 20
 """So many trials are worth a step each in the UI."""
 TRIALS_PER_STEP = 5_000
 MOST_STEPS = 20
-LARGEST = 2**31 - 1
 SHORT = 12
 """Characters by which results name a configuration."""
 SHOWN = 5
@@ -40,15 +40,18 @@ class EvaluationConfig(dg.Config):
     """How much of an evaluation a run does, and how."""
 
     limit: int = Field(default=0, description="Only the first so many examples; 0: all of them.")
-    samples: int = Field(
-        default=0,
-        description="So many configurations drawn at random from the space; 0: the whole grid.",
+    samples: int | None = Field(
+        default=None,
+        description="So many configurations drawn at random from the space; 0: the whole grid; "
+        "left out: what the evaluation declares.",
+    )
+    seed: int | None = Field(
+        default=None, description="Seed of the draw and of the trials; left out: what the evaluation declares."
     )
     configurations: list[str] = Field(
         default_factory=list[str],
         description="Only these of them, each by the first characters of its digest, as results name it; empty: all.",
     )
-    seed: int = Field(default=0, description="Seed of the draw and of the trials.")
     repeats: int = Field(default=1, description="How often each configuration meets each example, with a seed each.")
     max_concurrency: int = Field(default=0, description="Most trials in flight; 0: what the evaluation declares.")
     timeout_s: float = Field(default=0.0, description="Seconds a trial may run; 0: what the evaluation declares.")
@@ -99,8 +102,6 @@ def checked(config: EvaluationConfig, evaluation: Evaluation, tags: dict[str, st
     """Return the run's limits; raises `InvalidValue` naming the field, its value and its bound."""
     for name, least in (
         ("limit", 0),
-        ("samples", 0),
-        ("seed", 0),
         ("repeats", 1),
         ("max_concurrency", 0),
         ("trials_per_op", 0),
@@ -109,6 +110,7 @@ def checked(config: EvaluationConfig, evaluation: Evaluation, tags: dict[str, st
         value = getattr(config, name)
         if not least <= value <= LARGEST:
             raise InvalidValue(field=name, value=value, fix=f"give an integer in [{least}, {LARGEST}]")
+    search_of(config, evaluation)
     if not (math.isfinite(config.timeout_s) and config.timeout_s >= 0):
         raise InvalidValue(field="timeout_s", value=config.timeout_s, fix="give seconds, 0 or more")
     limit = config.max_concurrency or evaluation.max_concurrency
@@ -130,9 +132,17 @@ def budget_of(config: EvaluationConfig, evaluation: Evaluation) -> Budget:
     return replace(evaluation.budget, **{name: value for name, value in asked.items() if value})
 
 
-def chosen_configurations(config: EvaluationConfig, space: ConfigurationSpace) -> tuple[Configuration, ...]:
-    """Return the configurations that the run's search names."""
-    found = space.sample(config.samples, seed=config.seed) if config.samples else tuple(space.grid())
+def search_of(config: EvaluationConfig, evaluation: Evaluation) -> Search:
+    """Return the run's search; raises `InvalidValue` as the class does."""
+    asked = {name: value for name in ("samples", "seed") if (value := getattr(config, name)) is not None}
+    return replace(evaluation.search, **asked)
+
+
+def chosen_configurations(
+    config: EvaluationConfig, search: Search, space: ConfigurationSpace
+) -> tuple[Configuration, ...]:
+    """Return the configurations of *space* that *search* names, of which the run may want only some."""
+    found = space.sample(search.samples, seed=search.seed) if search.samples else tuple(space.grid())
     if not found:
         raise InvalidValue(field="space", value="its grid", fix="no combination keeps every constraint; loosen one")
     if not config.configurations:

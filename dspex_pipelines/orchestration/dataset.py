@@ -40,6 +40,7 @@ def dataset_asset(evaluation: Evaluation) -> dg.AssetsDefinition:
         backfill_policy=dg.BackfillPolicy.multi_run(1),
         group_name=evaluation.name,
         kinds={"parquet"},
+        owners=list(evaluation.owners),
         description=evaluation.dataset.description or f"The examples of {evaluation.name}.",
     )
     def dataset(

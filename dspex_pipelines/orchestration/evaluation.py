@@ -29,6 +29,7 @@ from dspex_pipelines.orchestration.config import (
     Reuse,
     checked,
     chosen_configurations,
+    search_of,
     trials_per_op,
 )
 from dspex_pipelines.orchestration.datasets import load_examples
@@ -70,6 +71,7 @@ def evaluation_asset(evaluation: Evaluation, *, run_tags: Mapping[str, str]) -> 
         backfill_policy=dg.BackfillPolicy.multi_run(1),
         group_name=evaluation.name,
         kinds={"parquet"},
+        owners=list(evaluation.owners),
         config=to_plan,
         code_version=_code_version(evaluation),
         automation_condition=stale_results(),
@@ -145,6 +147,7 @@ def _plan(
     store: ResultStore,
 ) -> Plan:
     partition = context.partition_key
+    search = search_of(config, evaluation)
     content = _dataset_digest(context.instance, evaluation, partition)
     folder = store.datasets(context.instance, evaluation.name, partition)
     examples = load_examples(folder, content, limit=config.limit or None)
@@ -163,9 +166,9 @@ def _plan(
         program=_program(evaluation),
         metrics=_metrics(evaluation),
         space_json=evaluation.space.to_json(),
-        configurations=chosen_configurations(config, evaluation.space),
+        configurations=chosen_configurations(config, search, evaluation.space),
         repeats=config.repeats,
-        seed=config.seed,
+        seed=search.seed,
         generation=context.run.root_run_id or context.run_id if config.reuse is Reuse.none else "",
         failures_since=_started_at(context) if config.reuse is Reuse.successes else 0.0,
     )

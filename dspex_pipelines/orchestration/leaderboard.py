@@ -36,6 +36,7 @@ def leaderboard_asset(evaluation: Evaluation) -> dg.AssetsDefinition:
         },
         group_name=evaluation.name,
         kinds={"python"},
+        owners=list(evaluation.owners),
         automation_condition=stale_leaderboard(),
         description=f"The configurations of {evaluation.name}, best first, over all partitions.",
     )

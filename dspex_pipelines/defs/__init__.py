@@ -1,0 +1,1 @@
+"""The evaluations of this code location, each in a folder of its own with a `defs.yaml`."""
