@@ -58,7 +58,7 @@ class Dataset(Fields):
     """Column whose values are the partitions."""
     partitions: Partitions = Field(default_factory=lambda: ["all"])
     """Names of partitions; or dynamic, for those that the data has; or {every: day, start: 2026-01-31}."""
-    max_bad_rows: Number = Field(default=0.2, ge=0)
+    max_bad_rows: StrictFloat = Field(default=0.2, ge=0)
     """Most rows of a partition that may be bad: a fraction below 1, or a number from 1 on."""
     description: StrictStr = ""
     """Shown at the data set's asset."""
@@ -205,15 +205,15 @@ SearchOrGrid: TypeAlias = Annotated[
 class Budget(Fields):
     """Bounds on one run over one partition; 0 is no bound."""
 
-    max_errors: Number = Field(default=0, ge=0)
+    max_errors: StrictFloat = Field(default=0, ge=0)
     """From 1 on: so many failed trials. Below 1: such a fraction of the trials that have an outcome."""
     min_trials: StrictInt = Field(default=100, ge=1)
     """A fraction of errors counts only once so many trials have an outcome."""
-    max_time_s: Number = Field(default=0, ge=0)
+    max_time_s: StrictFloat = Field(default=0, ge=0)
     """Seconds from the first trial on."""
     max_tokens: StrictInt = Field(default=0, ge=0)
     """Tokens, of those trials that report their usage."""
-    max_cost_usd: Number = Field(default=0, ge=0)
+    max_cost_usd: StrictFloat = Field(default=0, ge=0)
     """US dollars, of those trials that report their usage."""
 
 
@@ -222,9 +222,9 @@ class RateLimit(Fields):
 
     model: StrictStr
     """Name of a model or a pattern: openai/gpt-4o-mini, or openai/* for one budget that all share."""
-    requests_per_minute: Number = Field(default=0, ge=0)
+    requests_per_minute: StrictFloat = Field(default=0, ge=0)
     """Calls in a minute."""
-    tokens_per_minute: Number = Field(default=0, ge=0)
+    tokens_per_minute: StrictFloat = Field(default=0, ge=0)
     """Tokens in a minute."""
     max_concurrency: StrictInt = Field(default=0, ge=0)
     """Calls at a time."""
@@ -235,11 +235,11 @@ class Price(Fields):
 
     model: StrictStr
     """Name of a model or a pattern."""
-    input_usd: Number = Field(ge=0)
+    input_usd: StrictFloat = Field(ge=0)
     """Of tokens that go in."""
-    output_usd: Number = Field(ge=0)
+    output_usd: StrictFloat = Field(ge=0)
     """Of tokens that come out."""
-    cached_input_usd: Number | None = Field(default=None, ge=0)
+    cached_input_usd: StrictFloat | None = Field(default=None, ge=0)
     """Of tokens that go in and that the provider has cached; left out: the same as other input."""
 
 
@@ -254,7 +254,7 @@ class Automation(Fields):
     """Only the newest so many partitions are scheduled; 0: all of them."""
     look_every_s: StrictInt = Field(default=30, ge=1)
     """Seconds between two looks at the files, and at what they made stale."""
-    stale_after_h: Number = Field(default=0, ge=0)
+    stale_after_h: StrictFloat = Field(default=0, ge=0)
     """Hours after which results count as stale in the UI; 0: never."""
     triggers: StrictStr = ""
     """Folder, relative to that of defs.yaml: each JSON file that is put there starts a run."""
@@ -291,7 +291,7 @@ class EvaluationFields(Fields):
     """What has to hold between variables."""
     search: SearchOrGrid = "grid"
     """grid, or {samples: 50, seed: 1}; the config of a run may ask for others."""
-    timeout_s: Number = Field(default=60.0, gt=0)
+    timeout_s: StrictFloat = Field(default=60.0, gt=0)
     """Seconds a trial may run."""
     max_concurrency: StrictInt = Field(default=64, ge=1)
     """Most trials at a time."""
