@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dspex_pipelines.engine.calls import call_model, call_model_async, report_usage
+    from dspex_pipelines.engine.calling import call_model, call_model_async, report_usage
     from dspex_pipelines.model.automation import Automation
     from dspex_pipelines.model.budget import Budget
     from dspex_pipelines.model.calls import Price
@@ -55,9 +55,9 @@ _HOMES = {
     "Text": "model.variables",
     "Upstream": "model.evaluation",
     "build_evaluation": "orchestration.build",
-    "call_model": "engine.calls",
-    "call_model_async": "engine.calls",
-    "report_usage": "engine.calls",
+    "call_model": "engine.calling",
+    "call_model_async": "engine.calling",
+    "report_usage": "engine.calling",
 }
 
 __all__ = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
+from dspex_pipelines.engine.used import field_of
 from dspex_pipelines.redaction import is_secret_setting
 
 _ASKED = ("messages", "prompt", "input", "contents")
@@ -35,10 +36,10 @@ def asked_of(request: Any) -> tuple[Any, Mapping[str, Any] | None]:
 
 def answered_of(answer: Any) -> Any:
     """Return the words of an answer in OpenAI's form, a list with one for each choice; any other answer as it is."""
-    choices = _field(answer, "choices")
+    choices = field_of(answer, "choices")
     if not isinstance(choices, list | tuple) or not choices:
         return answer
-    said = [_field(_field(choice, "message"), "content") for choice in cast("list[Any]", choices)]
+    said = [field_of(field_of(choice, "message"), "content") for choice in cast("list[Any]", choices)]
     return said if all(isinstance(words, str) for words in said) else answer
 
 
@@ -68,7 +69,3 @@ class _Open:
 
 def _copied(asked: Any) -> Any:
     return list(cast("list[Any]", asked)) if isinstance(asked, list) else asked
-
-
-def _field(holder: Any, name: str) -> Any:
-    return holder.get(name) if isinstance(holder, Mapping) else getattr(holder, name, None)

@@ -6,23 +6,21 @@ A trial's `TrialCalls` is found by whatever runs on its behalf, coroutine or thr
 from __future__ import annotations
 
 import asyncio
-import math
 import threading
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Future
-from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from dspex_pipelines.engine.asked import answered_of, asked_of
 from dspex_pipelines.engine.provider_faults import ProviderFault, provider_fault
 from dspex_pipelines.engine.spans import AttemptSpans, SessionSpans
 from dspex_pipelines.engine.throttle import Verdict
+from dspex_pipelines.engine.used import Used, credible_tokens
 from dspex_pipelines.errors import InvalidValue
-from dspex_pipelines.model.calls import MOST_TOKENS, CallPolicy, lane_name
+from dspex_pipelines.model.calls import CallPolicy, lane_name
 from dspex_pipelines.model.outcome import ErrorType
 from dspex_pipelines.redaction import redact, redact_beginning
 
@@ -79,18 +77,6 @@ class FailedCall(NamedTuple):
     type: ErrorType
     message: str
     run_s: float
-
-
-class Used(NamedTuple):
-    """What a call used; tokens that the provider had cached are among the input."""
-
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cached_input_tokens: int = 0
-    cost_usd: float | None = None
-    """As the client library reckons; a declared price goes before it."""
-    cached: bool = False
-    """Whether the answer came out of a cache of the client library: it cost nothing."""
 
 
 @dataclass(slots=True)
@@ -294,7 +280,7 @@ class _Ongoing:
 
     def __init__(self, trial: TrialCalls, model: str, tokens: int) -> None:
         self._trial = trial
-        self._tokens = _credible(tokens)
+        self._tokens = credible_tokens(tokens)
         self._refusals = 0
         self._failures = 0
         self._permit: Permit | None = None
@@ -412,115 +398,3 @@ def begin_trial(calls: TrialCalls) -> None:
 def end_trial() -> None:
     """From here on, the thread runs for no trial."""
     _running.set(None)
-
-
-def report_usage(**amounts: float) -> None:
-    """Add *amounts* to what the trial that calls this has used: ``tokens``, ``cost_usd``, or names of your own.
-
-    Programs and metrics call it as often as they like, in coroutines too, but not in threads that they start
-    themselves; outside a trial it does nothing. Budgets are about ``tokens`` and ``cost_usd`` (US dollars). Raises
-    `InvalidValue` for what is no finite number of 0 or more, and for a name that cannot be printed.
-    """
-    trial = _running.get()
-    for name, amount in amounts.items():
-        number = _amount(amount)
-        if number is None:
-            raise InvalidValue(field=name, value=amount, fix="report a finite number, 0 or more")
-        if len(name) > NAME_CHARACTERS or not name.isprintable():
-            raise InvalidValue(field="name", value=name, fix=f"use {NAME_CHARACTERS} printable characters at most")
-        if trial is not None:
-            trial.report({name: number})
-
-
-def _amount(said: Any) -> float | None:
-    """Return a number of any kind as a plain one; None for what is no finite number of 0 or more."""
-    if isinstance(said, bool | str):
-        return None
-    try:
-        number = said if type(said) is int else float(said)
-        return number if number >= 0 and math.isfinite(number) else None
-    except (TypeError, ValueError, OverflowError):
-        return None
-
-
-def call_model(model: str, make: Callable[[], T], *, tokens: int = 0, request: Any = None) -> T:
-    """Return what *make* returns, called once the pool's throttle gives leave to call *model*.
-
-    For programs that call a provider without DSPy: ``call_model("openai/gpt-4o-mini", lambda: client.chat(...))``.
-    A call that is refused, or at which the provider fails, waits and is made again here, so that finished ones are not
-    bought twice; what its answer's `usage` says (in OpenAI's form) is counted. *tokens* is an estimate of what the call
-    will use, 0 for none. The trial's trace keeps what *make* returns (in OpenAI's form: its words), and *request*:
-    messages, a prompt, or a map of all that is sent, of which keys, tokens and headers are left out. Outside a trial,
-    *make* is just called. Raises what *make* raises at last.
-    """
-    trial = _running.get()
-    if trial is None:
-        return make()
-
-    def made(call: Call) -> T:
-        _asks(call, request)
-        answer = make()
-        _answers(call, answer)
-        return answer
-
-    return trial.call(model, made, tokens=tokens)
-
-
-async def call_model_async(model: str, make: Callable[[], Awaitable[T]], *, tokens: int = 0, request: Any = None) -> T:
-    """Return what *make* returns, as `call_model` does, in a coroutine."""
-    trial = _running.get()
-    if trial is None:
-        return await make()
-
-    async def made(call: Call) -> T:
-        _asks(call, request)
-        answer = await make()
-        _answers(call, answer)
-        return answer
-
-    return await trial.acall(model, made, tokens=tokens)
-
-
-def _asks(call: Call, request: Any) -> None:
-    # What cannot be looked at can be sent all the same; its methods may raise a SystemExit too.
-    with suppress(BaseException):
-        if request is not None:
-            call.asked, call.settings = asked_of(request)
-
-
-def _answers(call: Call, answer: Any) -> None:
-    call.used, call.answered = Used(), answer
-    # The answer is the program's, whatever comes of looking at it.
-    with suppress(BaseException):
-        call.answered = answered_of(answer)
-        call.used = usage_of(answer)
-
-
-def usage_of(answer: Any) -> Used:
-    """Return what an answer of OpenAI's form says that it used; nothing where it says nothing."""
-    usage = answer.get("usage") if isinstance(answer, Mapping) else getattr(answer, "usage", None)
-    return used_of(usage)
-
-
-def used_of(usage: Any, cost_usd: float | None = None) -> Used:
-    """Return what a usage of OpenAI's form, a map or an object, says; nothing where it is neither."""
-    details = _field(usage, "prompt_tokens_details") or _field(usage, "input_tokens_details")
-    return Used(
-        input_tokens=_count(usage, "prompt_tokens") or _count(usage, "input_tokens"),
-        output_tokens=_count(usage, "completion_tokens") or _count(usage, "output_tokens"),
-        cached_input_tokens=_count(details, "cached_tokens"),
-        cost_usd=cost_usd if isinstance(cost_usd, float) and math.isfinite(cost_usd) and cost_usd >= 0 else None,
-    )
-
-
-def _field(holder: Any, name: str) -> Any:
-    return holder.get(name) if isinstance(holder, Mapping) else getattr(holder, name, None)
-
-
-def _count(holder: Any, name: str) -> int:
-    return _credible(_field(holder, name))
-
-
-def _credible(tokens: Any) -> int:
-    """Return a number of tokens; 0 for what cannot be one."""
-    return int(tokens) if isinstance(tokens, int | float) and 0 < tokens <= MOST_TOKENS else 0

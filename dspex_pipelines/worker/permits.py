@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import dataclass
 
 from dspex.v1 import worker_pb2
 from dspex_pipelines.engine.throttle import Answer, Throttle, Verdict
@@ -110,6 +111,12 @@ class _Permits:
         raise NotImplementedError
 
 
+@dataclass(slots=True)
+class _Leave:
+    until: float
+    """Seconds of the monotonic clock."""
+
+
 class PermitsOfBridge(_Permits):
     """Asks and ends go to *ask* and *end*, which write them to the bridge; `take` is what it answers.
 
@@ -122,15 +129,17 @@ class PermitsOfBridge(_Permits):
         super().__init__()
         self._say_ask = ask
         self._say_end = end
-        self._leaves: dict[str, float] = {}
-        """Models that may be called unasked, and until when."""
+        self._leaves: dict[str, _Leave] = {}
+        """Models that may be called unasked."""
 
     def _ask(self, permit: _Permit, tokens: int, *, again: bool) -> None:
         model = permit.model
         now = time.monotonic()
-        begun = not again and now < self._leaves.get(model, 0.0)
-        if begun:
-            self._leaves[model] = now + LEAVE_S
+        leave = self._leaves.get(model)
+        begun = not again and leave is not None and now < leave.until
+        if leave is not None and begun:
+            # One that the reading thread takes back meanwhile stays taken.
+            leave.until = now + LEAVE_S
             permit.begun = True
             permit.answer(granted=True, reason="")
         self._say_ask(
@@ -148,7 +157,7 @@ class PermitsOfBridge(_Permits):
         """The bridge gives leave to call models unasked, or takes it back."""
         for one in leaves:
             if one.given:
-                self._leaves[one.model] = time.monotonic() + LEAVE_S
+                self._leaves[one.model] = _Leave(time.monotonic() + LEAVE_S)
             else:
                 self._leaves.pop(one.model, None)
 

@@ -21,10 +21,10 @@ from dspex_pipelines.engine.calls import (
     Call,
     Caller,
     TrialCalls,
-    Used,
     begin_trial,
 )
 from dspex_pipelines.engine.throttle import Verdict
+from dspex_pipelines.engine.used import Used
 from dspex_pipelines.errors import InvalidValue
 from dspex_pipelines.model.calls import CallPolicy
 from dspex_pipelines.model.payload import decode, encode
