@@ -22,6 +22,7 @@ from dspex_pipelines.model.calls import CallPolicy
 from dspex_pipelines.model.evaluation import Evaluation
 from dspex_pipelines.model.payload import digest_of
 from dspex_pipelines.model.plan import Batch, Plan
+from dspex_pipelines.model.search import Search
 from dspex_pipelines.model.trial import MetricSpec, ProgramSpec
 from dspex_pipelines.model.usage import Usage
 from dspex_pipelines.orchestration.config import (
@@ -91,10 +92,11 @@ def evaluation_asset(evaluation: Evaluation, *, run_tags: Mapping[str, str]) -> 
 
 
 def _code_version(evaluation: Evaluation) -> str | None:
-    """Return the digest of program, space and metrics; none when they cannot be found, as planning will say."""
+    """Return the digest of program, space, metrics and search; none where one cannot be found, as planning will say."""
     try:
         metrics = [[metric.name, metric.entry_point, metric.version] for metric in _metrics(evaluation)]
-        return digest_of([_program(evaluation).digest, evaluation.space.digest, metrics]).hex()
+        search = [[evaluation.search.samples, evaluation.search.seed]] if evaluation.search != Search() else []
+        return digest_of([_program(evaluation).digest, evaluation.space.digest, metrics, *search]).hex()
     except DspexError:
         return None
 

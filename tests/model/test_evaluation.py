@@ -11,6 +11,7 @@ import pytest
 from dspex_pipelines.engine.program_versions import program_version
 from dspex_pipelines.errors import InvalidValue, ProgramUnavailable
 from dspex_pipelines.model.evaluation import Dataset, Evaluation
+from dspex_pipelines.model.search import Search
 
 
 def dataset(**changes: Any) -> Dataset:
@@ -110,3 +111,19 @@ def test_what_is_declared_is_kept() -> None:
     )
     assert evaluation.environment == ("MAX_TOKENS",)
     assert (evaluation.timeout_s, evaluation.max_concurrency, evaluation.score_range) == (3, 1, (-1, 1))
+
+
+@pytest.mark.parametrize("owners", [("ada",), ("team:",), ("@example.org",), (5,), "team:search"])
+def test_an_owner_is_an_address_or_a_team(owners: object) -> None:
+    with pytest.raises(InvalidValue, match="owners"):
+        declare(owners=owners)
+
+
+def test_owners_are_what_dagster_takes() -> None:
+    assert declare(owners=["ada@example.org", "team:search"]).owners == ("ada@example.org", "team:search")
+
+
+@pytest.mark.parametrize("wrong", [{"samples": -1}, {"samples": 1.0}, {"samples": True}, {"seed": 2**31}])
+def test_a_search_is_of_whole_numbers(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InvalidValue, match=f"search.{next(iter(wrong))}"):
+        Search(**wrong)

@@ -13,6 +13,7 @@ import dagster as dg
 import pytest
 
 from dspex_pipelines.engine.executor import Progress
+from dspex_pipelines.model.search import Search
 from dspex_pipelines.model.space import ConfigurationSpace
 from dspex_pipelines.model.variables import Integer
 from dspex_pipelines.orchestration.build import PRELOADED, build_evaluation
@@ -80,8 +81,9 @@ OTHER_SPACE = ConfigurationSpace(variables=(Integer(name="k", low=1, high=3, poi
         {"version": "2"},
         {"space": OTHER_SPACE},
         {"metrics": (f"{PROGRAMS}:size",)},
+        {"search": Search(samples=2)},
     ],
-    ids=["entry-point", "declared-version", "space", "metrics"],
+    ids=["entry-point", "declared-version", "space", "metrics", "search"],
 )
 def test_the_code_version_follows_program_space_and_metrics(lab: Lab, changes: dict[str, Any]) -> None:
     before = lab.declare(declare("fifth_raises")).code_version()

@@ -17,6 +17,7 @@ import pytest
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 from dagster._core.loader import LoadingContextForTest
 
+from dspex_pipelines.model.search import Search
 from dspex_pipelines.model.space import ConfigurationSpace
 from dspex_pipelines.model.variables import Choice, Float
 from dspex_pipelines.orchestration.resources import ProgressReporter, ProgressResource, WorkerPoolResource
@@ -170,6 +171,29 @@ def test_each_repeat_has_its_seed_and_a_sample_is_the_same_for_its_seed(lab: Lab
     drawn = [lab.evaluated(samples=4, seed=seed)[0]["var.k"].unique().tolist() for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1]
     assert not set(drawn[0]) & set(drawn[2])
+
+
+def test_the_declared_search_holds_where_the_config_says_nothing(lab: Lab) -> None:
+    space = ConfigurationSpace(variables=(Float(name="k", low=0.0, high=1.0),))
+    lab.declare(declare("fifth_raises", rows(2), space=space, search=Search(samples=4, seed=2)))
+
+    def tried(**values: int) -> tuple[list[float], set[int]]:
+        table, _ = lab.evaluated(**values)
+        return sorted(table["var.k"].unique()), set(table["seed"])
+
+    declared, seeds = tried()
+    assert (len(declared), seeds) == (4, {2})
+    assert tried(seed=2) == tried(samples=4, seed=2) == (declared, {2})
+    assert tried(samples=0) == ([0.0, 0.5, 1.0], {2})
+    assert len(tried(samples=3, seed=0)[0]) == 3
+
+
+def test_owners_are_those_of_every_asset(lab: Lab) -> None:
+    lab.declare(declare("fifth_raises", owners=("team:search", "ada@example.org")))
+    graph = lab.definitions.resolve_asset_graph()
+    assert {tuple(graph.get(key).owners) for key in (lab.dataset_key, lab.results_key, lab.board_key)} == {
+        ("team:search", "ada@example.org")
+    }
 
 
 def test_options_of_any_type_reach_the_table(lab: Lab) -> None:
