@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 import dagster as dg
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, create_model
 
 from dspex_pipelines.errors import InvalidValue
 from dspex_pipelines.model.budget import Budget
@@ -81,6 +81,18 @@ class EvaluationConfig(dg.Config):
     max_cost_usd: float = Field(
         default=0.0,
         description="Stop after so many US dollars, as programs report them; 0: what the evaluation declares.",
+    )
+
+
+def launchpad_config(evaluation: Evaluation) -> type[EvaluationConfig]:
+    """Return the config with the evaluation's own search as its defaults, so that the launchpad shows it."""
+    search = evaluation.search
+    drawn = "So many configurations drawn at random from the space; 0: the whole grid."
+    return create_model(
+        EvaluationConfig.__name__,
+        __base__=EvaluationConfig,
+        samples=(int, Field(default=search.samples, description=drawn)),
+        seed=(int, Field(default=search.seed, description="Seed of the draw and of the trials.")),
     )
 
 

@@ -30,6 +30,7 @@ from dspex_pipelines.orchestration.config import (
     Reuse,
     checked,
     chosen_configurations,
+    launchpad_config,
     search_of,
     trials_per_op,
 )
@@ -60,9 +61,10 @@ def evaluation_asset(evaluation: Evaluation, *, run_tags: Mapping[str, str]) -> 
     """
     plan_trials = _plan_op(evaluation, run_tags)
 
-    @dg.config_mapping
     def to_plan(config: EvaluationConfig) -> dict[str, Any]:
         return {"plan_trials": {"config": config.model_dump(mode="json")}}
+
+    to_plan.__annotations__["config"] = launchpad_config(evaluation)
 
     @dg.graph_asset(
         name=RESULTS,
@@ -73,7 +75,7 @@ def evaluation_asset(evaluation: Evaluation, *, run_tags: Mapping[str, str]) -> 
         group_name=evaluation.name,
         kinds={"parquet"},
         owners=list(evaluation.owners),
-        config=to_plan,
+        config=dg.config_mapping(to_plan),
         code_version=_code_version(evaluation),
         automation_condition=stale_results(),
         metadata=code_references(evaluation),
