@@ -197,7 +197,7 @@ def scaffolded(project: Path, name: str) -> Path:
     folder = project / "src" / "declared_here" / name
     folder.mkdir(parents=True)
     request = dg.ScaffoldRequest(
-        type_name=TYPE, target_path=folder, scaffold_format="yaml", project_root=project / "src", params=None
+        type_name=TYPE, target_path=folder, scaffold_format="yaml", project_root=project, params=None
     )
     EvaluationScaffolder().scaffold(request)
     return folder
