@@ -17,7 +17,8 @@ from dspy.lm15 import Message, Request, Response, TextPart, Usage
 from benchmarks._report import report
 from dspex_pipelines.engine.calls import Caller, TrialCalls, begin_trial
 from dspex_pipelines.engine.throttle import Verdict
-from dspex_pipelines.worker.dspy_models import TrialModels, manage_models
+from dspex_pipelines.worker.dspy_models import TrialModels
+from dspex_pipelines.worker.dspy_patches import manage_models
 from dspex_pipelines.worker.dspy_settings import TRIAL
 
 ROUNDS = 5

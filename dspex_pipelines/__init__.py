@@ -9,10 +9,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dspex_pipelines.engine.calls import call_model, call_model_async, report_usage
+    from dspex_pipelines.engine.calling import call_model, call_model_async, report_usage
     from dspex_pipelines.model.automation import Automation
     from dspex_pipelines.model.budget import Budget
     from dspex_pipelines.model.calls import Price
+    from dspex_pipelines.model.checks import Coverage, FailureRate, NoRegression, ScoreFloor
     from dspex_pipelines.model.evaluation import Dataset, Evaluation, Upstream
     from dspex_pipelines.model.limits import RateLimit
     from dspex_pipelines.model.partitions import Dates, Dynamic
@@ -33,26 +34,30 @@ _HOMES = {
     "Choice": "model.variables",
     "Configuration": "model.space",
     "ConfigurationSpace": "model.space",
+    "Coverage": "model.checks",
     "Dataset": "model.evaluation",
     "Dates": "model.partitions",
     "Dynamic": "model.partitions",
     "Evaluation": "model.evaluation",
     "EvaluationComponent": "orchestration.component",
     "Example": "model.trial",
+    "FailureRate": "model.checks",
     "Float": "model.variables",
     "Implies": "model.space",
     "Integer": "model.variables",
     "Module": "model.variables",
+    "NoRegression": "model.checks",
     "Ordered": "model.space",
     "Price": "model.calls",
     "RateLimit": "model.limits",
+    "ScoreFloor": "model.checks",
     "Search": "model.search",
     "Text": "model.variables",
     "Upstream": "model.evaluation",
     "build_evaluation": "orchestration.build",
-    "call_model": "engine.calls",
-    "call_model_async": "engine.calls",
-    "report_usage": "engine.calls",
+    "call_model": "engine.calling",
+    "call_model_async": "engine.calling",
+    "report_usage": "engine.calling",
 }
 
 __all__ = [
@@ -63,19 +68,23 @@ __all__ = [
     "Choice",
     "Configuration",
     "ConfigurationSpace",
+    "Coverage",
     "Dataset",
     "Dates",
     "Dynamic",
     "Evaluation",
     "EvaluationComponent",
     "Example",
+    "FailureRate",
     "Float",
     "Implies",
     "Integer",
     "Module",
+    "NoRegression",
     "Ordered",
     "Price",
     "RateLimit",
+    "ScoreFloor",
     "Search",
     "Text",
     "Upstream",

@@ -39,6 +39,8 @@ QA_RAG = Evaluation(
     ),
     # Not imported from the program, which needs DSPy.
     environment=("DSPEX_QA_API_BASE", "DSPEX_QA_MODEL"),
+    # Its model is named there alone, so nothing declared here tells that it costs money.
+    tags={"dspex/cost": "paid"},
     space=ConfigurationSpace(
         variables=(
             Module(

@@ -53,10 +53,11 @@ class PoolUnreachable(DspexError):
     def __init__(self, *, address: str, waited_s: float, reason: str = "no answer") -> None:
         self.address = address
         self.waited_s = waited_s
+        self.reason = reason
         super().__init__(
             f"no worker pool answered at {address} within {waited_s:g} s ({reason}); "
-            "leave the address (--pool-address) empty for a local pool, or start one there: a bridge with "
-            "`python -m dspex_pipelines.bridge --address …`, workers with `python -m dspex_pipelines.worker …`"
+            "leave the address (--pool-address) empty for a local pool, or start one there: "
+            "`dspex pool start --address …`"
         )
 
 
@@ -66,6 +67,7 @@ class PoolFailed(PoolUnreachable):
     def __init__(self, *, address: str, reason: str) -> None:
         self.address = address
         self.waited_s = 0.0
+        self.reason = reason
         DspexError.__init__(self, f"the worker pool at {address} gave up: {reason}")
 
 
@@ -135,12 +137,22 @@ class ProviderGivenUp(DspexError):
         super().__init__(reason if model in reason else f"{model}: {reason}")
 
 
+NO_KEY = "no key"
+"""How the message of a trial's error begins where a client library had no key to send."""
+
+
 class ProviderRefused(DspexError):
-    """A model's provider has refused whoever calls it: no trial of the evaluation can succeed."""
+    """A model's provider has refused whoever calls it, or there is no key to call it with: no trial can succeed."""
 
     def __init__(self, message: str) -> None:
         # What else a client library says is advice of its own, over several lines.
         said = message.strip().partition("\n")[0].rstrip(". ")
+        if said.startswith(f"{NO_KEY}: "):
+            super().__init__(
+                f"there is no key for a model, so nothing more is run: {said.removeprefix(NO_KEY + ': ')}. Set it in "
+                "the environment the pool starts from (a local pool has that of `dspex evaluate`), then run again"
+            )
+            return
         super().__init__(
             f"a model's provider refused the key, so nothing more is run: {said}. Check the key in the environment "
             "that the pool was started from, and run again; outcomes so far are kept"

@@ -30,9 +30,11 @@ UNNAMED = "[redacted]"
 _PARTS = frozenset(
     (
         *("KEY", "KEYS", "APIKEY", "TOKEN", "SECRET", "SECRETS", "PASSWORD", "PASSWORDS", "PASSWD", "PASSPHRASE"),
-        *("CREDENTIAL", "CREDENTIALS", "AUTHORIZATION", "BEARER", "PGPASSWORD", "JWT"),
+        *("CREDENTIAL", "CREDENTIALS", "AUTHORIZATION", "BEARER", "JWT"),
     )
 )
+_ENDS = ("APIKEY", "TOKEN", "SECRET", "PASSWORD")
+"""What parts end with that are written together with what goes before: `GITHUBTOKEN`."""
 _LAST_PARTS = frozenset({"AUTH", "PASS", "PWD"})
 """Parts that mean something else where more follows, or nothing goes before: `SSH_AUTH_SOCK`, `PWD`."""
 _FIELD_PARTS = frozenset(
@@ -55,6 +57,9 @@ _ABOUT = frozenset({"env", "environment", "variable", "var", "name", "file", "pa
 _VARIABLE = re.compile(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)+")
 """The name of an environment variable, which is what a declaration may have in place of a secret."""
 _FIELDS = frozenset({"authorization", "proxy_authorization", "bearer"})
+_SETTING_WORDS = ("key", "token", "secret", "authorization", "header", "password", "credential")
+_COUNT = re.compile(r"(max|min|budget|num)_([a-z]+_)*tokens")
+"""The name of a setting that says how many tokens there may be."""
 _LEAST_LINE = 16
 """Characters of a line of a secret of many lines that is one by itself."""
 _LEAST_WITHIN = 16
@@ -187,7 +192,9 @@ def secrets_of(environment: Mapping[str, str]) -> dict[str, str]:
 def is_secret_variable(name: str) -> bool:
     """Return whether an environment variable of that name holds a secret: `MY_API_KEY` does, `KEYBOARD` does not."""
     parts = [part for part in re.split(r"[^A-Z0-9]+", name.upper()) if part]
-    return not _PARTS.isdisjoint(parts) or (len(parts) > 1 and parts[-1] in _LAST_PARTS)
+    if not _PARTS.isdisjoint(parts) or any(part.endswith(_ENDS) for part in parts):
+        return True
+    return len(parts) > 1 and parts[-1] in _LAST_PARTS
 
 
 @lru_cache(maxsize=1_024)
@@ -198,6 +205,16 @@ def is_secret_field(name: str) -> bool:
         return False
     pairs = pairwise(parts)
     return not _FIELD_PARTS.isdisjoint(parts) or "_".join(parts) in _FIELDS or not _FIELD_PAIRS.isdisjoint(pairs)
+
+
+@lru_cache(maxsize=1_024)
+def is_secret_setting(name: str) -> bool:
+    """Return whether what a call has under that name is kept nowhere: keys, tokens and headers, by any name of theirs.
+
+    More than by `is_secret_field`, which decides what is refused: what is left out in vain costs little.
+    """
+    lower = name.lower()
+    return any(word in lower for word in _SETTING_WORDS) and _COUNT.fullmatch(lower) is None
 
 
 def password_of(url: str) -> str:

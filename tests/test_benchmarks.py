@@ -15,6 +15,7 @@ SMALL = {
     "isolation": ["--trials", "8"],
     "dspy_calls": ["--calls", "40"],
     "providers": ["--trials", "100", "--rounds", "1"],
+    "events": ["--trials", "1000"],
     "journal": ["--outcomes", "5000", "--trials", "200", "--rounds", "1"],
 }
 CASES = {
@@ -22,6 +23,7 @@ CASES = {
     "isolation": ["process"],
     "dspy_calls": ["thread", "coroutine"],
     "providers": ["2 s, HTTP", "200 ms, HTTP", "200 ms, in process", "declared limit", "discovered limit"],
+    "events": [f"{what} of 1,000 trials" for what in ("events", "event log", "largest materialisation")],
     "journal": [
         *("throughput into small", "throughput into large"),
         *("record into small", "record into large"),

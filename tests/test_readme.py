@@ -142,7 +142,11 @@ def test_init_overwrites_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["", "init", "evaluate", "leaderboard", "trials", "replay", "trace", "pool", "journal"]
+    "command",
+    [
+        *("", "init", "evaluate", "leaderboard", "trials", "replay", "trace", "pool", "pool start", "pool status"),
+        *("pool stop", "worker", "doctor", "journal", "journal size", "journal prune"),
+    ],
 )
 def test_every_command_has_help(tmp_path: Path, command: str) -> None:
     assert "Usage" in dspex(tmp_path, *command.split(), "--help")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ SHOWN_LENGTH = 40
 _CLUSTER = ["partition", "group"]
 _PAIR = ["partition", "example_id", "repeat"]
 
-_SLACK = 1e-9
+SLACK = 1e-9
 """Of a range: what sums of floats are off by."""
 
 
@@ -90,7 +90,9 @@ class Leaderboard:
                 "failures": f"{standing.failures:,}",
                 **({"not run": f"{standing.not_run:,}"} if partial else {}),
                 "bounds": f"{standing.bounds[0]:.3f}…{standing.bounds[1]:.3f}",
-                "vs best": "best" if standing.rank == 1 else _signed(standing.difference),
+                "vs best": "best"
+                if standing.rank == 1 and standing.scores[self.metric].n
+                else _signed(standing.difference),
             }
             for standing in self.standings[:limit]
         ]
@@ -161,9 +163,15 @@ def leaderboard(
     )
 
 
+def ranking_columns(names: Iterable[str]) -> list[str]:
+    """Return those of a table's columns that `leaderboard` looks at."""
+    looked_at = {"configuration", "status", "error_type", *_CLUSTER, *_PAIR}
+    return [name for name in names if name in looked_at or name.startswith(("var.", "score."))]
+
+
 def _outside(scores: pd.Series[float], metric: str, score_range: tuple[float, float]) -> str:
     worst, best = score_range
-    slack = _SLACK * (best - worst)
+    slack = SLACK * (best - worst)
     low, high = float(scores.min()), float(scores.max())
     below = low < worst - slack
     if not (below or high > best + slack):
@@ -186,11 +194,13 @@ def estimate(trials: pd.DataFrame, column: str) -> Estimate:
     return _clustered(values[column].to_numpy(dtype=float), _codes(values))
 
 
-def paired_difference(trials: pd.DataFrame, best: pd.DataFrame, column: str) -> Estimate:
-    """Return the mean of this minus best over the examples where both succeeded, clustered likewise."""
-    both = trials[[*_CLUSTER, "example_id", "repeat", column]].merge(
-        best[[*_PAIR, column]], on=_PAIR, suffixes=("", ".best")
-    )
+def paired_difference(trials: pd.DataFrame, best: pd.DataFrame, column: str, *, within: Sequence[str] = ()) -> Estimate:
+    """Return the mean of this minus best over the examples where both have the score, clustered likewise.
+
+    Both are of one configuration each; for several, *within* names the column that a pair has in common besides.
+    """
+    pair = [*_PAIR, *within]
+    both = trials[[*pair, "group", column]].merge(best[[*pair, column]], on=pair, suffixes=("", ".best"))
     both = both.dropna(subset=[column, f"{column}.best"])
     difference = both[column].to_numpy(dtype=float) - both[f"{column}.best"].to_numpy(dtype=float)
     return _clustered(difference, _codes(both))

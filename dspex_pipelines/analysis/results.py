@@ -17,6 +17,7 @@ from dspex_pipelines.model.payload import decode
 from dspex_pipelines.model.plan import Plan
 from dspex_pipelines.model.space import ConfigurationSpace
 from dspex_pipelines.model.trial import TrialSpec
+from dspex_pipelines.model.usage import usage_of
 from dspex_pipelines.model.variables import Choice, Variable
 
 OK = "ok"
@@ -140,14 +141,6 @@ def _found(columns: Mapping[str, list[Any]], outcome: TrialOutcome, outputs: str
     columns["attempts"].append(outcome.attempts)
     columns["worker"].append(outcome.worker)
     columns["outputs"].append(outputs)
-
-
-def usage_of(outcome: TrialOutcome) -> Mapping[str, float]:
-    """Return what the trial says it has used; nothing for what cannot be read."""
-    try:
-        return outcome.usage
-    except SerializationError:
-        return {}
 
 
 def as_json(value: Any) -> str:

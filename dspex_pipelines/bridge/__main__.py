@@ -34,13 +34,21 @@ async def serve(arguments: argparse.Namespace) -> None:
             session_bytes=arguments.most_session_bytes,
             total_bytes=arguments.most_bytes,
         ),
-        tell=_say,
+        tell=_say if arguments.supervised else _nobody,
     ) as bridge:
         if arguments.supervised:
 
+            async def drain() -> None:
+                await bridge.drain()
+                _say({"drained": True})
+
             def hear() -> None:
                 for line in sys.stdin.buffer:
-                    loop.call_soon_threadsafe(bridge.fail, json.loads(line)["failing"])
+                    message = json.loads(line)
+                    if "failing" in message:
+                        loop.call_soon_threadsafe(bridge.fail, message["failing"])
+                    else:
+                        asyncio.run_coroutine_threadsafe(drain(), loop)
                 loop.call_soon_threadsafe(stop.set)
 
             threading.Thread(target=hear, daemon=True).start()
@@ -52,6 +60,10 @@ def _say(message: Mapping[str, object]) -> None:
     """Tell whoever reads our standard output; nobody may."""
     with contextlib.suppress(OSError):
         print(json.dumps(message), flush=True)
+
+
+def _nobody(_: Mapping[str, object]) -> None:
+    """There is no supervisor who would need to know."""
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from dspex_pipelines.engine.dispatcher import Dispatcher
 from dspex_pipelines.engine.retries import Fault
 from dspex_pipelines.engine.throttle import Throttle
 from dspex_pipelines.engine.tickets import Orders, Settled, Ticket
+from dspex_pipelines.engine.worker_options import MOST_SLOTS
 from dspex_pipelines.errors import UnknownSession
 from dspex_pipelines.model.outcome import Attempt, ErrorType
 from dspex_pipelines.wire.alarm import Alarm
@@ -29,12 +30,13 @@ from dspex_pipelines.wire.codec import (
 )
 from dspex_pipelines.wire.marks import MarksOfAnother
 
-MOST_SLOTS = 16_384
 NAME_CHARACTERS = 200
 MESSAGE_CHARACTERS = 4_000
 """Of an attempt's message: a trial's history goes on top of its outcome."""
 MOST_ATTEMPTS = 500
 """Of a history, the last ones. Those that cost nothing, because their workers were lost, have no other bound."""
+HISTORY_BYTES = 1 << 19
+"""Of a history, the last attempts: it goes on top of an outcome, which may be as large as a message may be."""
 TRIAL_BYTES = 1_024
 """Of a trial, beside its payloads."""
 
@@ -182,7 +184,14 @@ class Hub:
         link = ClientLink(self._next_client)
         self._next_client += 1
         self.clients[link.number] = link
+        if len(self.clients) == 1:
+            self._tell({"clients": True})
         return link
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether every trial that was accepted is answered, and its answer on its way."""
+        return not any(link.live or link.outcomes for link in self.clients.values())
 
     def submit(self, link: ClientLink, trials: Sequence[types_pb2.Trial], size: int) -> None:
         """A client has sent trials in a frame of *size* bytes; one that cannot be run is answered at once."""
@@ -247,6 +256,8 @@ class Hub:
         link.gone = True
         link.wake.set()
         del self.clients[link.number]
+        if not self.clients:
+            self._tell({"clients": False})
         orders = self.dispatcher.disconnect(link.number, time.monotonic())
         for state in link.live.values():
             self._unpin(state)
@@ -318,6 +329,7 @@ class Hub:
                 worker.drain = worker.leaving = True
                 worker.wake.set()
                 self._tell({"retired": worker_id})
+        self.models.abandon(orders.stuck)
         for worker_id in orders.inspect:
             if worker := self.workers.get(worker_id):
                 self.inspect(worker, "native code held its interpreter past a deadline")
@@ -374,7 +386,7 @@ class Hub:
         """Put the attempts before it in front of the calls that failed within the one that settled it."""
         calls = [replace(call, number=settled.attempts, worker=settled.worker_id) for call in _calls(outcome)]
         del outcome.history[:]
-        outcome.history.extend(attempt_to_wire(attempt) for attempt in (*settled.history[-MOST_ATTEMPTS:], *calls))
+        outcome.history.extend(_last(attempt_to_wire(one) for one in (*settled.history[-MOST_ATTEMPTS:], *calls)))
 
     def _send(self, worker: WorkerLink, dispatched: Sequence[tuple[int, Ticket]]) -> None:
         known = worker.known
@@ -413,6 +425,15 @@ class Hub:
 
     def _tick(self) -> None:
         self._perform(self.dispatcher.tick(time.monotonic()))
+
+
+def _last(attempts: Iterable[types_pb2.Attempt]) -> list[types_pb2.Attempt]:
+    """Return the last of the attempts, as many as there is room for."""
+    every = list(attempts)
+    room, begin = HISTORY_BYTES, len(every)
+    while begin and (room := room - every[begin - 1].ByteSize()) >= 0:
+        begin -= 1
+    return every[begin:]
 
 
 def _fault(outcome: types_pb2.Outcome) -> Fault | None:

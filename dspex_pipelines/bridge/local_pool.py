@@ -18,19 +18,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import dspex_pipelines
+from dspex_pipelines.bridge.addresses import SOCKET_PATH_BYTES
 from dspex_pipelines.bridge.supervisor import started_at
 from dspex_pipelines.engine.recycling import Recycling
 from dspex_pipelines.errors import InvalidValue, PoolUnreachable
 
 START_S = 60.0
 STOP_S = 15.0
+DRAIN_S = 5.0
+"""Of that, until a pool that finishes what it has accepted is told again, and ends at once."""
 MOST_WORKERS = 1_024
-SOCKET_PATH_BYTES = 107
 _WHEREABOUTS = (
     *("_", "PWD", "OLDPWD", "SHLVL", "TERM", "COLUMNS", "LINES", "TTY", "GPG_TTY", "SSH_", "TMUX", "STY", "WINDOWID"),
     *(
@@ -92,15 +94,16 @@ def lease(
     environment = environment or {}
     recycling = recycling or Recycling()
     name = _identity(count, slots, folder, environment, recycling)
-    runtime_dir = _runtime_dir(runtime_root or _default_root(), name)
+    runtime_dir = made_runtime_dir(runtime_root or default_root(), name)
     with _locked(runtime_dir / "start.lock"), contextlib.ExitStack() as held:
         # Waits while an ending pool holds it alone; from here on no pool ends under us.
         clients = held.enter_context((runtime_dir / "clients.lock").open("a"))
         fcntl.flock(clients, fcntl.LOCK_SH)
-        status = _running(runtime_dir)
+        status = running(runtime_dir)
         if status is None:
-            _start(runtime_dir, count, slots, idle_s, folder, environment, recycling)
-            status = _running(runtime_dir)
+            options = pool_options(count, slots, idle_s, recycling)
+            start_supervisor(runtime_dir, options, folder=folder, environment=environment)
+            status = running(runtime_dir)
         if status is None:
             raise PoolUnreachable(address=str(runtime_dir), waited_s=0, reason="it ended as soon as it was up")
         kept = held.pop_all()
@@ -110,26 +113,36 @@ def lease(
 
 def status(*, runtime_root: Path | None = None) -> tuple[LocalPoolStatus, ...]:
     """Return the local pools of this user that run."""
-    root = runtime_root or _default_root()
+    root = runtime_root or default_root()
     if not root.is_dir():
         return ()
-    found = (_running(folder) for folder in sorted(root.iterdir()) if folder.is_dir())
+    found = (running(folder) for folder in sorted(root.iterdir()) if folder.is_dir())
     return tuple(pool for pool in found if pool is not None)
 
 
 def stop(*, runtime_root: Path | None = None) -> int:
-    """End the local pools of this user, whoever uses them; return how many."""
+    """End the pools of this user on this machine, whoever uses them; return how many.
+
+    Those at a stated address have `DRAIN_S` to finish what they have accepted.
+    """
     pools = status(runtime_root=runtime_root)
+    if not _ended(pools, within_s=DRAIN_S) and not _ended(pools, within_s=STOP_S - DRAIN_S):
+        left = next((pool for pool in pools if started_at(pool.pid)), pools[0])
+        raise PoolUnreachable(address=left.address, waited_s=STOP_S, reason="it does not end")
+    return len(pools)
+
+
+def _ended(pools: Sequence[LocalPoolStatus], *, within_s: float) -> bool:
+    """Tell the pools to end; return whether they have."""
     for pool in pools:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pool.pid, signal.SIGTERM)
-    deadline = time.monotonic() + STOP_S
-    for pool in pools:
-        while _running(pool.runtime_dir) is not None or started_at(pool.pid):
-            if time.monotonic() > deadline:
-                raise PoolUnreachable(address=pool.address, waited_s=STOP_S, reason="it does not end")
-            time.sleep(0.05)
-    return len(pools)
+    deadline = time.monotonic() + within_s
+    while any(running(pool.runtime_dir) is not None or started_at(pool.pid) for pool in pools):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 def _identity(workers: int, slots: int, folder: Path, environment: Mapping[str, str], recycling: Recycling) -> str:
@@ -142,14 +155,27 @@ def _identity(workers: int, slots: int, folder: Path, environment: Mapping[str, 
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=6).hexdigest()
 
 
-def _default_root() -> Path:
+def default_root() -> Path:
+    """Return the folder that has the folders of this user's pools."""
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     if runtime and Path(runtime).is_dir():
         return Path(runtime) / "dspex"
     return Path(tempfile.gettempdir()) / f"dspex-{os.getuid()}"
 
 
-def _runtime_dir(root: Path, name: str) -> Path:
+def made_runtime_dir(root: Path, name: str) -> Path:
+    """Return the folder of a pool, which is its user's only; raises `InvalidValue` where it cannot be."""
+    check_root(root, name)
+    path = root / name
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # What has come to be there meanwhile is somebody else's.
+    check_root(root, name)
+    path.mkdir(mode=0o700, exist_ok=True)
+    return path
+
+
+def check_root(root: Path, name: str) -> None:
+    """Raise `InvalidValue` where a pool of that name could not have its socket, or others could get at it."""
     path = root / name
     if len(os.fsencode(path / "bridge.sock")) > SOCKET_PATH_BYTES:
         raise InvalidValue(
@@ -157,7 +183,8 @@ def _runtime_dir(root: Path, name: str) -> Path:
             value=str(path),
             fix=f"a socket's path has at most {SOCKET_PATH_BYTES} bytes; set XDG_RUNTIME_DIR to a shorter folder",
         )
-    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not os.path.lexists(root):
+        return
     found = root.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
         raise InvalidValue(
@@ -165,8 +192,6 @@ def _runtime_dir(root: Path, name: str) -> Path:
             value=str(root),
             fix="it must be a folder of your own with mode 700; remove it, or set XDG_RUNTIME_DIR to another",
         )
-    path.mkdir(mode=0o700, exist_ok=True)
-    return path
 
 
 @contextlib.contextmanager
@@ -176,7 +201,8 @@ def _locked(path: Path) -> Generator[None]:
         yield
 
 
-def _running(runtime_dir: Path) -> LocalPoolStatus | None:
+def running(runtime_dir: Path) -> LocalPoolStatus | None:
+    """Return the pool whose folder that is; None where none runs."""
     try:
         document = json.loads((runtime_dir / "pool.json").read_text())
         pid, address = int(document["pid"]), str(document["address"])
@@ -187,22 +213,28 @@ def _running(runtime_dir: Path) -> LocalPoolStatus | None:
     return LocalPoolStatus(pid=pid, address=address, runtime_dir=runtime_dir)
 
 
-def _start(
+def pool_options(workers: int, slots: int, idle_s: float, recycling: Recycling) -> list[str]:
+    """Return what a supervisor is told of its pool."""
+    options = ["--workers", str(workers), "--slots", str(slots), "--idle-s", str(idle_s)]
+    return [*options, "--max-rss-mb", str(recycling.max_rss_mb), "--max-trials", str(recycling.max_trials)]
+
+
+def start_supervisor(
     runtime_dir: Path,
-    workers: int,
-    slots: int,
-    idle_s: float,
-    folder: Path,
-    environment: Mapping[str, str],
-    recycling: Recycling,
+    options: Sequence[str],
+    *,
+    folder: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    held: Sequence[int] = (),
 ) -> None:
-    """Start the supervisor in a session of its own and wait until it says that the pool is up."""
+    """Start a supervisor in a session of its own; return once the pool is up, or raise `PoolUnreachable`.
+
+    It keeps the descriptors *held* open for as long as it lives.
+    """
     for left in ("pool.json", "bridge.sock"):
         (runtime_dir / left).unlink(missing_ok=True)
     reading, writing = os.pipe()
     command = [sys.executable, "-m", "dspex_pipelines.bridge.supervisor", "--runtime-dir", str(runtime_dir)]
-    options = ["--workers", str(workers), "--slots", str(slots), "--idle-s", str(idle_s)]
-    options += ["--max-rss-mb", str(recycling.max_rss_mb), "--max-trials", str(recycling.max_trials)]
     with (runtime_dir / "pool.log").open("ab") as log, os.fdopen(reading, "rb") as ready:
         try:
             subprocess.run(  # noqa: S603 - our own command; it leaves a child of its own behind
@@ -211,9 +243,9 @@ def _start(
                 stdout=log,
                 stderr=log,
                 cwd=folder,
-                env={**os.environ, **environment},
+                env={**os.environ, **(environment or {})},
                 start_new_session=True,
-                pass_fds=(writing,),
+                pass_fds=(writing, *held),
                 check=True,
             )
         finally:

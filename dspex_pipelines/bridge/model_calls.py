@@ -7,20 +7,21 @@ standing leave, and tell of their calls afterwards.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
 from dspex.v1 import pool_pb2, worker_pb2
 from dspex_pipelines.engine.dispatcher import Dispatcher
 from dspex_pipelines.engine.throttle import Answer, Throttle, Verdict
+from dspex_pipelines.model.calls import MOST_TOKENS, lane_name
 from dspex_pipelines.model.limits import RateLimit
 from dspex_pipelines.wire.alarm import Alarm
 from dspex_pipelines.wire.codec import verdict_from_wire
 
-NAME_CHARACTERS = 500
-"""Of a model with its endpoint."""
+STUCK_S = 60.0
+"""A call that a thread of a trial still makes so long after it was to stop is taken to have ended."""
 MOST_ASKED = 100_000
 """Calls of one worker that wait or are made; more are refused."""
-MOST_TOKENS = 1 << 40
 
 Key = tuple[str, int]
 """Worker and number of a call."""
@@ -45,8 +46,10 @@ class ModelCalls:
         self._throttle = throttle or Throttle()
         self._waiting: dict[Key, int] = {}
         """Calls that wait for leave, and the attempt of each."""
-        self._asked: dict[str, set[int]] = {}
-        """Worker to its calls that have not ended."""
+        self._asked: dict[str, dict[int, int]] = {}
+        """Worker to its calls that have not ended, and the attempt of each."""
+        self._stuck: deque[tuple[float, str, int]] = deque()
+        """When the calls of an attempt are taken to have ended."""
         self._leaves: dict[str, set[str]] = {}
         """Model to the workers that may call it unasked."""
         self._alarm = Alarm(self._tick)
@@ -55,7 +58,7 @@ class ModelCalls:
         self, worker_id: str, asks: Iterable[worker_pb2.CallAsk], ends: Iterable[worker_pb2.CallEnd], now: float
     ) -> None:
         """A worker tells how calls went and which have gone unasked, then asks for others."""
-        asked = self._asked.setdefault(worker_id, set())
+        asked = self._asked.setdefault(worker_id, {})
         doubt = False
         late: list[worker_pb2.CallEnd] = []
         """Of calls that have begun and ended since the last frame."""
@@ -71,7 +74,7 @@ class ModelCalls:
                     reason = f"more than {MOST_ASKED:,} calls of one worker, or one of them twice"
                     self._permit(worker_id, worker_pb2.CallPermit(id=ask.id, reason=reason))
                 continue
-            model = ask.model[:NAME_CHARACTERS]
+            model = lane_name(ask.model)
             called[model] = called.get(model, True) and ask.begun
             self._ask(worker_id, model, ask, now)
         for end in late:
@@ -86,19 +89,19 @@ class ModelCalls:
     def _end(self, worker_id: str, end: worker_pb2.CallEnd, now: float) -> bool:
         """Note how a call went; return whether it went badly."""
         key = (worker_id, end.id)
-        self._asked[worker_id].discard(end.id)
+        self._asked[worker_id].pop(end.id, None)
         self._go_on(key, now)
         # A number that is none would put every timer out of order.
         retry_after_s = max(0.0, end.retry_after_s)
-        tokens = min(end.tokens, MOST_TOKENS)
+        tokens = end.tokens if end.tokens <= MOST_TOKENS else 0
         verdict = verdict_from_wire(end.verdict)
         self._answer(self._throttle.done(key, verdict, now, retry_after_s=retry_after_s, tokens=tokens), now)
         return verdict not in (Verdict.OK, Verdict.NEUTRAL)
 
     def _ask(self, worker_id: str, model: str, ask: worker_pb2.CallAsk, now: float) -> None:
         key = (worker_id, ask.id)
-        self._asked[worker_id].add(ask.id)
-        tokens = min(ask.tokens, MOST_TOKENS)
+        self._asked[worker_id][ask.id] = ask.trial_id
+        tokens = ask.tokens if ask.tokens <= MOST_TOKENS else 0
         client = self._dispatcher.client_of(worker_id, ask.trial_id)
         if ask.begun:
             self._throttle.begun(key, model, tokens, now, client=client)
@@ -128,11 +131,17 @@ class ModelCalls:
         """A worker is gone, and its calls with it, as far as can be known."""
         for holders in self._leaves.values():
             holders.discard(worker_id)
-        asked = self._asked.pop(worker_id, set())
+        asked = self._asked.pop(worker_id, {})
         for number in asked:
             self._waiting.pop((worker_id, number), None)
         self._answer(self._throttle.forget([(worker_id, number) for number in asked], now), now)
         self._arm()
+
+    def abandon(self, attempts: Iterable[tuple[str, int]]) -> None:
+        """Attempts that were to stop go on, each on its worker: others are not to wait for their calls for ever."""
+        for worker_id, attempt_id in attempts:
+            self._stuck.append((time.monotonic() + STUCK_S, worker_id, attempt_id))
+            self._arm()
 
     def declare(self, session_id: int, limits: Sequence[RateLimit]) -> None:
         """The limits hold for everybody until the session is closed."""
@@ -176,7 +185,7 @@ class ModelCalls:
             worker_id, number = key
             self._go_on(key, now)
             if not answer.granted:
-                self._asked.get(worker_id, set()).discard(number)
+                self._asked.get(worker_id, {}).pop(number, None)
             self._permit(worker_id, worker_pb2.CallPermit(id=number, granted=answer.granted, reason=answer.reason))
 
     def _go_on(self, key: Key, now: float) -> None:
@@ -187,8 +196,15 @@ class ModelCalls:
 
     def _arm(self) -> None:
         self._alarm.set(self._throttle.next_due())
+        if self._stuck:
+            self._alarm.set(self._stuck[0][0])
 
     def _tick(self) -> None:
         now = time.monotonic()
+        while self._stuck and self._stuck[0][0] <= now:
+            _, worker_id, attempt_id = self._stuck.popleft()
+            calls = self._asked.get(worker_id, {})
+            for number in [number for number, of in calls.items() if of == attempt_id]:
+                self._end(worker_id, worker_pb2.CallEnd(id=number), now)
         self._answer(self._throttle.tick(now), now)
         self._arm()

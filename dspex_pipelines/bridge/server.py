@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import os
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -27,6 +25,7 @@ from dspex.v1 import (
     worker_pb2,
     worker_pb2_grpc,
 )
+from dspex_pipelines.bridge.addresses import check_address, socket_path
 from dspex_pipelines.bridge.hub import Hub
 from dspex_pipelines.bridge.refusals import ParsedRequests
 from dspex_pipelines.bridge.services import ExecutionService, PoolService, WorkerService
@@ -38,8 +37,8 @@ from dspex_pipelines.wire.codec import SERVER_OPTIONS
 
 CREDIT_LIMIT = 16_384
 HEARTBEAT_TIMEOUT_S = 10.0
-SOCKET_PATH_BYTES = 107
 STOP_S = 2.0
+DRAINED_LOOK_S = 0.05
 SESSIONS_S = 30.0
 """How often at least it is looked for sessions that nobody uses."""
 OPTIONS: list[tuple[str, int]] = [
@@ -111,6 +110,9 @@ class Bridge:
         before = os.umask(0o177)  # a Unix socket is its owner's only, from the first moment
         try:
             port = server.add_insecure_port(self.address)
+        except RuntimeError as error:
+            fix = f"it is in use, or cannot be listened at: {error}"
+            raise InvalidValue(field="address", value=self.address, fix=fix) from error
         finally:
             os.umask(before)
         if path is None:
@@ -131,6 +133,12 @@ class Bridge:
         traceback: TracebackType | None,
     ) -> None:
         await self.close()
+
+    async def drain(self) -> None:
+        """Accept no more trials; return once those that were accepted are answered."""
+        self.hub.draining = True
+        while not self.hub.is_idle:
+            await asyncio.sleep(DRAINED_LOOK_S)
 
     def fail(self, reason: str) -> None:
         """Tell every client, those that come later included, that the pool gives up and why."""
@@ -165,30 +173,3 @@ class Bridge:
         while True:
             self.hub.expire_sessions(time.monotonic())
             await asyncio.sleep(interval_s)
-
-
-def socket_path(address: str) -> Path | None:
-    """Return the path of a ``unix:`` address, None for TCP."""
-    return Path(address.removeprefix("unix:")) if address.startswith("unix:") else None
-
-
-def check_address(address: str) -> None:
-    """Raise `InvalidValue` unless *address* may be served without authentication."""
-    path = socket_path(address)
-    if path is not None:
-        if len(os.fsencode(path)) > SOCKET_PATH_BYTES:
-            raise InvalidValue(
-                field="address", value=address, fix=f"give a socket path of at most {SOCKET_PATH_BYTES} bytes"
-            )
-        return
-    host, colon, port = address.rpartition(":")
-    try:
-        loopback = host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        loopback = False
-    if not colon or not port.isdigit() or not loopback:
-        raise InvalidValue(
-            field="address",
-            value=address,
-            fix="give unix:/path or a loopback host:port; without authentication nothing else is served",
-        )

@@ -5,7 +5,8 @@ It loads no gRPC, so its children start clean. `python -m dspex_pipelines.bridge
 The bridge says on its standard output, a JSON object per line: `address` once it serves, `quarantine` for how many
 workers for suspects it wants, `lost` for a worker that is gone and how many trials were answered since the last one,
 `answered` alone for how many were settled by what became of their worker, `retired` for a worker that takes no more
-trials. It hears on its standard input `failing`, why the pool gives up.
+trials, `clients` for whether there are any, `drained` once what it has accepted is answered. It hears on its standard
+input `failing`, why the pool gives up, and `drain`.
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from dspex_pipelines.bridge.addresses import socket_path
 from dspex_pipelines.engine.recycling import MAX_RSS_MB, Recycling
+from dspex_pipelines.engine.worker_options import MAX_RSS_MB_HELP, MAX_TRIALS_HELP, SLOTS_HELP
 from dspex_pipelines.wire.processes import die_with_parent, offer_to_oom_killer
 
 READY_S = 30.0
@@ -63,7 +66,10 @@ class Child:
 
 
 class Supervisor:
-    """One bridge and *workers* workers in *runtime_dir*, until nobody has used them for *idle_s*."""
+    """One bridge and *workers* workers in *runtime_dir*, until nobody has used them for *idle_s*.
+
+    The first signal ends it; where it *drains*, once what was accepted is answered, and the second one at once.
+    """
 
     def __init__(
         self,
@@ -73,6 +79,8 @@ class Supervisor:
         slots: int,
         idle_s: float,
         recycling: Recycling | None = None,
+        address: str = "",
+        drains: bool = False,
         bridge_command: Sequence[str] = (sys.executable, "-m", "dspex_pipelines.bridge"),
         worker_command: Sequence[str] = (sys.executable, "-m", "dspex_pipelines.worker"),
     ) -> None:
@@ -83,7 +91,8 @@ class Supervisor:
         self._recycling = recycling or Recycling()
         self._bridge_command = tuple(bridge_command)
         self._worker_command = tuple(worker_command)
-        self._address = f"unix:{runtime_dir / 'bridge.sock'}"
+        self._address = address or f"unix:{runtime_dir / 'bridge.sock'}"
+        self._drains = drains
         self._children: list[Child] = []
         self._quarantine = 0
         self._deaths = 0
@@ -93,10 +102,15 @@ class Supervisor:
         """Whether there are too many workers that leave for another to be started."""
         self._bridges = 0
         self._said = b""
+        self._clients = False
+        """Whether anybody's stream is open, which who only has the address holds no lock for."""
+        self._served = False
+        """Whether a bridge has said that it answers."""
+        self._draining = False
         self._stopping = False
 
-    def run(self, ready: IO[str]) -> int:
-        """Serve; write one JSON line to *ready* once the bridge answers, or why it never did."""
+    def run(self, tell: Callable[[Mapping[str, object]], None]) -> int:
+        """Serve; say by *tell* the `address` once the bridge answers, or the `error`, and when it is `draining`."""
         signal.signal(signal.SIGTERM, self._stop)
         signal.signal(signal.SIGINT, self._stop)
         woken, waking = os.pipe()
@@ -108,25 +122,39 @@ class Supervisor:
         with (self._dir / "pool.log").open("ab") as log:
             self._bridge = self._start_bridge(log)
             try:
-                if not _readable(self._bridge, READY_S) or not self._listen():
-                    ready.write(json.dumps({"error": f"the bridge did not start; see {log.name}"}) + "\n")
-                    ready.close()
+                if not self._serves():
+                    tell({"error": f"the bridge did not start; see {log.name}"})
                     return 1
                 self._announce()
                 self._replace_dead(log)
-                ready.write(json.dumps({"address": self._address}) + "\n")
-                ready.close()
-                return self._watch(woken, log)
+                tell({"address": self._address})
+                return self._watch(woken, log, tell)
             finally:
                 self._end()
 
-    def _stop(self, *_: object) -> None:
-        self._stopping = True
+    def _serves(self) -> bool:
+        """Return once the bridge says that it answers; False when it does not."""
+        give_up_at = time.monotonic() + READY_S
+        while not self._served:
+            if not _readable(self._bridge, max(0.0, give_up_at - time.monotonic())) or not self._listen():
+                return False
+        return True
 
-    def _watch(self, woken: int, log: IO[bytes]) -> int:
+    def _stop(self, *_: object) -> None:
+        if self._drains and not self._draining:
+            self._draining = True
+        else:
+            self._stopping = True
+
+    def _watch(self, woken: int, log: IO[bytes], tell: Callable[[Mapping[str, object]], None]) -> int:
         idle_since: float | None = None
+        drains = False
         with (self._dir / "clients.lock").open("a") as clients:
             while not self._stopping:
+                if self._draining and not drains:
+                    drains = True
+                    tell({"draining": True})
+                    self._tell_bridge({"drain": True})
                 select.select([_stdout(self._bridge), woken], [], [], TICK_S)
                 with contextlib.suppress(BlockingIOError):
                     os.read(woken, 4096)
@@ -138,7 +166,7 @@ class Supervisor:
                 if log.tell() > LOG_BYTES:
                     log.truncate(0)
                 # Clients hold this lock shared for as long as they live, kill -9 included.
-                if not _try_lock(clients):
+                if self._clients or not _try_lock(clients):
                     idle_since = None
                     continue
                 now = time.monotonic()
@@ -161,6 +189,12 @@ class Supervisor:
 
     def _heard(self, message: Mapping[str, Any]) -> None:
         self._quarantine = message.get("quarantine", self._quarantine)
+        self._clients = message.get("clients", self._clients)
+        if "address" in message:
+            # One that was given any free port keeps it, also when it is started anew.
+            self._address, self._served = message["address"], True
+        if message.get("drained"):
+            self._stopping = True
         if message.get("answered"):
             self._deaths = 0
         for child in self._children:
@@ -176,8 +210,10 @@ class Supervisor:
             _write(log, f"{self._bridges} bridges in a row ended; the pool gives up")
             return False
         time.sleep(min(5.0, 0.1 * 2**self._bridges) if self._bridges > 1 else 0)
-        self._said, self._quarantine = b"", 0
+        self._said, self._quarantine, self._clients = b"", 0, False
         self._bridge = self._start_bridge(log)
+        if self._draining:
+            self._tell_bridge({"drain": True})
         return True
 
     def _replace_dead(self, log: IO[bytes]) -> bool:
@@ -188,7 +224,7 @@ class Supervisor:
             _write(log, f"worker {child.name} ended with {child.process.returncode}")
             if child.process.returncode:
                 self._deaths += 1
-                self._restart_at = now + _back_off_s(self._deaths)
+                self._restart_at = now + back_off_s(self._deaths)
         if self._deaths >= MOST_DEATHS:
             return False
         for quarantine, wanted in ((False, self._workers), (True, self._quarantine)):
@@ -221,9 +257,12 @@ class Supervisor:
             f"its process (an import, a library, too little memory). The end of {path}:\n{tail}"
         )
         _write(log, f"{self._deaths} workers in a row died; the pool gives up")
+        self._tell_bridge({"failing": reason})
+
+    def _tell_bridge(self, message: Mapping[str, object]) -> None:
         assert self._bridge.stdin is not None
         with contextlib.suppress(OSError):
-            self._bridge.stdin.write(json.dumps({"failing": reason}).encode() + b"\n")
+            self._bridge.stdin.write(json.dumps(message).encode() + b"\n")
             self._bridge.stdin.flush()
 
     def _start_bridge(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
@@ -234,20 +273,15 @@ class Supervisor:
             stdout=subprocess.PIPE,
             stderr=log,
             preexec_fn=die_with_parent,  # noqa: PLW1509 - this process has one thread
+            process_group=0,  # Ctrl-C is for the supervisor, which ends its children in their order
         )
 
     def _start_worker(self, log: IO[bytes], *, quarantine: bool) -> None:
-        name = f"{'q' if quarantine else 'w'}-{secrets.token_hex(3)}"
-        command = [*self._worker_command, "--address", self._address, "--worker-id", name]
-        command += ["--slots", str(self._slots), "--max-rss-mb", str(self._recycling.max_rss_mb)]
-        command += ["--max-trials", str(self._recycling.max_trials), *(["--quarantine"] if quarantine else [])]
+        name = worker_name(quarantine=quarantine)
+        options = worker_options(self._slots, self._recycling, quarantine=quarantine)
         try:
-            process = subprocess.Popen(  # noqa: S603
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                preexec_fn=_become_worker,  # noqa: PLW1509
+            process = start_worker(
+                [*self._worker_command, "--address", self._address, "--worker-id", name, *options], log
             )
         except OSError as error:
             # Programs may have used up what there is of processes.
@@ -280,7 +314,8 @@ class Supervisor:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        (self._dir / "bridge.sock").unlink(missing_ok=True)
+        if path := socket_path(self._address):
+            path.unlink(missing_ok=True)
 
 
 def started_at(pid: int) -> str:
@@ -289,6 +324,29 @@ def started_at(pid: int) -> str:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return "" if fields[0] == "Z" else fields[19]
     return ""
+
+
+def worker_name(*, quarantine: bool) -> str:
+    """Return a name that no other worker has."""
+    return f"{'q' if quarantine else 'w'}-{secrets.token_hex(3)}"
+
+
+def worker_options(slots: int, recycling: Recycling, *, quarantine: bool) -> list[str]:
+    """Return what a worker is told, beside its name and its bridge."""
+    options = ["--slots", str(slots), "--max-rss-mb", str(recycling.max_rss_mb)]
+    return [*options, "--max-trials", str(recycling.max_trials), *(["--quarantine"] if quarantine else [])]
+
+
+def start_worker(command: Sequence[str], log: IO[bytes] | None) -> subprocess.Popen[bytes]:
+    """Start a worker that ends with this process; raises `OSError` where the system has no process to give."""
+    return subprocess.Popen(  # noqa: S603 - our own command
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        preexec_fn=_become_worker,  # noqa: PLW1509 - this process has one thread
+        process_group=0,
+    )
 
 
 def _become_worker() -> None:
@@ -323,17 +381,19 @@ def _write(log: IO[bytes], text: str) -> None:
     log.flush()
 
 
-def _back_off_s(deaths: int) -> float:
+def back_off_s(deaths: int) -> float:
+    """Return how long to wait after so many deaths in a row."""
     return min(5.0, 0.1 * 2.0 ** (deaths - FEW_DEATHS)) if deaths > FEW_DEATHS else 0.0
 
 
 def _arguments() -> Iterator[tuple[str, dict[str, object]]]:
     yield "--runtime-dir", {"type": Path, "required": True, "help": "folder of socket, locks and log"}
     yield "--workers", {"type": int, "required": True, "help": "worker processes"}
-    yield "--slots", {"type": int, "required": True, "help": "trials at once in a worker"}
-    yield "--max-rss-mb", {"type": int, "default": MAX_RSS_MB, "help": "memory after which a worker is replaced"}
-    yield "--max-trials", {"type": int, "default": 0, "help": "trials after which a worker is replaced"}
+    yield "--slots", {"type": int, "required": True, "help": SLOTS_HELP}
+    yield "--max-rss-mb", {"type": int, "default": MAX_RSS_MB, "help": MAX_RSS_MB_HELP}
+    yield "--max-trials", {"type": int, "default": 0, "help": MAX_TRIALS_HELP}
     yield "--idle-s", {"type": float, "required": True, "help": "end after so long without a client"}
+    yield "--address", {"default": "", "help": "where to serve, and stay until told to end; empty: in that folder"}
     yield "--ready-fd", {"type": int, "required": True, "help": "where to say that the pool is up"}
 
 
@@ -352,10 +412,18 @@ def main() -> None:
         slots=arguments.slots,
         idle_s=arguments.idle_s,
         recycling=Recycling(max_rss_mb=arguments.max_rss_mb, max_trials=arguments.max_trials),
+        address=arguments.address,
+        drains=bool(arguments.address),
     )
-    with os.fdopen(arguments.ready_fd, "w") as ready:
-        code = supervisor.run(ready)
-    sys.exit(code)
+    ready = os.fdopen(arguments.ready_fd, "w")
+
+    def tell(message: Mapping[str, object]) -> None:
+        """The first message is for who has started this; nobody hears those that follow."""
+        if not ready.closed:
+            with contextlib.suppress(BrokenPipeError), ready:
+                ready.write(json.dumps(message) + "\n")
+
+    sys.exit(supervisor.run(tell))
 
 
 if __name__ == "__main__":

@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
+from dspex_pipelines.cli import exits
+from dspex_pipelines.cli.completing import Target, complete_partition
+from dspex_pipelines.cli.doctor.command import doctor
 from dspex_pipelines.cli.journal import journal_app
 from dspex_pipelines.cli.output import console, errors, shortened, write_anything
-from dspex_pipelines.errors import DspexError, Interrupted, InvalidValue
+from dspex_pipelines.cli.pool_commands import pool_app, worker
+from dspex_pipelines.cli.trial_commands import check_limit, replay, trace, trials
+from dspex_pipelines.errors import DspexError, Interrupted
 
 if TYPE_CHECKING:
     from dspex_pipelines.analysis.failures import FailureKind
@@ -26,18 +30,14 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-pool_app = typer.Typer(help="The local worker pool, which starts and ends by itself.", no_args_is_help=True)
 app.add_typer(pool_app, name="pool")
 app.add_typer(journal_app, name="journal")
-INTERRUPTED_EXIT = 130
+app.command()(worker)
+app.command()(doctor)
+for command in (trials, replay, trace):
+    app.command()(command)
 
-Target = Annotated[
-    str,
-    typer.Argument(
-        help="A shipped evaluation (stdlib_search, qa_rag), module:attribute, or the folder of a defs.yaml; "
-        "default: ./evaluation.py."
-    ),
-]
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -76,7 +76,10 @@ def init(
 def evaluate(
     target: Target = "",
     *,
-    partition: Annotated[list[str] | None, typer.Option(help="Only this partition; may be repeated.")] = None,
+    partition: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this partition; may be repeated.", autocompletion=complete_partition),
+    ] = None,
     limit: Annotated[int, typer.Option(help="Only the first so many examples of each partition.")] = 0,
     samples: Annotated[
         int | None, typer.Option(help="So many random configurations; 0: the grid. Default: as declared.")
@@ -99,37 +102,60 @@ def evaluate(
         float, typer.Option(help="Stop after so many dollars, of calls to models and as programs report them.")
     ] = 0.0,
     workers: Annotated[int, typer.Option(help="Workers of the local pool; 0: one for each core.")] = 0,
-    pool_address: Annotated[str, typer.Option(help="A bridge to use instead of a local pool.")] = "",
+    pool_address: Annotated[str, typer.Option(help="A pool to use instead of a local one: `dspex pool start`.")] = "",
+    fail_under: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="METRIC=VALUE",
+            help="Exit with 3 when the best configuration's mean is lower, or results are partial; may be repeated.",
+        ),
+    ] = None,
+    fail_on_errors: Annotated[
+        float | None, typer.Option(metavar="SHARE", help="Exit with 3 when a larger share of the trials failed.")
+    ] = None,
 ) -> None:
-    """Evaluate every partition, then print the leaderboard. Failed trials do not fail the command."""
-    from dspex_pipelines.cli.evaluating import evaluate_partitions
-    from dspex_pipelines.cli.targets import find_evaluation
-    from dspex_pipelines.orchestration.config import EvaluationConfig
+    """Evaluate every partition, then print the leaderboard and the declared checks that fail.
 
+    Failed trials do not fail the command. Exit codes: 0 done; 2 something was refused, or the run failed; 3 done, but
+    a check of severity error failed, or it is not what --fail-under or --fail-on-errors asks for; 130 interrupted, and
+    what was done is kept.
+    """
+    from dspex_pipelines.cli.evaluating import evaluate_partitions
+    from dspex_pipelines.cli.judging import Demands
+    from dspex_pipelines.cli.targets import find_evaluation
+    from dspex_pipelines.orchestration.config import config_of
+
+    demands = Demands.parse(fail_under or (), fail_on_errors)
     evaluation = find_evaluation(target)
-    config = EvaluationConfig(
-        limit=limit,
-        samples=samples,
-        seed=seed,
-        repeats=repeats,
-        max_concurrency=max_concurrency,
-        timeout_s=timeout_s,
-        trials_per_op=trials_per_op,
-        reuse=reuse,
-        max_attempts=max_attempts,
-        max_errors=max_errors,
-        max_time_s=max_time_s,
-        max_tokens=max_tokens,
-        max_cost_usd=max_cost_usd,
+    config = config_of(
+        {
+            "limit": limit,
+            "samples": samples,
+            "seed": seed,
+            "repeats": repeats,
+            "max_concurrency": max_concurrency,
+            "timeout_s": timeout_s,
+            "trials_per_op": trials_per_op,
+            "reuse": reuse,
+            "max_attempts": max_attempts,
+            "max_errors": max_errors,
+            "max_time_s": max_time_s,
+            "max_tokens": max_tokens,
+            "max_cost_usd": max_cost_usd,
+        }
     )
-    results = evaluate_partitions(
-        evaluation,
-        config,
-        partitions=tuple(partition or ()),
-        workers=workers,
-        address=pool_address,
-        console=console,
-    )
+    try:
+        results = evaluate_partitions(
+            evaluation,
+            config,
+            partitions=tuple(partition or ()),
+            workers=workers,
+            address=pool_address,
+            console=console,
+        )
+    except KeyboardInterrupt:
+        # Between the steps, where Dagster does not make an error of it.
+        raise Interrupted from None
     _print_leaderboard(results.board, None)
     for line in results.usage.lines():
         _say(line)
@@ -137,8 +163,14 @@ def evaluate(
         _say(f"Not counted: {what}", "yellow")
     _say_partial(results.partial)
     _say_left_out(results.left_out)
-    _say_failures(results.failures, target)
+    _say_failures(results.failures, target, ran=results.failed)
     console.print(f"Results: {results.folder}", soft_wrap=True, highlight=False)
+    for check in results.failed_checks:
+        _say(str(check), "red" if check.is_error else "yellow")
+    if missed := list(demands.missed(results.board, results.partial)):
+        _fail("; ".join(missed), exits.MISSED)
+    if any(check.is_error for check in results.failed_checks):
+        sys.exit(exits.MISSED)
 
 
 @app.command()
@@ -155,7 +187,7 @@ def leaderboard(
     from dspex_pipelines.cli.results import newest_results
     from dspex_pipelines.cli.targets import find_evaluation
 
-    _check_limit(limit)
+    check_limit(limit)
     evaluation = find_evaluation(target)
     trials, newest = newest_results(evaluation)
     board = rank(trials, metric=metric or None, score_range=evaluation.score_range)
@@ -176,119 +208,6 @@ def leaderboard(
         _say(f"Left out, because they have not been evaluated yet: {', '.join(newest.missing)}")
 
 
-@app.command()
-def trials(
-    target: Target = "",
-    *,
-    failed: Annotated[bool, typer.Option("--failed", help="Only those that ran and failed.")] = False,
-    configuration: Annotated[str, typer.Option(help="Only this configuration (its short digest).")] = "",
-    limit: Annotated[int, typer.Option(help="Print at most so many; 0: all.")] = 20,
-    as_json: AsJson = False,
-) -> None:
-    """List trials of the newest results: outcome, scores, and how to look closer."""
-    from dspex_pipelines.cli.results import newest_results
-    from dspex_pipelines.cli.targets import find_evaluation
-    from dspex_pipelines.model.outcome import ErrorType
-
-    _check_limit(limit)
-    evaluation = find_evaluation(target)
-    frame, _ = newest_results(evaluation)
-    if failed:
-        frame = frame[(frame["status"] != "ok") & (frame["error_type"] != ErrorType.BUDGET_EXHAUSTED.value)]
-    if configuration:
-        frame = frame[frame["configuration"].str.startswith(configuration)]
-    shown = frame.head(limit) if limit else frame
-    if as_json:
-        print(shown.to_json(orient="records", indent=2))
-        return
-    if frame.empty:
-        if configuration:
-            _say(f"No {'failed ' if failed else ''}trial is of that configuration.")
-        else:
-            _say("No trial failed.")
-        return
-    table = Table("trial", "configuration", "example", "outcome", "message")
-    for row in shown.to_dict("records"):
-        scores = " ".join(
-            f"{name.removeprefix('score.')}={value:.3g}"
-            for name, value in ((str(key), one) for key, one in row.items())
-            if name.startswith("score.") and row["status"] == "ok"
-        )
-        table.add_row(
-            row["trial_id"][:12],
-            row["configuration"],
-            str(row["example_id"]),
-            _text(row["error_type"]) or "ok",
-            shortened(_text(row["error_message"]) or scores),
-        )
-    console.print(table)
-    console.print(f"{len(shown):,} of {len(frame):,} trials shown", highlight=False)
-    if failed:
-        _say(f"Look closer: dspex replay {shown['trial_id'].iloc[0][:12]} {target}".rstrip())
-
-
-@app.command()
-def replay(
-    trial: Annotated[str, typer.Argument(help="The trial's id, or its first characters.")],
-    target: Target = "",
-    *,
-    debug: Annotated[
-        bool, typer.Option("--debug", help="Stop in the debugger where it raises, and at its own breakpoints.")
-    ] = False,
-) -> None:
-    """Run one trial again, alone and in the foreground, with its traceback. Exits 1 when it fails.
-
-    Its calls to models are made again, and cost what they cost. Past the evaluation's timeout_s it tells where it is,
-    and goes on until Ctrl-C.
-    """
-    from dspex_pipelines.cli.replaying import replay_trial
-    from dspex_pipelines.cli.targets import find_evaluation
-
-    sys.exit(replay_trial(find_evaluation(target), trial, console, debug=debug))
-
-
-@app.command()
-def trace(
-    trial: Annotated[str, typer.Argument(help="The trial's id, or its first characters.")],
-    target: Target = "",
-    *,
-    as_json: AsJson = False,
-) -> None:
-    """Show what a trial asked its models, what they answered, and what its program made of that."""
-    from dspex_pipelines.cli.finding import find_trial
-    from dspex_pipelines.cli.targets import find_evaluation
-    from dspex_pipelines.cli.tracing import print_trace, trace_document
-
-    document = trace_document(find_trial(find_evaluation(target), trial))
-    if as_json:
-        print(json.dumps(document, indent=2, ensure_ascii=False))
-    else:
-        print_trace(document, console)
-
-
-@pool_app.command("status")
-def pool_status(*, as_json: AsJson = False) -> None:
-    """List the local pools that run: who works in them, how much there is to do, and how calls to models go."""
-    from dspex_pipelines.cli.pools import ask_pools, pool_document, print_pool
-
-    pools = ask_pools()
-    if as_json:
-        print(json.dumps([pool_document(pool) for pool in pools], indent=2))
-        return
-    for pool in pools:
-        print_pool(pool, console)
-    if not pools:
-        console.print("No local pool runs; the next evaluation starts one.")
-
-
-@pool_app.command("stop")
-def pool_stop() -> None:
-    """End the local pools, and their workers with them."""
-    from dspex_pipelines.bridge import local_pool
-
-    console.print(f"{local_pool.stop()} ended", highlight=False)
-
-
 def _say(text: str, style: str = "") -> None:
     console.print(text, style=style, highlight=False, soft_wrap=True)
 
@@ -298,13 +217,20 @@ def _say_partial(partial: Mapping[str, str]) -> None:
         _say(f"Partial: {name}: {what}. Evaluate it again to go on.", "yellow")
 
 
-def _say_failures(failures: Sequence[FailureKind], target: str) -> None:
-    if failures:
-        count = sum(kind.count for kind in failures)
-        command = " ".join(filter(None, ("dspex trials", target, "--failed")))
-        _say(f"{count:,} trials failed: {command}")
+def _say_failures(failures: Sequence[FailureKind], target: str, *, ran: int) -> None:
+    """Say how many trials failed and why, and how many of them this command has not even run (*ran* it has)."""
+    count = sum(kind.count for kind in failures)
+    if count:
+        _say(f"{count:,} trials failed: {_command('dspex trials', target, '--failed')}")
     for kind in failures:
         _say(f"  {kind.count:,} × {kind.type}: {shortened(kind.message)}")
+    if count > ran:
+        again = _command("dspex evaluate", target, "--reuse successes")
+        _say(f"{count - ran:,} of them failed in an earlier run; to run them again: {again}")
+
+
+def _command(*parts: str) -> str:
+    return " ".join(filter(None, parts))
 
 
 def _say_left_out(names: Sequence[str]) -> None:
@@ -323,26 +249,16 @@ def _print_leaderboard(board: Leaderboard, limit: int | None) -> None:
         _say(board.outside, "yellow")
 
 
-def _text(value: object) -> str:
-    """Return a cell's text; pandas makes a missing one NaN, which is true."""
-    return value if isinstance(value, str) else ""
-
-
-def _check_limit(limit: int) -> None:
-    if limit < 0:
-        raise InvalidValue(field="limit", value=limit, fix="give how many to print, 0 for all")
-
-
 def main() -> None:
     """Run the command line; an error of ours is one line that says what to do, and exit code 2 (130 after a signal)."""
     write_anything()
     try:
         app()
     except DspexError as error:
-        _fail(str(error), INTERRUPTED_EXIT if isinstance(error, Interrupted) else 2)
+        _fail(str(error), exits.INTERRUPTED if isinstance(error, Interrupted) else exits.REFUSED)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        _fail(f"{where}{error.strerror or error}", 2)
+        _fail(f"{where}{error.strerror or error}", exits.REFUSED)
 
 
 def _fail(text: str, code: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +31,23 @@ from dspex_pipelines.orchestration.resources import (
     ResultStore,
     WorkerPoolResource,
 )
-from dspex_pipelines.orchestration.tags import RESULTS, run_tags
+from dspex_pipelines.orchestration.tags import evaluation_tags, pool_tag, run_tags
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailedCheck:
+    """A check that does not hold in a partition."""
+
+    name: str
+    partition: str
+    said: str
+    """Its value and its bound."""
+    is_error: bool
+    """Whether it is of severity error."""
+    blocking: bool
+
+    def __str__(self) -> str:
+        return f"Check {self.name} of {self.partition} failed: {self.said}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +63,9 @@ class EvaluatedPartitionsSummary:
     failures: tuple[FailureKind, ...]
     not_counted: tuple[str, ...]
     """What that leaves out, each with what to do about it."""
+    failed: int = 0
+    """Trials that were run and failed; `failures` has those of earlier runs too."""
+    failed_checks: tuple[FailedCheck, ...] = ()
 
 
 # The run's log is in the instance; here the progress bar speaks.
@@ -61,6 +81,9 @@ class BarReporter(ProgressReporter):
         self._done: dict[str, int] = {}
         self._partition = ""
         self._batch = 0
+        self._failed: dict[str, int] = {}
+        self._failed_now = 0
+        """Of the batch; what failed in those that are over is in `_failed`."""
         self._usage = Usage()
         self._before = Usage()
         """What the batches that are over have used."""
@@ -74,11 +97,16 @@ class BarReporter(ProgressReporter):
         usage.merge(self._usage)
         return usage
 
+    @property
+    def failures(self) -> int:
+        """How many trials have failed so far, over all batches and partitions; none that was reused."""
+        return sum(self._failed.values()) + self._failed_now
+
     def expect(self, partition: str) -> None:
         """A partition is about to be evaluated."""
         self._partition = partition
         self._tasks[partition] = self._bars.add_task(partition, total=None, note="planning")
-        self._done[partition] = 0
+        self._done[partition] = self._failed[partition] = self._failed_now = 0
 
     def started(self, partition: str, planned: int) -> None:
         """One more batch of the partition begins."""
@@ -90,7 +118,9 @@ class BarReporter(ProgressReporter):
 
     def moved(self, progress: executor.Progress) -> None:
         """Outcomes have come in."""
-        failed = f", {progress.failed:,} failed" if progress.failed else ""
+        self._failed_now = progress.failed
+        all_failed = self._failed[self._partition] + progress.failed
+        failed = f", {all_failed:,} failed" if all_failed else ""
         spent = self.usage.spent()
         note = f"{progress.rate_per_s:,.0f} trials/s{failed}{f', {spent}' if spent else ''}"
         done = self._done[self._partition] + progress.done
@@ -116,6 +146,8 @@ class BarReporter(ProgressReporter):
 
     def ended(self, *, complete: bool) -> None:
         """The batch is over; what was reused counts as done too."""
+        self._failed[self._partition] += self._failed_now
+        self._failed_now = 0
         if not complete:
             self._bars.update(self._tasks[self._partition], note="stopped")
             return
@@ -141,7 +173,8 @@ def evaluate_partitions(
 ) -> EvaluatedPartitionsSummary:
     """Materialise data set and evaluation of the partitions, then the leaderboard.
 
-    Raises `DspexError` with the first failed step's own message when a run fails.
+    Raises `DspexError` with the first failed step's own message when a run fails. Where a blocking check fails, the
+    leaderboard asset stays as it was.
     """
     if not 0 <= workers <= MOST_WORKERS:
         raise InvalidValue(
@@ -172,21 +205,24 @@ def evaluate_partitions(
         )
         dataset, results, board_key = keys(evaluation)
         job = definitions.resolve_implicit_global_asset_job_def()
+        failed_checks: list[FailedCheck] = []
         for partition in partitions or known:
             reporter.expect(partition)
             try:
-                _execute(
+                result = _execute(
                     job,
                     opened,
                     [dataset, results],
                     partition=partition,
                     config=run_config(evaluation, config),
-                    tags={**run_tags([[evaluation.name, RESULTS]], partition), **evaluation.tags},
+                    tags=run_tags([{**pool_tag(address), **evaluation_tags(evaluation)}], partition),
                 )
             except DspexError:
                 reporter.failed()
                 raise
-        _execute(job, opened, [board_key], partition=None, config={}, tags={})
+            failed_checks += _failed_checks(result)
+        if not any(check.blocking for check in failed_checks):
+            _execute(job, opened, [board_key], partition=None, config={}, tags={})
         newest = NewestResults.find(opened, evaluation.name, known_partitions(evaluation, opened))
         folder = ResultStore().folder(opened) / "results" / evaluation.name
     trials = newest.load()
@@ -197,7 +233,9 @@ def evaluate_partitions(
         folder=folder,
         usage=reporter.usage,
         failures=failure_kinds(trials),
+        failed=reporter.failures,
         not_counted=tuple(reporter.usage.warnings(budget_of(config, evaluation)).values()),
+        failed_checks=tuple(failed_checks),
     )
 
 
@@ -209,7 +247,7 @@ def _execute(
     partition: str | None,
     config: dict[str, object],
     tags: dict[str, str],
-) -> None:
+) -> dg.ExecuteInProcessResult:
     result = job.execute_in_process(
         instance=opened,
         asset_selection=selection,
@@ -218,8 +256,28 @@ def _execute(
         tags={**tags, **process_tags()},
         raise_on_error=False,
     )
-    if not result.success:
+    if not (result.success or _is_held_back(result)):
         raise _reason(result)
+    return result
+
+
+def _is_held_back(result: dg.ExecuteInProcessResult) -> bool:
+    """Return whether nothing but a blocking check has failed: the results are there, and so is its verdict."""
+    failures = [event.step_failure_data.error for event in result.all_events if event.is_step_failure]
+    return bool(failures) and all(error is not None and error.cls_name == _BLOCKED for error in failures)
+
+
+def _failed_checks(result: dg.ExecuteInProcessResult) -> Iterator[FailedCheck]:
+    for told in result.get_asset_check_evaluations():
+        if not told.passed:
+            is_error = told.severity is dg.AssetCheckSeverity.ERROR
+            yield FailedCheck(
+                name=told.check_name,
+                partition=told.partition or "",
+                said=told.description or "",
+                is_error=is_error,
+                blocking=bool(told.blocking) and is_error,
+            )
 
 
 def _reason(result: dg.ExecuteInProcessResult) -> DspexError:
@@ -257,3 +315,4 @@ def _names(kind: type[DspexError]) -> frozenset[str]:
 
 
 _OURS = _names(DspexError)
+_BLOCKED = "DagsterAssetCheckFailedError"

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from typing import Any, cast
 
-_SECRET = ("key", "token", "secret", "authorization", "header", "password", "credential")
-_OPEN = frozenset({"max_tokens", "max_completion_tokens"})
+from dspex_pipelines.engine.used import field_of
+from dspex_pipelines.redaction import is_secret_setting
+
 _ASKED = ("messages", "prompt", "input", "contents")
 """Where the requests of client libraries have what the model is to answer."""
 _ELSEWHERE = frozenset({"model", "api_base", "base_url"})
 """What the name of the call says already; an address may have a password in it."""
-
-
-@functools.lru_cache(maxsize=1_024)
-def is_secret(name: str) -> bool:
-    """Return whether a setting of this name may hold a key, a token or headers."""
-    return name not in _OPEN and any(part in name.lower() for part in _SECRET)
+_DEPTH = 12
+_MOST_PARTS = 100_000
+"""Of the settings of one call: what leads back to itself in many ways has no end."""
 
 
 def asked_of(request: Any) -> tuple[Any, Mapping[str, Any] | None]:
@@ -27,7 +24,7 @@ def asked_of(request: Any) -> tuple[Any, Mapping[str, Any] | None]:
     """
     if not isinstance(request, Mapping):
         return _copied(request), None
-    fields = _open(cast("Mapping[Any, Any]", request))
+    fields = _Open().fields(cast("Mapping[Any, Any]", request), _DEPTH)
     name = next((name for name in _ASKED if fields.get(name) is not None), "")
     if not name:
         return fields, None
@@ -39,32 +36,36 @@ def asked_of(request: Any) -> tuple[Any, Mapping[str, Any] | None]:
 
 def answered_of(answer: Any) -> Any:
     """Return the words of an answer in OpenAI's form, a list with one for each choice; any other answer as it is."""
-    choices = _field(answer, "choices")
+    choices = field_of(answer, "choices")
     if not isinstance(choices, list | tuple) or not choices:
         return answer
-    said = [_field(_field(choice, "message"), "content") for choice in cast("list[Any]", choices)]
+    said = [field_of(field_of(choice, "message"), "content") for choice in cast("list[Any]", choices)]
     return said if all(isinstance(words, str) for words in said) else answer
 
 
-def _open(fields: Mapping[Any, Any]) -> dict[str, Any]:
-    return {
-        str(name): value if name in _ASKED else _without_secrets(value)
-        for name, value in fields.items()
-        if not is_secret(str(name))
-    }
+class _Open:
+    """The parts of a request that are no secrets."""
 
+    def __init__(self) -> None:
+        self._left = _MOST_PARTS
 
-def _without_secrets(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return _open(cast("Mapping[Any, Any]", value))
-    if isinstance(value, list | tuple):
-        return [_without_secrets(one) for one in cast("list[Any]", value)]
-    return value
+    def fields(self, fields: Mapping[Any, Any], depth: int) -> dict[str, Any]:
+        return {
+            str(name): value if name in _ASKED else self._of(value, depth - 1)
+            for name, value in fields.items()
+            if not is_secret_setting(str(name))
+        }
+
+    def _of(self, value: Any, depth: int) -> Any:
+        self._left -= 1
+        if depth < 0 or self._left < 0:
+            return "…"
+        if isinstance(value, Mapping):
+            return self.fields(cast("Mapping[Any, Any]", value), depth)
+        if isinstance(value, list | tuple):
+            return [self._of(one, depth - 1) for one in cast("list[Any]", value)]
+        return value
 
 
 def _copied(asked: Any) -> Any:
     return list(cast("list[Any]", asked)) if isinstance(asked, list) else asked
-
-
-def _field(holder: Any, name: str) -> Any:
-    return holder.get(name) if isinstance(holder, Mapping) else getattr(holder, name, None)

@@ -17,6 +17,7 @@ from dspex_pipelines.engine.ledger import Ledger
 from dspex_pipelines.engine.recorder import Recorder
 from dspex_pipelines.engine.reservation import Reservation
 from dspex_pipelines.engine.runner import TrialPool, TrialRunner
+from dspex_pipelines.engine.running_scores import RunningScores
 from dspex_pipelines.engine.spans import RunSpans
 from dspex_pipelines.errors import EvaluationIncomplete, ProviderRefused
 from dspex_pipelines.model.calls import CallPolicy
@@ -100,16 +101,17 @@ async def run_batch(
     ledger: Ledger | None = None,
     spans: RunSpans | None = None,
     usage: Usage | None = None,
+    scores: RunningScores | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> BatchSummary:
     """Run what is missing of *batch*; each outcome is in the journal before it counts as done.
 
     At most *max_concurrency* trials run or wait to be recorded: so many run twice when this process is killed. *calls*
-    is what holds for calls to models; what its trials use is added to *usage*. *spans* tells of every trial that is
-    run. *on_progress* is called after every group, when both are up to date. Once the *ledger* says that the run has
-    stopped, nothing more is started; what is in flight has `STOP_S` to end. Raises `PoolUnreachable` when the bridge
-    goes away, and `ProviderRefused` when a model's provider refuses the key. Whatever ends it, a cancellation included,
-    keeps what is done by then.
+    is what holds for calls to models; what its trials use is added to *usage*, what they score to *scores*. *spans*
+    tells of every trial that is run. *on_progress* is called after every group, when both are up to date. Once the
+    *ledger* says that the run has stopped, nothing more is started; what is in flight has `STOP_S` to end. Raises
+    `PoolUnreachable` when the bridge goes away, and `ProviderRefused` when a model's provider refuses the key. Whatever
+    ends it, a cancellation included, keeps what is done by then.
     """
     runner = TrialRunner(
         pool,
@@ -153,6 +155,8 @@ async def run_batch(
         rescored += sum(entry.rescored for entry in entries)
         if usage is not None:
             usage.add_outcomes(entry.outcome for entry in entries)
+        if scores is not None:
+            scores.add_outcomes(entry.outcome for entry in entries)
         if reservation is not None:
             reservation.settle(entry.outcome for entry in entries)
         stopping.look()

@@ -6,21 +6,21 @@ A trial's `TrialCalls` is found by whatever runs on its behalf, coroutine or thr
 from __future__ import annotations
 
 import asyncio
-import math
 import threading
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Future
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from dspex_pipelines.engine.asked import answered_of, asked_of
 from dspex_pipelines.engine.provider_faults import ProviderFault, provider_fault
 from dspex_pipelines.engine.spans import AttemptSpans, SessionSpans
 from dspex_pipelines.engine.throttle import Verdict
+from dspex_pipelines.engine.used import Used, credible_tokens
 from dspex_pipelines.errors import InvalidValue
-from dspex_pipelines.model.calls import CallPolicy
+from dspex_pipelines.model.calls import CallPolicy, lane_name
 from dspex_pipelines.model.outcome import ErrorType
 from dspex_pipelines.redaction import redact, redact_beginning
 
@@ -30,6 +30,12 @@ MOST_REFUSALS = 30
 MOST_FAILURES = 3
 """So often a call may be made in one attempt of its trial when the provider fails."""
 MESSAGE_CHARACTERS = 1_000
+NAME_CHARACTERS = 600
+"""Of what a trial counts: a model, and what of it."""
+MOST_AMOUNT = 2**63 - 1
+"""Of what a trial has used, in sum."""
+MOST_FAILED = 100
+"""Of the calls of a trial that were made again, the last ones are told."""
 T = TypeVar("T")
 
 
@@ -71,18 +77,6 @@ class FailedCall(NamedTuple):
     type: ErrorType
     message: str
     run_s: float
-
-
-class Used(NamedTuple):
-    """What a call used; tokens that the provider had cached are among the input."""
-
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cached_input_tokens: int = 0
-    cost_usd: float | None = None
-    """As the client library reckons; a declared price goes before it."""
-    cached: bool = False
-    """Whether the answer came out of a cache of the client library: it cost nothing."""
 
 
 @dataclass(slots=True)
@@ -141,7 +135,7 @@ class TrialCalls:
         self.used: dict[str, float] = {}
         self.calls: list[Call] | None = None
         """None until there is one: most programs of other kinds make none."""
-        self.failed: list[FailedCall] | None = None
+        self.failed: deque[FailedCall] | None = None
         self.steps: list[Any] | None = None
         """What the program's own parts made of the answers, as its library tells."""
         # A program's threads call and count at once.
@@ -231,7 +225,7 @@ class TrialCalls:
         """Add to what is used; these few names always have room."""
         with self._lock:
             for name, amount in amounts.items():
-                self.used[name] = self.used.get(name, 0) + amount
+                self._add(name, amount)
 
     def _count_of(self, model: str, **amounts: float) -> None:
         """Add to what is used, of all models and of *model*; the latter only where there is room for its names."""
@@ -247,7 +241,10 @@ class TrialCalls:
                     if not crowded:
                         continue
                     raise InvalidValue(field=name, value=amount, fix=f"a trial reports at most {MOST_NAMES} names")
-                used[name] = used.get(name, 0) + amount
+                self._add(name, amount)
+
+    def _add(self, name: str, amount: float) -> None:
+        self.used[name] = min(self.used.get(name, 0) + amount, MOST_AMOUNT)
 
     def note_failure(self, call: Call, fault: ProviderFault, error: BaseException, run_s: float) -> None:
         """Write down a call that is going to be made again."""
@@ -257,7 +254,7 @@ class TrialCalls:
             said = "(its message could not be shown)"
         with self._lock:
             if self.failed is None:
-                self.failed = []
+                self.failed = deque(maxlen=MOST_FAILED)
             self.failed.append(FailedCall(call.model, fault.type, f"{fault.what}: {said}", run_s))
         self._count(retried_calls=1)
 
@@ -283,7 +280,7 @@ class _Ongoing:
 
     def __init__(self, trial: TrialCalls, model: str, tokens: int) -> None:
         self._trial = trial
-        self._tokens = tokens
+        self._tokens = credible_tokens(tokens)
         self._refusals = 0
         self._failures = 0
         self._permit: Permit | None = None
@@ -291,7 +288,7 @@ class _Ongoing:
         self._made_at = 0.0
         self._waited = False
         # The name goes to the pool, which shows it.
-        self.call = Call(redact(model), at_s=time.perf_counter() - trial.started)
+        self.call = Call(lane_name(redact(model)), at_s=time.perf_counter() - trial.started)
 
     def ask(self) -> None:
         trial = self._trial
@@ -343,11 +340,12 @@ class _Ongoing:
         run_s = time.perf_counter() - self._made_at
         call.run_s += run_s
         fault = provider_fault(error, within_call=True)
-        self._made(run_s, type(error).__name__ if fault is None else fault.type.value)
         if fault is None:
             self._end(Verdict.NEUTRAL, tokens=call.tokens)
         else:
             self._end(fault.verdict, retry_after_s=fault.retry_after_s, tokens=call.tokens)
+        self._made(run_s, type(error).__name__ if fault is None else fault.type.value)
+        if fault is not None:
             waits = fault.verdict in (Verdict.REFUSED, Verdict.OVERLOADED)
             self._refusals += waits
             self._failures += fault.verdict is Verdict.FAILED
@@ -364,8 +362,8 @@ class _Ongoing:
         """The call has been answered."""
         run_s = time.perf_counter() - self._made_at
         self.call.run_s += run_s
-        self._made(run_s)
         self._end(Verdict.OK, tokens=self.call.tokens)
+        self._made(run_s)
         self._trial.add(self.call)
 
     def _made(self, run_s: float, error: str = "") -> None:
@@ -400,92 +398,3 @@ def begin_trial(calls: TrialCalls) -> None:
 def end_trial() -> None:
     """From here on, the thread runs for no trial."""
     _running.set(None)
-
-
-def report_usage(**amounts: float) -> None:
-    """Add *amounts* to what the trial that calls this has used: ``tokens``, ``cost_usd``, or names of your own.
-
-    Programs and metrics call it as often as they like, in coroutines too, but not in threads that they start
-    themselves; outside a trial it does nothing. Budgets are about ``tokens`` and ``cost_usd`` (US dollars). Raises
-    `InvalidValue` for what is no finite number of 0 or more.
-    """
-    trial = _running.get()
-    for name, amount in amounts.items():
-        if isinstance(amount, bool) or not (math.isfinite(amount) and amount >= 0):
-            raise InvalidValue(field=name, value=amount, fix="report a finite number, 0 or more")
-        if trial is not None:
-            trial.report({name: amount})
-
-
-def call_model(model: str, make: Callable[[], T], *, tokens: int = 0, request: Any = None) -> T:
-    """Return what *make* returns, called once the pool's throttle gives leave to call *model*.
-
-    For programs that call a provider without DSPy: ``call_model("openai/gpt-4o-mini", lambda: client.chat(...))``.
-    A call that is refused, or at which the provider fails, waits and is made again here, so that finished ones are not
-    bought twice; what its answer's `usage` says (in OpenAI's form) is counted. *tokens* is an estimate of what the call
-    will use, 0 for none. The trial's trace keeps what *make* returns (in OpenAI's form: its words), and *request*:
-    messages, a prompt, or a map of all that is sent, of which keys, tokens and headers are left out. Outside a trial,
-    *make* is just called. Raises what *make* raises at last.
-    """
-    trial = _running.get()
-    if trial is None:
-        return make()
-
-    def made(call: Call) -> T:
-        _asks(call, request)
-        answer = make()
-        _answers(call, answer)
-        return answer
-
-    return trial.call(model, made, tokens=tokens)
-
-
-async def call_model_async(model: str, make: Callable[[], Awaitable[T]], *, tokens: int = 0, request: Any = None) -> T:
-    """Return what *make* returns, as `call_model` does, in a coroutine."""
-    trial = _running.get()
-    if trial is None:
-        return await make()
-
-    async def made(call: Call) -> T:
-        _asks(call, request)
-        answer = await make()
-        _answers(call, answer)
-        return answer
-
-    return await trial.acall(model, made, tokens=tokens)
-
-
-def _asks(call: Call, request: Any) -> None:
-    if request is not None:
-        call.asked, call.settings = asked_of(request)
-
-
-def _answers(call: Call, answer: Any) -> None:
-    call.used = usage_of(answer)
-    call.answered = answered_of(answer)
-
-
-def usage_of(answer: Any) -> Used:
-    """Return what an answer of OpenAI's form says that it used; nothing where it says nothing."""
-    usage = answer.get("usage") if isinstance(answer, Mapping) else getattr(answer, "usage", None)
-    return used_of(usage)
-
-
-def used_of(usage: Any, cost_usd: float | None = None) -> Used:
-    """Return what a usage of OpenAI's form, a map or an object, says; nothing where it is neither."""
-    details = _field(usage, "prompt_tokens_details") or _field(usage, "input_tokens_details")
-    return Used(
-        input_tokens=_count(usage, "prompt_tokens") or _count(usage, "input_tokens"),
-        output_tokens=_count(usage, "completion_tokens") or _count(usage, "output_tokens"),
-        cached_input_tokens=_count(details, "cached_tokens"),
-        cost_usd=cost_usd if isinstance(cost_usd, float) and math.isfinite(cost_usd) and cost_usd >= 0 else None,
-    )
-
-
-def _field(holder: Any, name: str) -> Any:
-    return holder.get(name) if isinstance(holder, Mapping) else getattr(holder, name, None)
-
-
-def _count(holder: Any, name: str) -> int:
-    value = _field(holder, name)
-    return int(value) if isinstance(value, int | float) and math.isfinite(value) and value > 0 else 0

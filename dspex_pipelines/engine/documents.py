@@ -13,6 +13,7 @@ from dspex_pipelines.errors import InvalidValue, ProgramUnavailable
 from dspex_pipelines.model.automation import Automation
 from dspex_pipelines.model.budget import Budget
 from dspex_pipelines.model.calls import Price
+from dspex_pipelines.model.checks import Check, Coverage, FailureRate, NoRegression, ScoreFloor
 from dspex_pipelines.model.evaluation import Dataset, Evaluation, Row, Upstream
 from dspex_pipelines.model.limits import RateLimit
 from dspex_pipelines.model.partitions import Dates, Dynamic
@@ -24,6 +25,12 @@ Document: TypeAlias = Mapping[str, Any]
 DocumentPath: TypeAlias = tuple[str | int, ...]
 SOURCES = ("source", "callable", "asset")
 """Where examples come from: one of these is given."""
+_CHECKS: Mapping[Any, Callable[..., Check]] = {
+    "score_floor": ScoreFloor,
+    "failure_rate": FailureRate,
+    "coverage": Coverage,
+    "no_regression": NoRegression,
+}
 
 
 class InvalidPart(InvalidValue):
@@ -47,6 +54,7 @@ def evaluation_from_document(document: Document, *, folder: Path, name: str = ""
         "budget": lambda part: Budget(**part),
         "limits": lambda part: _each(part, lambda one: RateLimit(**one)),
         "prices": lambda part: _each(part, lambda one: Price(**one)),
+        "checks": lambda part: _each(part, _check),
         "automation": lambda part: _automation(part, folder),
     }
     with _within(document):
@@ -143,6 +151,14 @@ def _kind(document: Document) -> dict[str, Any]:
     """Return the document as variables and constraints are read from: its type is called their kind."""
     given = dict(document)
     return {"kind": given.pop("type", None), **given}
+
+
+def _check(document: Document) -> Check:
+    given = dict(document)
+    kind = given.pop("type", None)
+    if kind not in _CHECKS:
+        raise InvalidValue(field="type", value=kind, fix=f"give one of {', '.join(_CHECKS)}")
+    return _CHECKS[kind](**given)
 
 
 def _search(given: Any) -> Search:

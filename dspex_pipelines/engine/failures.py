@@ -132,6 +132,7 @@ class Failures:
         elif not trial.stuck:
             trial.stuck = True
             worker.stuck += 1
+            orders.stuck.append((worker.worker_id, trial.attempt_id))
             # Beside a trial that does not stop, no suspect can be alone.
             if worker.stuck >= worker.stuck_limit or self._board.quarantine.keeps(worker):
                 self._board.replace(orders, worker)

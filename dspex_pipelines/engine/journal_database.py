@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 from sqlalchemy import event, exc
 
-from dspex_pipelines.engine.journal_schema import bring_up_to_date, is_up_to_date
+from dspex_pipelines.engine.journal_schema import bring_up_to_date, is_up_to_date, revision
 from dspex_pipelines.errors import DspexError, JournalError
 
 BUSY_S = 60.0
@@ -97,14 +97,31 @@ class Database:
                     bring_up_to_date(connection, self.shown)
         except ModuleNotFoundError as error:
             self.close()
-            fix = "install dspex-pipelines[postgresql]"
-            raise JournalError(journal=self.shown, reason=f"needs the driver {error.name}", fix=fix) from error
+            raise self._without_driver(error) from error
         except (OSError, exc.SQLAlchemyError) as error:
             self.close()
             raise self.explained(error, "cannot be opened") from error
         except BaseException:
             self.close()
             raise
+
+    def layout(self) -> str:
+        """Return the revision of its tables, empty where it has none, changing nothing; raises `JournalError`."""
+        try:
+            engine = self._made()
+            try:
+                with engine.connect().execution_options(**{_READING: True}) as connection:
+                    return revision(connection) or ""
+            finally:
+                engine.dispose()
+        except ModuleNotFoundError as error:
+            raise self._without_driver(error) from error
+        except (OSError, exc.SQLAlchemyError) as error:
+            raise self.explained(error, "cannot be opened") from error
+
+    def _without_driver(self, error: ModuleNotFoundError) -> JournalError:
+        fix = "install dspex-pipelines[postgresql]"
+        return JournalError(journal=self.shown, reason=f"needs the driver {error.name}", fix=fix)
 
     def close(self) -> None:
         """Close it; safe to call twice."""

@@ -73,7 +73,7 @@ runs = sa.Table(
 
 def is_up_to_date(connection: sa.Connection) -> bool:
     """Return whether the database has these tables, by a read alone."""
-    return _revision(connection) == HEAD
+    return revision(connection) == HEAD
 
 
 def bring_up_to_date(connection: sa.Connection, shown: str) -> None:
@@ -83,7 +83,7 @@ def bring_up_to_date(connection: sa.Connection, shown: str) -> None:
     """
     if connection.dialect.name == "postgresql":
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
-    found = _revision(connection)
+    found = revision(connection)
     if found == HEAD:
         return  # another process was first
     if found is not None and found > HEAD:
@@ -102,7 +102,8 @@ def bring_up_to_date(connection: sa.Connection, shown: str) -> None:
     command.upgrade(config, "head")
 
 
-def _revision(connection: sa.Connection) -> str | None:
+def revision(connection: sa.Connection) -> str | None:
+    """Return which tables the database has; None where it has none of these."""
     if not sa.inspect(connection).has_table("alembic_version"):
         return None
     return connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar_one_or_none()

@@ -11,9 +11,9 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from dspex_pipelines.engine.journal import Journal
 from dspex_pipelines.engine.journal_schema import runs
-from dspex_pipelines.errors import SerializationError
 from dspex_pipelines.model.budget import Budget, Spent
 from dspex_pipelines.model.outcome import TrialError, TrialOutcome
+from dspex_pipelines.model.usage import usage_of
 
 MOST_USED = 2**40
 """Tokens, or US dollars, of one trial: what says more has used neither, and would overflow the account."""
@@ -91,7 +91,7 @@ class Ledger:
             trials += 1
             failed += isinstance(outcome, TrialError)
             if outcome.usage_payload:
-                used = usage_of(outcome)
+                used = spent_by(outcome)
                 tokens += used[0]
                 cost_usd += used[1]
         columns, mine = runs.c, runs.c.run_id == self._run_id
@@ -122,12 +122,9 @@ class Ledger:
                 connection.execute(runs.update().where(mine).values(stopped=self.stopped))
 
 
-def usage_of(outcome: TrialOutcome) -> tuple[int, float]:
+def spent_by(outcome: TrialOutcome) -> tuple[int, float]:
     """Return the tokens and the US dollars that a trial says it has used; 0 where it says nothing, or nonsense."""
-    try:
-        usage = outcome.usage
-    except SerializationError:
-        return 0, 0.0
+    usage = usage_of(outcome)
     tokens, cost_usd = (min(max(0, usage.get(name, 0)), MOST_USED) for name in ("tokens", "cost_usd"))
     return int(tokens), float(cost_usd)
 

@@ -5,14 +5,14 @@ It goes by what such exceptions have in common (a status, a code, headers), so n
 
 from __future__ import annotations
 
-import math
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any, cast
 
 from dspex_pipelines.engine.throttle import Verdict
-from dspex_pipelines.errors import ProviderGivenUp
+from dspex_pipelines.errors import NO_KEY, ProviderGivenUp
 from dspex_pipelines.model.outcome import ErrorType
 
 _LINKS = 4
@@ -30,8 +30,9 @@ _MEANINGS: dict[str, tuple[ErrorType, Verdict, str]] = {
     "overloaded": (ErrorType.PROVIDER_UNAVAILABLE, Verdict.OVERLOADED, "overload"),
     "failed": (ErrorType.PROVIDER_UNAVAILABLE, Verdict.FAILED, "provider failed"),
     "key": (ErrorType.PROVIDER_UNAVAILABLE, Verdict.NEUTRAL, "authentication"),
+    "no key": (ErrorType.PROVIDER_UNAVAILABLE, Verdict.NEUTRAL, NO_KEY),
     "billing": (ErrorType.PROVIDER_UNAVAILABLE, Verdict.NEUTRAL, "billing"),
-    "model": (ErrorType.INVALID_CONFIGURATION, Verdict.NEUTRAL, "unknown model"),
+    "model": (ErrorType.INVALID_CONFIGURATION, Verdict.NEUTRAL, "unknown model or address"),
     "malformed": (ErrorType.MALFORMED_OUTPUT, Verdict.NEUTRAL, "malformed output"),
     "context": (ErrorType.PROGRAM_EXCEPTION, Verdict.NEUTRAL, "context length"),
     "content": (ErrorType.PROGRAM_EXCEPTION, Verdict.NEUTRAL, "content filter"),
@@ -48,7 +49,7 @@ _CODES: dict[str, str] = {
     "transport": "failed",
     "lock_timeout": "failed",
     "auth": "key",
-    "not_configured": "key",
+    "not_configured": "no key",
     "invalid_api_key": "key",
     "billing": "billing",
     "insufficient_quota": "billing",
@@ -65,7 +66,7 @@ _CODES: dict[str, str] = {
     "content_policy_violation": "content",
     "adapter_parse_error": "malformed",
 }
-_FIRST = ("malformed", "context", "content", "billing", "key", "model")
+_FIRST = ("malformed", "context", "content", "billing", "key", "no key", "model")
 """Meanings that a code has whatever the status says: no quota left is a 429 too, and will not pass."""
 _LIBRARIES = frozenset(
     {"aiohttp", "anthropic", "cohere", "dspy", "google", "httpcore", "httpx", "litellm", "openai", "requests"}
@@ -85,6 +86,8 @@ _NAMED: dict[str, str] = {
     "JSONSchemaValidation": "malformed",
     "LengthFinishReason": "malformed",
 }
+_LONGEST_WAIT_S = 366 * 24 * 3_600.0
+"""Who asks for more has said something else: a moment, or nothing that makes sense."""
 _MEMBERS = 16
 """Of a group of exceptions, so many are looked at."""
 
@@ -178,7 +181,7 @@ def _fault(meaning: str, error: BaseException, links: list[BaseException]) -> Pr
         what=what,
         passes=passes or meaning == "malformed",
         retry_after_s=_retry_after_s(links) if passes else 0.0,
-        ends_run=meaning in ("key", "billing"),
+        ends_run=meaning in ("key", "no key", "billing"),
         raw=raw if isinstance(raw, str) else None,
     )
 
@@ -205,11 +208,13 @@ def _status(error: BaseException) -> int | None:
 
 def _retry_after_s(links: list[BaseException]) -> float:
     for link in links:
-        said: Any
-        for said in (getattr(link, "retry_after", None), getattr(link, "retry_after_s", None), *_headers(link)):
-            seconds = _seconds(said)
-            if math.isfinite(seconds) and seconds > 0:
-                return seconds
+        # What the failure is, is known: a strange header changes nothing about that.
+        with suppress(Exception):
+            said: Any
+            for said in (getattr(link, "retry_after", None), getattr(link, "retry_after_s", None), *_headers(link)):
+                seconds = _seconds(said)
+                if 0 < seconds <= _LONGEST_WAIT_S:
+                    return seconds
     return 0.0
 
 
@@ -224,9 +229,9 @@ def _seconds(said: Any) -> float:
     """Return a number of seconds, which HTTP may give as the date until when; 0 for what is neither."""
     try:
         return float(said)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         pass
     try:
         return parsedate_to_datetime(said).timestamp() - time.time()
-    except (TypeError, ValueError):
+    except (AttributeError, TypeError, ValueError, OverflowError):
         return 0.0

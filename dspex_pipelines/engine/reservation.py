@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Iterable
 from typing import TypeVar
 
-from dspex_pipelines.engine.ledger import Ledger, usage_of
+from dspex_pipelines.engine.ledger import Ledger, spent_by
 from dspex_pipelines.model.budget import dollars
 from dspex_pipelines.model.outcome import TrialOutcome
 
@@ -49,7 +49,7 @@ class Reservation:
         for outcome in outcomes:
             self._in_flight -= 1
             self._settled += 1
-            tokens, cost_usd = usage_of(outcome)
+            tokens, cost_usd = spent_by(outcome)
             self._tokens += tokens
             self._cost_usd += cost_usd
         self._changed.set()

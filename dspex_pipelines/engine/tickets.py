@@ -62,6 +62,8 @@ class Orders:
     """Workers that are silent at a trial's deadline: to be looked at, and then `hung` unless they speak."""
     kill: dict[str, int] = field(default_factory=dict[str, int])
     """Workers to be killed, and then `hung` by the attempt that is named and settled."""
+    stuck: list[tuple[str, int]] = field(default_factory=list[tuple[str, int]])
+    """Worker and attempt id of those that were to be stopped and go on. Each is named once."""
     quarantine: int | None = None
     """How many workers for suspects there should be from now on; None for as many as before."""
 

@@ -5,10 +5,36 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from dspex_pipelines.errors import InvalidValue
 
-CRON_FIELDS = 5
+_FIELDS = ((0, 59), (0, 23), (1, 31), (1, 12), (0, 7))
+"""Least and most of a cron expression's minute, hour, day, month and weekday."""
+_NAMES = frozenset(
+    [
+        "jan",
+        "feb",
+        "mar",
+        "apr",
+        "may",
+        "jun",
+        "jul",
+        "aug",
+        "sep",
+        "oct",
+        "nov",
+        "dec",
+        "sun",
+        "mon",
+        "tue",
+        "wed",
+        "thu",
+        "fri",
+        "sat",
+        "l",
+    ]
+)
 LATEST_MOST = 100_000
 
 
@@ -30,9 +56,14 @@ class Automation:
     """A folder: each JSON file that is put there starts a run."""
 
     def __post_init__(self) -> None:
-        if self.schedule and len(self.schedule.split()) != CRON_FIELDS:
+        if self.schedule and not _is_cron(self.schedule):
             fix = "give five fields: minute, hour, day, month, weekday, such as 0 3 * * *"
             raise InvalidValue(field="automation.schedule", value=self.schedule, fix=fix)
+        try:
+            ZoneInfo(self.timezone)
+        except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+            fix = "give a name such as UTC or Europe/Berlin"
+            raise InvalidValue(field="automation.timezone", value=self.timezone, fix=fix) from error
         for name, least, most in (("latest", 0, LATEST_MOST), ("look_every_s", 1, 86_400)):
             value = getattr(self, name)
             if type(value) is not int or not least <= value <= most:
@@ -43,3 +74,21 @@ class Automation:
             raise InvalidValue(field="automation.stale_after_h", value=hours, fix="give hours; 0: never")
         if isinstance(self.triggers, str):
             object.__setattr__(self, "triggers", Path(self.triggers))
+
+
+def _is_cron(text: str) -> bool:
+    fields = text.split()
+    return len(fields) == len(_FIELDS) and all(
+        _is_field(field, least, most) for field, (least, most) in zip(fields, _FIELDS, strict=True)
+    )
+
+
+def _is_field(field: str, least: int, most: int) -> bool:
+    for part in field.lower().split(","):
+        span, _, step = part.partition("/")
+        ends = span.split("-") if span != "*" else []
+        if step and not (step.isdecimal() and int(step)):
+            return False
+        if not all(end in _NAMES or (end.isdecimal() and least <= int(end) <= most) for end in ends):
+            return False
+    return True

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from dataclasses import dataclass
+from decimal import Decimal
 
 from dspex_pipelines.errors import InvalidValue
 
 
 def dollars(amount: float) -> str:
-    """Return an amount of US dollars for people, to the hundredth of a cent where cents say too little."""
+    """Return an amount of US dollars for people, to the hundredth of a cent where cents say too little.
+
+    What is less than that has one digit: it is not nothing.
+    """
+    if 0 < amount < _LITTLE_USD:
+        return f"${Decimal(f'{amount:.1g}'):f}"
     cents = f"{amount:,.2f}"
     return f"${cents}" if amount >= 1 or abs(float(cents) - amount) < _LITTLE_USD else f"${amount:,.4f}"
 
 
 _LITTLE_USD = 0.000_05
+_MOST_COUNT = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,11 +54,11 @@ class Budget:
     def __post_init__(self) -> None:
         for name in ("max_errors", "max_time_s", "max_cost_usd"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not (math.isfinite(value) and value >= 0):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= sys.float_info.max:
                 raise InvalidValue(field=f"budget.{name}", value=value, fix="give a finite number, 0 or more")
         for name, least in (("min_trials", 1), ("max_tokens", 0)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _MOST_COUNT:
                 raise InvalidValue(field=f"budget.{name}", value=value, fix=f"give an integer of {least} or more")
         if self.max_errors > 1 and self.max_errors != int(self.max_errors):
             raise InvalidValue(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
@@ -13,7 +12,17 @@ from dspex_pipelines.model.limits import RateLimit
 
 TRACE_BYTES = 65_536
 MOST_TRACE_BYTES = 1 << 20
+LANE_CHARACTERS = 500
+MOST_TOKENS = 100_000_000
+"""Of one call, many times what any model reads: who says more says nothing."""
 _MILLION = 1_000_000
+_MOST_USD = 1e9
+
+
+def lane_name(model: str) -> str:
+    """Return what the lane of a model is called: so short, and with such characters, as can be sent and shown."""
+    name = model[:LANE_CHARACTERS]
+    return name if name.isprintable() else "".join(one if one.isprintable() else "?" for one in name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +42,8 @@ class Price:
             value = getattr(self, name)
             if value is None and name == "cached_input_usd":
                 continue
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-                fix = "give US dollars per million tokens, 0 or more"
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _MOST_USD:
+                fix = f"give US dollars per million tokens, 0 to {_MOST_USD:,.0f}"
                 raise InvalidValue(field=f"price.{name} of {self.model}", value=value, fix=fix)
 
     def cost_usd(self, *, input_tokens: float, output_tokens: float, cached_input_tokens: float = 0) -> float:

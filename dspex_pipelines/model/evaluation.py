@@ -13,23 +13,19 @@ from dspex_pipelines.errors import InvalidValue
 from dspex_pipelines.model.automation import Automation
 from dspex_pipelines.model.budget import Budget
 from dspex_pipelines.model.calls import TRACE_BYTES, CallPolicy, Price
+from dspex_pipelines.model.checks import Check, checked_checks
 from dspex_pipelines.model.limits import RateLimit
 from dspex_pipelines.model.partitions import Dates, Dynamic
 from dspex_pipelines.model.search import Search
 from dspex_pipelines.model.secrecy import check_no_secret
 from dspex_pipelines.model.space import ConfigurationSpace
 from dspex_pipelines.model.trial import ISOLATIONS, Isolation, check_entry_point
-from dspex_pipelines.redaction import learn_environment
+from dspex_pipelines.redaction import is_secret_variable, learn_environment
 
 Row = Mapping[str, Any]
 NAME_CHARACTERS = 100
 """Of names that become folders."""
 _FOLDER_BYTES = 255
-_SECRET = re.compile(
-    r"(^|_)(API_?KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|PWD|CREDENTIALS?)(_|$)|(API_?KEY|TOKEN|SECRET|PASSWORD)$",
-    re.IGNORECASE,
-)
-"""Names of variables that hold what is nobody's business."""
 _OWNER = re.compile(r"[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\.[A-Za-z]{2,7}|team:\S.*")
 """What Dagster takes for an owner."""
 _AT_MOST = f"give at most {NAME_CHARACTERS} characters"
@@ -140,6 +136,8 @@ class Evaluation:
     """What their tokens cost; for others, what the client library knows, if anything."""
     trace_bytes: int = TRACE_BYTES
     """Most bytes, compressed, that are kept of a trial's calls to models; 0: nothing is."""
+    checks: tuple[Check, ...] = ()
+    """What the results of each partition have to keep; looked at after each run, and shown in the UI."""
     automation: Automation = field(default_factory=Automation)
     """What starts it besides a click; all of it is off until it is turned on."""
     description: str = ""
@@ -166,6 +164,9 @@ class Evaluation:
             raise InvalidValue(field="timeout_s", value=self.timeout_s, fix="give seconds above 0")
         if type(self.max_concurrency) is not int or self.max_concurrency < 1:
             raise InvalidValue(field="max_concurrency", value=self.max_concurrency, fix="give an integer of 1 or more")
+        names = [_metric_name(metric) for metric in self.metrics]
+        checks = checked_checks(self.checks, metrics=names, score_range=self.score_range)
+        object.__setattr__(self, "checks", checks)
         _check_secrets(self)
         policy = self.calls
         object.__setattr__(self, "limits", policy.limits)
@@ -230,12 +231,16 @@ def _check_metrics(metrics: tuple[str, ...]) -> None:
     named: dict[str, str] = {}
     for metric in metrics:
         check_entry_point("metrics", metric)
-        name = metric.partition(":")[2].rpartition(".")[2]
+        name = _metric_name(metric)
         if name in named:
             raise InvalidValue(
                 field="metrics", value=metric, fix=f"its scores would be named {name}, as those of {named[name]} are"
             )
         named[name] = metric
+
+
+def _metric_name(metric: str) -> str:
+    return metric.partition(":")[2].rpartition(".")[2]
 
 
 def _paths(given: object) -> tuple[Path, ...]:
@@ -257,7 +262,7 @@ def _variables(given: object) -> tuple[str, ...]:
     for name in cast("tuple[object, ...]", given):
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             raise InvalidValue(field=field, value=name, fix="give names of environment variables")
-        if _SECRET.search(name):
+        if is_secret_variable(name):
             fix = "leave it out: a secret decides on no answer, and nothing of it is to be kept, not even a digest"
             raise InvalidValue(field=field, value=name, fix=fix)
         names.append(name)

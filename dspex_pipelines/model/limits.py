@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from dspex_pipelines.errors import InvalidValue
+
+_LEAST_PER_MINUTE = 1e-6
+_MOST_PER_MINUTE = 1e15
+_MOST_AT_ONCE = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,12 +34,15 @@ class RateLimit:
             )
         for name in ("requests_per_minute", "tokens_per_minute"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not (math.isfinite(value) and value >= 0):
-                raise InvalidValue(field=f"limits.{name}", value=value, fix="give a finite number, 0 or more")
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not (value == 0 or _LEAST_PER_MINUTE <= value <= _MOST_PER_MINUTE):
+                fix = f"give 0, or a finite number from {_LEAST_PER_MINUTE:g} to {_MOST_PER_MINUTE:g}"
+                raise InvalidValue(field=f"limits.{name}", value=value, fix=fix)
         value = self.max_concurrency
         # What a file says may be of any type.
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise InvalidValue(field="limits.max_concurrency", value=value, fix="give an integer of 0 or more")
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _MOST_AT_ONCE:  # pyright: ignore[reportUnnecessaryIsInstance]
+            fix = f"give an integer of 0 or more, {_MOST_AT_ONCE:,} at most"
+            raise InvalidValue(field="limits.max_concurrency", value=value, fix=fix)
         if not (self.requests_per_minute or self.tokens_per_minute or self.max_concurrency):
             raise InvalidValue(
                 field="limits",

@@ -79,6 +79,22 @@ class Plan:
         ).hex()
 
     @property
+    def question(self) -> str:
+        """Hex digest of what was asked, whatever program answers it and whichever metrics judge the answer.
+
+        Results of one question and partition say which of two versions of a program is worse.
+        """
+        return digest_of(
+            [
+                self.evaluation,
+                self.limit,
+                [configuration.digest for configuration in self.configurations],
+                self.repeats,
+                self.seed,
+            ]
+        ).hex()
+
+    @property
     def metrics_digest(self) -> bytes:
         """Digest of the metrics and their versions: scores of other metrics are not reused."""
         return digest_of([[metric.name, metric.entry_point, metric.version] for metric in self.metrics])

@@ -14,6 +14,8 @@ from dspex_pipelines.model.payload import DIGEST_BYTES, decode, digest, encode
 _TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 _SAMPLED = 1
 SPAN_ID_BYTES = 8
+CHARACTERS = 1_000
+"""Most characters of a span's name, or of an attribute, that are sent."""
 Attributes: TypeAlias = Mapping[str, str | int | float | bool]
 
 
@@ -92,8 +94,9 @@ class EndedSpan(NamedTuple):
 
     @property
     def payload(self) -> bytes:
-        """As it goes from a trial's own process to the worker."""
-        return encode([*self[:6], dict(self.attributes), *self[7:]])
+        """As it goes from a trial's own process to the worker, as far as it can."""
+        attributes = {sendable(name): sendable(value) for name, value in self.attributes.items()}
+        return encode([sendable(self.name), *self[1:6], attributes, sendable(self.error), self.calls_out])
 
     @classmethod
     def from_payload(cls, payload: bytes) -> EndedSpan:
@@ -102,6 +105,15 @@ class EndedSpan(NamedTuple):
         if not isinstance(parts, list) or not _reads_as_span(cast("list[Any]", parts)):
             raise SerializationError(path="span", reason="not a span")
         return cls(*cast("list[Any]", parts))
+
+
+def sendable(value: str | float) -> str | float:
+    """Return what can be sent of a span's name, or of an attribute: the rest would take the spans beside it along."""
+    if isinstance(value, str):
+        return value[:CHARACTERS].encode(errors="replace").decode()
+    if isinstance(value, int) and not isinstance(value, bool):
+        return max(-(1 << 63), min(value, (1 << 63) - 1))
+    return value
 
 
 def _reads_as_span(parts: list[Any]) -> bool:

@@ -39,10 +39,7 @@ class Usage:
             self.run_s += outcome.run_s
             self.throttled_s += outcome.throttled_s
             if outcome.usage_payload:
-                try:
-                    self.add(outcome.usage)
-                except SerializationError:
-                    continue
+                self.add(usage_of(outcome))
 
     def merge(self, other: Usage) -> None:
         """Count what *other* has counted."""
@@ -143,6 +140,14 @@ class Usage:
         found = [(model, amounts[name]) for model, amounts in self.models.items() if amounts.get(name)]
         rest = self.amounts.get(name, 0) - sum(calls for _, calls in found)
         return [*found, *([("", rest)] if rest > 0 else [])]
+
+
+def usage_of(outcome: TrialOutcome) -> Mapping[str, float]:
+    """Return what a trial says it has used; nothing for what cannot be read."""
+    try:
+        return outcome.usage
+    except SerializationError:
+        return {}
 
 
 def model_of(name: str) -> str:

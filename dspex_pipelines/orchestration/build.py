@@ -1,4 +1,4 @@
-"""One declaration in, everything out: data set, evaluation and leaderboard assets, job, resources."""
+"""One declaration in, everything out: data set, evaluation and leaderboard assets, checks, job, resources."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import dagster as dg
 
 from dspex_pipelines.model.evaluation import Evaluation
+from dspex_pipelines.orchestration.checks import evaluation_checks
 from dspex_pipelines.orchestration.dataset import dataset_asset
 from dspex_pipelines.orchestration.evaluation import evaluation_asset
 from dspex_pipelines.orchestration.freshness import KeepFreshSensor, freshness_policy
@@ -22,7 +23,7 @@ from dspex_pipelines.orchestration.resources import (
     WorkerPoolResource,
 )
 from dspex_pipelines.orchestration.secrecy import check_resources
-from dspex_pipelines.orchestration.tags import EVALUATION, KIND, RETRIES
+from dspex_pipelines.orchestration.tags import RETRIES, evaluation_tags, pool_tag
 
 # Step processes fork from a server that has imported all this already; importing it in each costs seconds.
 PRELOADED = [
@@ -40,24 +41,30 @@ def build_evaluation(evaluation: Evaluation, *, resources: Mapping[str, Any] | N
     """Return the definitions of *evaluation*: three assets, jobs over them, and what may start them.
 
     The assets are ``<name>/dataset`` and ``<name>/evaluation``, partitioned alike, and
-    ``<name>/leaderboard`` over all partitions. *resources* replace the standard ones by key:
+    ``<name>/leaderboard`` over all partitions. What *evaluation* declares in `checks` are asset checks of
+    ``<name>/evaluation``, which the job runs as well. *resources* replace the standard ones by key:
     ``worker_pool``, ``store``, ``progress``, ``trials_io_manager``. Definitions of several evaluations
     become one by `dagster.Definitions.merge`; a resource that is replaced must be the same object in all.
     Raises `InvalidValue` for a resource that is given a secret as it is, in place of `dagster.EnvVar`.
     """
     check_resources(resources or {})
+    reached = {**standard_resources(), **(resources or {})}
+    # Of what a run works on, partition and pool may be said at its launch: those tags are the run coordinator's.
+    tags = evaluation_tags(evaluation)
+    pool = reached["worker_pool"]
+    declared = pool_tag(pool.name) if isinstance(pool, WorkerPoolResource) else {}
     dataset = dataset_asset(evaluation)
-    trials = evaluation_asset(evaluation)
+    trials = evaluation_asset(evaluation, run_tags={**declared, **tags})
     if policy := freshness_policy(evaluation):
         trials = trials.map_asset_specs(lambda spec: spec.replace_attributes(freshness_policy=policy))
     leaderboard = leaderboard_asset(evaluation)
-    # What the run works on depends on its partition, so that tag is the run coordinator's.
-    tags = {KIND: "evaluation", EVALUATION: evaluation.name}
+    checks = evaluation_checks(evaluation)
     job = dg.define_asset_job(
         name=job_name(evaluation),
+        # An asset's checks come with it.
         selection=dg.AssetSelection.assets(dataset.key, trials.key),
         description=f"Reads the data set and evaluates one partition of {evaluation.name}.",
-        tags={**tags, **evaluation.tags, **RETRIES},
+        tags={**tags, **RETRIES},
     )
     leaderboard_job = dg.define_asset_job(
         name=f"{evaluation.name}_leaderboard_job",
@@ -66,10 +73,11 @@ def build_evaluation(evaluation: Evaluation, *, resources: Mapping[str, Any] | N
     )
     return dg.Definitions(
         assets=[dataset, trials, leaderboard],
+        asset_checks=checks,
         jobs=[job, leaderboard_job],
         schedules=schedules(evaluation),
         sensors=[KeepFreshSensor(evaluation), *trigger_sensors(evaluation)],
-        resources={**standard_resources(), **(resources or {})},
+        resources=reached,
         executor=shipped_executor(),
     )
 

@@ -243,6 +243,56 @@ class Price(Fields):
     """Of tokens that go in and that the provider has cached; left out: the same as other input."""
 
 
+class _Check(Fields):
+    """What every check has besides its bound."""
+
+    severity: Literal["warn", "error"] = "error"
+    """Whether a failure is a warning or an error."""
+    blocking: StrictBool = False
+    """Whether an error keeps the leaderboard from being made in the same run."""
+    name: StrictStr = ""
+    """Its name in the UI; left out: type and metric."""
+
+
+class ScoreFloor(_Check):
+    """The best configuration's mean of a metric is at least so much."""
+
+    type: Literal["score_floor"]
+    metric: StrictStr
+    """Name of a metric."""
+    at_least: Number
+    """Least mean."""
+
+
+class FailureRate(_Check):
+    """At most such a fraction of the trials failed."""
+
+    type: Literal["failure_rate"]
+    at_most: Number = Field(ge=0, lt=1)
+    """Largest fraction."""
+
+
+class Coverage(_Check):
+    """At least such a fraction of the planned trials was run."""
+
+    type: Literal["coverage"]
+    at_least: Number = Field(default=1.0, gt=0, le=1)
+    """Least fraction."""
+
+
+class NoRegression(_Check):
+    """Example by example, a metric is not shown to be worse than in earlier results."""
+
+    type: Literal["no_regression"]
+    metric: StrictStr
+    """Name of a metric."""
+    margin: Number = Field(default=0.0, ge=0)
+    """How much worse is tolerated."""
+
+
+Check: TypeAlias = Annotated[ScoreFloor | FailureRate | Coverage | NoRegression, Discriminator("type")]
+
+
 class Automation(Fields):
     """When the evaluation is to run by itself. All of it is off until it is turned on in the UI."""
 
@@ -303,6 +353,8 @@ class EvaluationFields(Fields):
     """What their tokens cost."""
     trace_bytes: StrictInt = Field(default=65_536, ge=0, le=1 << 20)
     """Most bytes, compressed, that are kept of a trial's calls to models; 0: nothing is."""
+    checks: list[Check] = Field(default_factory=list)
+    """What the results of each partition have to keep."""
     automation: Automation = Field(default_factory=Automation)
     """When it is to run by itself."""
     owners: Names = Field(default_factory=list)

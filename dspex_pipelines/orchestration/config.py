@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, replace
+from enum import StrEnum
 from typing import Any
 
 import dagster as dg
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from dspex_pipelines.errors import InvalidValue
 from dspex_pipelines.model.budget import Budget
@@ -20,7 +22,18 @@ ONE_BY_ONE = 20
 """So many trials are worth a step each in the UI."""
 TRIALS_PER_STEP = 5_000
 MOST_STEPS = 20
-REUSES = ("all", "successes", "none")
+SHORT = 12
+"""Characters by which results name a configuration."""
+SHOWN = 5
+
+
+class Reuse(StrEnum):
+    """Which outcomes of earlier runs are kept instead of running the trials again."""
+
+    # Dagster takes the name of an enum's member, and shows it.
+    all = "all"
+    successes = "successes"
+    none = "none"
 
 
 class EvaluationConfig(dg.Config):
@@ -35,6 +48,10 @@ class EvaluationConfig(dg.Config):
     seed: int | None = Field(
         default=None, description="Seed of the draw and of the trials; left out: what the evaluation declares."
     )
+    configurations: list[str] = Field(
+        default_factory=list[str],
+        description="Only these of them, each by the first characters of its digest, as results name it; empty: all.",
+    )
     repeats: int = Field(default=1, description="How often each configuration meets each example, with a seed each.")
     max_concurrency: int = Field(default=0, description="Most trials in flight; 0: what the evaluation declares.")
     timeout_s: float = Field(default=0.0, description="Seconds a trial may run; 0: what the evaluation declares.")
@@ -42,8 +59,8 @@ class EvaluationConfig(dg.Config):
         default=0,
         description="Trials in one mapped run_trials step; 0: chosen by their number; 1: a step each.",
     )
-    reuse: str = Field(
-        default="all",
+    reuse: Reuse = Field(
+        default=Reuse.all,
         description="Which outcomes of earlier runs are kept instead of running them again: all, successes or none.",
     )
     max_attempts: int = Field(
@@ -67,6 +84,20 @@ class EvaluationConfig(dg.Config):
     )
 
 
+def config_of(values: Mapping[str, Any]) -> EvaluationConfig:
+    """Return the config with these *values*; raises `InvalidValue` for an unknown name or a value of the wrong type."""
+    if unknown := sorted(set(values) - set(EvaluationConfig.model_fields)):
+        fix = f"there is no such setting; there are {', '.join(EvaluationConfig.model_fields)}"
+        raise InvalidValue(field=unknown[0], value=values[unknown[0]], fix=fix)
+    try:
+        return EvaluationConfig(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        fix = first["msg"].removeprefix("Input should be ").replace("'", "")
+        field = ".".join(str(part) for part in first["loc"])
+        raise InvalidValue(field=field, value=first["input"], fix=f"give {fix}") from error
+
+
 def checked(config: EvaluationConfig, evaluation: Evaluation, tags: dict[str, str]) -> dict[str, Any]:
     """Return the run's limits; raises `InvalidValue` naming the field, its value and its bound."""
     for name, least in (
@@ -80,8 +111,6 @@ def checked(config: EvaluationConfig, evaluation: Evaluation, tags: dict[str, st
         if not least <= value <= LARGEST:
             raise InvalidValue(field=name, value=value, fix=f"give an integer in [{least}, {LARGEST}]")
     search_of(config, evaluation)
-    if config.reuse not in REUSES:
-        raise InvalidValue(field="reuse", value=config.reuse, fix=f"give one of {', '.join(REUSES)}")
     if not (math.isfinite(config.timeout_s) and config.timeout_s >= 0):
         raise InvalidValue(field="timeout_s", value=config.timeout_s, fix="give seconds, 0 or more")
     limit = config.max_concurrency or evaluation.max_concurrency
@@ -109,14 +138,21 @@ def search_of(config: EvaluationConfig, evaluation: Evaluation) -> Search:
     return replace(evaluation.search, **asked)
 
 
-def chosen_configurations(search: Search, space: ConfigurationSpace) -> tuple[Configuration, ...]:
-    """Return the configurations of *space* that *search* names."""
-    if search.samples:
-        return space.sample(search.samples, seed=search.seed)
-    configurations = tuple(space.grid())
-    if not configurations:
+def chosen_configurations(
+    config: EvaluationConfig, search: Search, space: ConfigurationSpace
+) -> tuple[Configuration, ...]:
+    """Return the configurations of *space* that *search* names, of which the run may want only some."""
+    found = space.sample(search.samples, seed=search.seed) if search.samples else tuple(space.grid())
+    if not found:
         raise InvalidValue(field="space", value="its grid", fix="no combination keeps every constraint; loosen one")
-    return configurations
+    if not config.configurations:
+        return found
+    for wanted in config.configurations:
+        if not wanted or not any(one.digest.hex().startswith(wanted) for one in found):
+            few = ", ".join(one.digest.hex()[:SHORT] for one in found[:SHOWN])
+            fix = f"give the first characters of the digest of one of the run's {len(found):,}, such as {few}"
+            raise InvalidValue(field="configurations", value=wanted, fix=fix)
+    return tuple(one for one in found if one.digest.hex().startswith(tuple(config.configurations)))
 
 
 def trials_per_op(config: EvaluationConfig, total: int) -> int:

@@ -2,17 +2,19 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import dagster as dg
 
+from dspex_pipelines.analysis.leaderboard import leaderboard, ranking_columns
 from dspex_pipelines.analysis.results import collect_trials
 from dspex_pipelines.engine.batch import BatchSummary, planned_outcomes, run_batch
 from dspex_pipelines.engine.executor import Progress
 from dspex_pipelines.engine.ledger import Ledger, why_stopped
 from dspex_pipelines.engine.program_versions import metric_version, program_version
 from dspex_pipelines.engine.programs import inspect_program
+from dspex_pipelines.engine.running_scores import RunningScores
 from dspex_pipelines.engine.spans import RunSpans
 from dspex_pipelines.errors import DspexError, PoolUnreachable
 from dspex_pipelines.model.budget import Budget
@@ -25,6 +27,7 @@ from dspex_pipelines.model.trial import MetricSpec, ProgramSpec
 from dspex_pipelines.model.usage import Usage
 from dspex_pipelines.orchestration.config import (
     EvaluationConfig,
+    Reuse,
     checked,
     chosen_configurations,
     search_of,
@@ -33,7 +36,10 @@ from dspex_pipelines.orchestration.config import (
 from dspex_pipelines.orchestration.datasets import load_examples
 from dspex_pipelines.orchestration.freshness import stale_results
 from dspex_pipelines.orchestration.io_managers import EvaluatedPartition
+from dspex_pipelines.orchestration.leaderboard import board_metadata
 from dspex_pipelines.orchestration.partitions import partitions_def
+from dspex_pipelines.orchestration.progress import ToldProgress
+from dspex_pipelines.orchestration.references import code_references
 from dspex_pipelines.orchestration.resources import (
     ProgressResource,
     ResultStore,
@@ -41,22 +47,22 @@ from dspex_pipelines.orchestration.resources import (
 )
 from dspex_pipelines.orchestration.secrecy import without_secrets
 from dspex_pipelines.orchestration.summary import trials_metadata, usage_metadata
-from dspex_pipelines.orchestration.tags import EVALUATION, POOL, RESULTS
+from dspex_pipelines.orchestration.tags import POOL, RESULTS
 from dspex_pipelines.orchestration.waiting import Waiting
 from dspex_pipelines.telemetry import run_spans
 from dspex_pipelines.wire import loop
 
-LOG_EVERY_S = 5.0
-LOG_WAITING_EVERY_S = 30.0
 
+def evaluation_asset(evaluation: Evaluation, *, run_tags: Mapping[str, str]) -> dg.AssetsDefinition:
+    """Return the graph asset that runs every planned trial of a partition and keeps one row for each.
 
-def evaluation_asset(evaluation: Evaluation) -> dg.AssetsDefinition:
-    """Return the graph asset that runs every planned trial of a partition and keeps one row for each."""
-    plan_trials = _plan_op(evaluation)
+    Its planning step carries *run_tags*: from there the run coordinator gives them to every run of it.
+    """
+    plan_trials = _plan_op(evaluation, run_tags)
 
     @dg.config_mapping
     def to_plan(config: EvaluationConfig) -> dict[str, Any]:
-        return {"plan_trials": {"config": config.model_dump()}}
+        return {"plan_trials": {"config": config.model_dump(mode="json")}}
 
     @dg.graph_asset(
         name=RESULTS,
@@ -70,6 +76,7 @@ def evaluation_asset(evaluation: Evaluation) -> dg.AssetsDefinition:
         config=to_plan,
         code_version=_code_version(evaluation),
         automation_condition=stale_results(),
+        metadata=code_references(evaluation),
         description=evaluation.description or f"Every trial of {evaluation.name}, one row each.",
     )
     def trials(dataset: Any) -> Any:
@@ -94,12 +101,12 @@ def _code_version(evaluation: Evaluation) -> str | None:
         return None
 
 
-def _plan_op(evaluation: Evaluation) -> dg.OpDefinition:
+def _plan_op(evaluation: Evaluation, run_tags: Mapping[str, str]) -> dg.OpDefinition:
     @dg.op(
         name=f"{evaluation.name}__plan_trials",  # definitions of several evaluations live side by side
         ins={"dataset": dg.In(dg.Nothing)},
         out={"manifest": dg.Out(str), "batches": dg.DynamicOut(dict)},
-        tags={**evaluation.tags, EVALUATION: evaluation.name},
+        tags=run_tags,
         description="Works out every trial of the run, and says so before any of them runs.",
     )
     def plan_trials(context: dg.OpExecutionContext, config: EvaluationConfig, store: ResultStore) -> Iterator[Any]:
@@ -110,7 +117,14 @@ def _plan_op(evaluation: Evaluation) -> dg.OpDefinition:
             except DspexError as error:
                 raise dg.Failure(str(error), allow_retries=False) from error
         yield dg.Output(
-            json.dumps({"plan": plan.to_json(), "calls": evaluation.calls.to_document(), **limits}),
+            json.dumps(
+                {
+                    "plan": plan.to_json(),
+                    "calls": evaluation.calls.to_document(),
+                    "score_range": evaluation.score_range,
+                    **limits,
+                }
+            ),
             output_name="manifest",
         )
         size = trials_per_op(config, plan.total)
@@ -154,11 +168,11 @@ def _plan(
         program=_program(evaluation),
         metrics=_metrics(evaluation),
         space_json=evaluation.space.to_json(),
-        configurations=chosen_configurations(search, evaluation.space),
+        configurations=chosen_configurations(config, search, evaluation.space),
         repeats=config.repeats,
         seed=search.seed,
-        generation=context.run.root_run_id or context.run_id if config.reuse == "none" else "",
-        failures_since=_started_at(context) if config.reuse == "successes" else 0.0,
+        generation=context.run.root_run_id or context.run_id if config.reuse is Reuse.none else "",
+        failures_since=_started_at(context) if config.reuse is Reuse.successes else 0.0,
     )
 
 
@@ -219,7 +233,11 @@ def run_trials(
     folder = store.datasets(context.instance, plan.evaluation, plan.partition)
     examples = load_examples(folder, plan.dataset_digest, limit=plan.rows)
     reporter = progress.reporter
-    log = _LoggedProgress(context.log.info)
+    piece = Batch(start=batch["start"], stop=batch["stop"])
+    scores = RunningScores()
+    log = ToldProgress(
+        plan=plan, batch=piece, say=context.log.info, observe=context.log_event, started_at=_started_at(context)
+    )
     budget = Budget(**document["budget"])
     usage = Usage()
     bounds_usage = bool(budget.max_tokens or budget.max_cost_usd)
@@ -243,7 +261,7 @@ def run_trials(
 
             def tell(now: Progress) -> None:
                 waiting.moved()
-                log.moved(now, usage)
+                log.moved(now, usage, scores)
                 reporter.used(usage)
                 reporter.moved(now)
                 warn()
@@ -251,7 +269,7 @@ def run_trials(
             with store.journal(context.instance) as journal:
                 return await run_batch(
                     plan=plan,
-                    batch=Batch(start=batch["start"], stop=batch["stop"]),
+                    batch=piece,
                     examples=examples,
                     pool=pool,
                     journal=journal,
@@ -261,6 +279,7 @@ def run_trials(
                     calls=CallPolicy.from_document(document["calls"]),
                     ledger=Ledger(journal, run_id=context.run_id, budget=budget),
                     usage=usage,
+                    scores=scores,
                     spans=spans,
                     on_progress=tell,
                 )
@@ -291,6 +310,7 @@ def run_trials(
         "reused": summary.reused,
         "rescored": summary.rescored,
         "ran": summary.ran,
+        "elapsed_s": summary.elapsed_s,
         "usage": usage.to_document(),
     }
 
@@ -317,7 +337,7 @@ def collect_evaluation(
                 table, version = collect_trials(plan, outcomes)
         except DspexError as error:
             raise dg.Failure(str(error), allow_retries=False) from error
-    ran, rescored = (sum(batch[what] for batch in done) for what in ("ran", "rescored"))
+    ran, rescored, elapsed_s = (sum(batch[what] for batch in done) for what in ("ran", "rescored", "elapsed_s"))
     spent = Usage()
     for batch in done:
         spent.merge(Usage.from_document(batch["usage"]))
@@ -325,35 +345,17 @@ def collect_evaluation(
         EvaluatedPartition(plan=plan, trials=table, data_version=version),
         data_version=dg.DataVersion(version),
         metadata={
-            **trials_metadata(plan, table, ran=ran, rescored=rescored, stopped=stopped),
+            **trials_metadata(plan, table, ran=ran, rescored=rescored, stopped=stopped, elapsed_s=elapsed_s),
+            **_board_metadata(table, document["score_range"]),
             **usage_metadata(table, spent, Budget(**document["budget"])),
         },
     )
 
 
-class _LoggedProgress:
-    """Progress in the run's log, at most every few seconds."""
-
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say = say
-        self._said = time.monotonic()
-        self._why = ""
-
-    def moved(self, progress: Progress, usage: Usage) -> None:
-        now = time.monotonic()
-        if now - self._said < LOG_EVERY_S:
-            return
-        self._said = now
-        eta = "" if progress.eta_s is None else f", about {progress.eta_s:.0f} s to go"
-        used = usage.short()
-        self._say(
-            f"{progress.done:,} of {progress.total or 0:,} trials done, {progress.failed:,} failed, "
-            f"{progress.in_flight} in flight, {progress.rate_per_s:,.0f}/s{eta}{f'; {used}' if used else ''}"
-        )
-
-    def waits(self, why: str, for_s: float) -> None:
-        now = time.monotonic()
-        if why == self._why and now - self._said < LOG_WAITING_EVERY_S:
-            return
-        self._why, self._said = why, now
-        self._say(f"waiting for {for_s:.0f} s: {why}")
+def _board_metadata(table: Any, score_range: tuple[float, float]) -> Mapping[str, dg.MetadataValue]:
+    """Return how the configurations compare on this partition; nothing where no metric has scored."""
+    if not table.num_rows or not any(name.startswith("score.") for name in table.column_names):
+        return {}
+    trials = table.select(ranking_columns(table.column_names)).to_pandas()
+    worst, best = score_range
+    return board_metadata(leaderboard(trials, score_range=(worst, best)))

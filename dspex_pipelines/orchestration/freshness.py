@@ -21,7 +21,7 @@ from dspex_pipelines.model.partitions import Dynamic
 from dspex_pipelines.orchestration.naming import keys
 from dspex_pipelines.orchestration.partitions import dynamic_partitions, known_partitions
 from dspex_pipelines.orchestration.sources import source_digests
-from dspex_pipelines.orchestration.tags import OFF, RETRIES, SOURCE, run_tags
+from dspex_pipelines.orchestration.tags import OFF, RETRIES, SOURCE, evaluation_tags, run_tags
 
 _Condition = dg.AutomationCondition
 
@@ -81,7 +81,7 @@ class KeepFreshSensor(dg.AutomationConditionSensorDefinition):
             context.log.error(str(error))  # noqa: TRY400 - it says itself what to do
             new, stale = list[str](), list[dg.RunRequest]()
         data = super().evaluate_tick(context)
-        requests = [*stale, *(_tagged(one) for one in data.run_requests or ())]
+        requests = [*stale, *(_tagged(evaluation, one) for one in data.run_requests or ())]
         added = [dynamic_partitions(evaluation).build_add_request(new)] if new else []
         return copy(
             data,
@@ -130,10 +130,13 @@ def _last_read(instance: dg.DagsterInstance, dataset: dg.AssetKey, partition: st
     return 0, ""
 
 
-def _tagged(request: dg.RunRequest) -> dg.RunRequest:
-    paths = [key.path for key in request.asset_selection or ()]
-    tags = {**run_tags(paths, request.partition_key or ""), **request.tags}
-    return request.with_replaced_attrs(tags=tags)
+def _tagged(evaluation: Evaluation, request: dg.RunRequest) -> dg.RunRequest:
+    """Return the request with the tags of an evaluation run, if it is one: what queues limit by."""
+    _, results, _ = keys(evaluation)
+    if results not in (request.asset_selection or ()):
+        return request
+    tags = run_tags([evaluation_tags(evaluation)], request.partition_key or "")
+    return request.with_replaced_attrs(tags={**tags, **request.tags})
 
 
 def freshness_policy(evaluation: Evaluation) -> dg.FreshnessPolicy | None:

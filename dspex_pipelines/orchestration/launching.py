@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import dagster as dg
-from pydantic import ValidationError
 
 from dspex_pipelines.errors import DspexError, InvalidValue
 from dspex_pipelines.model.evaluation import Evaluation
-from dspex_pipelines.orchestration.config import EvaluationConfig
+from dspex_pipelines.orchestration.config import EvaluationConfig, config_of
 from dspex_pipelines.orchestration.naming import job_name, run_config
 from dspex_pipelines.orchestration.partitions import known_partitions
 from dspex_pipelines.orchestration.tags import OFF
@@ -110,8 +109,6 @@ def _asked(name: str, text: str) -> tuple[Sequence[str], EvaluationConfig]:
     if not isinstance(partitions, list) or not isinstance(config, Mapping):
         raise InvalidValue(field=name, value=text, fix="give a partition, or a list of them, and a map as config")
     try:
-        return cast("list[str]", partitions), EvaluationConfig(**cast("Mapping[str, Any]", config))
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise InvalidValue(field=f"{name}: config.{field}", value=first["input"], fix=first["msg"]) from error
+        return cast("list[str]", partitions), config_of(cast("Mapping[str, Any]", config))
+    except InvalidValue as error:
+        raise InvalidValue(field=f"{name}: config.{error.field}", value=error.value, fix=error.fix) from error

@@ -54,6 +54,21 @@ def leaderboard_asset(evaluation: Evaluation) -> dg.AssetsDefinition:
 
 def leaderboard_metadata(board: Leaderboard, trials: EvaluatedPartitions) -> Mapping[str, dg.MetadataValue]:
     """Return the tables, the plot and the counts; the UI shows `top` in place, `leaderboard` and `plot` at a click."""
+    metadata: dict[str, dg.MetadataValue] = {
+        **board_metadata(board),
+        "partitions": dg.MetadataValue.text(", ".join(trials.partitions)),
+        "left out (other plans)": dg.MetadataValue.text(", ".join(trials.left_out) or "none"),
+        "trials": dg.MetadataValue.int(len(trials.trials)),
+        "failures": dg.MetadataValue.int(sum(standing.failures for standing in board.standings)),
+    }
+    if trials.partial:
+        said = "\n".join(f"- {name}: {what}" for name, what in trials.partial.items())
+        metadata[PARTIAL] = dg.MetadataValue.md(said)
+    return metadata
+
+
+def board_metadata(board: Leaderboard) -> Mapping[str, dg.MetadataValue]:
+    """Return how the configurations compare: tables and a picture, of a size that does not grow with the trials."""
     picture = base64.b64encode(leaderboard_png(board)).decode()
     best = board.standings[0].scores[board.metric].mean
     metadata: dict[str, dg.MetadataValue] = {
@@ -61,20 +76,13 @@ def leaderboard_metadata(board: Leaderboard, trials: EvaluatedPartitions) -> Map
         "plot": dg.MetadataValue.md(f"![leaderboard](data:image/png;base64,{picture})"),
         "leaderboard": dg.MetadataValue.md(_unbroken(board.to_markdown(limit=SHOWN))),
         "top": _top(board),
-        "partitions": dg.MetadataValue.text(", ".join(trials.partitions)),
-        "left out (other plans)": dg.MetadataValue.text(", ".join(trials.left_out) or "none"),
-        "trials": dg.MetadataValue.int(len(trials.trials)),
-        "failures": dg.MetadataValue.int(sum(standing.failures for standing in board.standings)),
     }
     if board.outside:
         metadata["outside score_range"] = dg.MetadataValue.text(board.outside)
-    if trials.partial:
-        said = "\n".join(f"- {name}: {what}" for name, what in trials.partial.items())
-        metadata[PARTIAL] = dg.MetadataValue.md(said)
     # A number of its own, which the UI plots over materialisations.
-    return (
-        metadata if math.isnan(best) else {**metadata, f"best {board.metric}": dg.MetadataValue.float(round(best, 6))}
-    )
+    if not math.isnan(best):
+        metadata[f"best {board.metric}"] = dg.MetadataValue.float(round(best, 6))
+    return metadata
 
 
 def _top(board: Leaderboard) -> dg.MetadataValue:

@@ -25,4 +25,4 @@ def job_name(evaluation: Evaluation) -> str:
 
 def run_config(evaluation: Evaluation, config: EvaluationConfig) -> dict[str, Any]:
     """Return the run config that gives *config* to the evaluation's asset."""
-    return {"ops": {f"{evaluation.name}__{RESULTS}": {"config": config.model_dump()}}}
+    return {"ops": {f"{evaluation.name}__{RESULTS}": {"config": config.model_dump(mode="json")}}}

@@ -58,6 +58,11 @@ class WorkerPoolResource(dg.ConfigurableResource[Any]):
 
     _address: str = PrivateAttr(default="")
 
+    @property
+    def name(self) -> str:
+        """Its address, or the variable that holds it; empty for a local pool."""
+        return self.address.env_var_name if isinstance(self.address, dg.EnvVar) else self.address
+
     @contextlib.contextmanager
     def yield_for_execution(self, context: dg.InitResourceContext) -> Generator["WorkerPoolResource", None, None]:
         """Hold the local pool for as long as the step (in one process: the run) lasts."""

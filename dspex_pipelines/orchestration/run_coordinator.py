@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from dagster import DagsterRun, QueuedRunCoordinator, SubmitRunContext
 
-from dspex_pipelines.orchestration.tags import EVALUATION, RESULTS, run_tags
+from dspex_pipelines.orchestration.tags import EVALUATION, pool_tag, run_tags
 
 
 class EvaluationRunCoordinator(QueuedRunCoordinator):
@@ -26,10 +27,19 @@ class EvaluationRunCoordinator(QueuedRunCoordinator):
             return {}
         # The plan of the run knows what it does on every route; a job of the user's own has no asset selection.
         plan = self._instance.get_execution_plan_snapshot(run.execution_plan_snapshot_id)
-        planning = [step.tags for step in plan.steps if step.tags and EVALUATION in step.tags]
-        declared = {name: value for tags in planning for name, value in tags.items()}
-        paths = [[tags[EVALUATION], RESULTS] for tags in planning]
-        return {**declared, **run_tags(paths, _partition(run.tags))}
+        launched = _launched_pool(run.run_config)
+        planning = [{**step.tags, **launched} for step in plan.steps if step.tags and EVALUATION in step.tags]
+        return run_tags(planning, _partition(run.tags))
+
+
+def _launched_pool(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the tag of the worker pool that the launchpad names in place of the declared one; none otherwise."""
+    address: Any = config
+    for name in ("resources", "worker_pool", "config", "address"):
+        address = address.get(name) if isinstance(address, Mapping) else None
+    if isinstance(address, Mapping):
+        address = address.get("env")
+    return pool_tag(address) if isinstance(address, str) else {}
 
 
 def _partition(tags: Mapping[str, str]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import dagster as dg
 import pyarrow.compute
 
+from dspex_pipelines.analysis.failures import failure_kinds
 from dspex_pipelines.model.budget import Budget
 from dspex_pipelines.model.outcome import ErrorType
 from dspex_pipelines.model.plan import Plan
@@ -21,8 +22,13 @@ NOT_COUNTED = "not counted"
 """Metadata entry: which calls are in no sum, and what to do about it."""
 
 
-def trials_metadata(plan: Plan, table: Any, *, ran: int, rescored: int, stopped: str) -> Mapping[str, dg.MetadataValue]:
-    """Return counts, versions, and a sample of failures; bounded whatever the number of trials."""
+def trials_metadata(
+    plan: Plan, table: Any, *, ran: int, rescored: int, elapsed_s: float, stopped: str
+) -> Mapping[str, dg.MetadataValue]:
+    """Return counts, versions, and a sample of failures; bounded whatever the number of trials.
+
+    *elapsed_s* is how long the steps took that ran so many.
+    """
     compute: Any = pyarrow.compute  # its functions are made at run time
     failed = table.filter(compute.not_equal(table["status"], "ok"))
     not_run = compute.sum(compute.equal(table["error_type"], ErrorType.BUDGET_EXHAUSTED.value)).as_py() or 0
@@ -31,6 +37,9 @@ def trials_metadata(plan: Plan, table: Any, *, ran: int, rescored: int, stopped:
         "configurations": dg.MetadataValue.int(len(plan.configurations)),
         "examples": dg.MetadataValue.int(plan.rows),
         "failures": dg.MetadataValue.int(failed.num_rows),
+        "failure rate": dg.MetadataValue.float(
+            round((failed.num_rows - not_run) / max(1, table.num_rows - not_run), 6)
+        ),
         "trials run": dg.MetadataValue.int(ran),
         "trials scored again": dg.MetadataValue.int(rescored),
         "trials reused": dg.MetadataValue.int(table.num_rows - ran - rescored - not_run),
@@ -42,6 +51,8 @@ def trials_metadata(plan: Plan, table: Any, *, ran: int, rescored: int, stopped:
             dg.TableSchema(columns=[dg.TableColumn(field.name, str(field.type)) for field in table.schema])
         ),
     }
+    if ran and elapsed_s:
+        metadata["trials/s"] = dg.MetadataValue.float(round(ran / elapsed_s, 3))
     if not_run:
         metadata[PARTIAL] = dg.MetadataValue.text(f"{not_run:,} of {table.num_rows:,} trials were not run: {stopped}")
     for name in table.column_names:
@@ -51,7 +62,9 @@ def trials_metadata(plan: Plan, table: Any, *, ran: int, rescored: int, stopped:
                 metadata[f"mean {name.removeprefix('score.')}"] = dg.MetadataValue.float(round(mean, 6))
     failed = failed.filter(compute.not_equal(failed["error_type"], ErrorType.BUDGET_EXHAUSTED.value))
     if failed.num_rows:
-        metadata["sample failures"] = dg.MetadataValue.md(_failures(failed.slice(0, SAMPLES)))
+        metadata["sample failures"] = dg.MetadataValue.md(_failures(failed.slice(0, SAMPLES), plan.evaluation))
+        metadata["failures by type"] = _failures_by_type(failed)
+    metadata["pool"] = _pool_table(table)
     return metadata
 
 
@@ -90,9 +103,41 @@ def _is_usage(column: str) -> bool:
     return column.startswith(USAGE) or column in ("run_s", "throttled_s")
 
 
-def _failures(failed: Any) -> str:
+def _failures(failed: Any, evaluation: str) -> str:
     lines = ["| trial | example | type | message |", "|---|---|---|---|"]
-    for row in failed.select(["trial_id", "example_id", "error_type", "error_message"]).to_pylist():
+    rows = failed.select(["trial_id", "example_id", "error_type", "error_message"]).to_pylist()
+    for row in rows:
         message = str(row["error_message"])[:MESSAGE_LENGTH].replace("\n", " ").replace("|", "\\|")
         lines.append(f"| {row['trial_id'][:12]} | {row['example_id']} | {row['error_type']} | {message} |")
-    return "\n".join(lines)
+    first = rows[0]["trial_id"][:12]
+    return "\n".join([*lines, "", f"Run one again, alone: `dspex replay {first} {evaluation}`"])
+
+
+def _failures_by_type(failed: Any) -> dg.MetadataValue:
+    kinds = failure_kinds(failed.select(["error_type", "error_message"]).to_pandas())
+    records = [
+        dg.TableRecord({"type": kind.type, "trials": kind.count, "most say": kind.message[:MESSAGE_LENGTH]})
+        for kind in kinds
+    ]
+    columns = [
+        dg.TableColumn("type", "string", "one of a closed set"),
+        dg.TableColumn("trials", "int"),
+        dg.TableColumn("most say", "string", "first line of the commonest message"),
+    ]
+    return dg.MetadataValue.table(records, dg.TableSchema(columns=columns))
+
+
+def _pool_table(table: Any) -> dg.MetadataValue:
+    """Return what the pool did for the results, whichever run it did it in."""
+    compute: Any = pyarrow.compute
+    facts: dict[str, str] = {
+        "workers that answered": f"{compute.count_distinct(table['worker']).as_py():,}",
+        "attempts": f"{compute.sum(table['attempts']).as_py() or 0:,}",
+    }
+    for column, name in (("queue_s", "queue"), ("run_s", "run"), ("throttled_s", "throttled")):
+        middle, high, most = compute.quantile(table[column], q=[0.5, 0.95, 1.0]).to_pylist()
+        facts[f"{name} seconds: median, 95th percentile, most"] = " · ".join(
+            "–" if one is None else f"{one:.4g}" for one in (middle, high, most)
+        )
+    records = [dg.TableRecord({"of the trials": name, "": value}) for name, value in facts.items()]
+    return dg.MetadataValue.table(records)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Awaitable, Callable, Iterable
 
@@ -44,8 +43,10 @@ class Waiting:
     async def __aexit__(self, *_: object) -> None:
         assert self._task is not None
         self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task
+        # Not the task itself: one's own cancellation would not be told from its.
+        await asyncio.wait([self._task])
+        if not self._task.cancelled():
+            self._task.result()
 
     def moved(self) -> None:
         """Outcomes have come in."""

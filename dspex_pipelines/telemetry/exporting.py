@@ -7,7 +7,7 @@ import os
 import threading
 
 from dspex_pipelines.errors import TelemetryUnavailable
-from dspex_pipelines.model.tracing import EndedSpan, TraceContext
+from dspex_pipelines.model.tracing import EndedSpan, TraceContext, sendable
 
 try:
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -23,8 +23,6 @@ except ImportError as error:
 SERVICE = "dspex"
 QUEUE = 65_536
 """Spans that wait to be sent before new ones push out the oldest, unless `OTEL_BSP_MAX_QUEUE_SIZE` says otherwise."""
-CHARACTERS = 1_000
-"""Most characters of a name or of an attribute."""
 LATE_S = 0.2
 """A flush waits no longer than this after one that was not done in time."""
 _SCOPE = InstrumentationScope("dspex_pipelines")
@@ -65,9 +63,9 @@ class Exporter:
 
     def _readable(self, span: EndedSpan) -> ReadableSpan:
         given = {**span.attributes, "error.type": span.error} if span.error else span.attributes
-        attributes = {name: _carried(value) for name, value in given.items()}
+        attributes = {name: sendable(value) for name, value in given.items()}
         return ReadableSpan(
-            name=str(_carried(span.name)),
+            name=str(sendable(span.name)),
             context=_context(span.trace_id, span.span_id),
             parent=_context(span.trace_id, span.parent_id) if span.parent_id else None,
             resource=self._resource,
@@ -78,15 +76,6 @@ class Exporter:
             end_time=span.end_ns,
             instrumentation_scope=_SCOPE,
         )
-
-
-def _carried(value: str | float) -> str | float:
-    """Return what can be sent of *value*: a name that cannot would take the spans beside it along."""
-    if isinstance(value, str):
-        return value[:CHARACTERS].encode(errors="replace").decode()
-    if isinstance(value, int) and not isinstance(value, bool):
-        return max(-(1 << 63), min(value, (1 << 63) - 1))
-    return value
 
 
 def _context(trace_id: bytes, span_id: bytes) -> SpanContext:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any, cast
 
 from dspex.v1 import types_pb2, worker_pb2
+from dspex_pipelines.engine.calls import MOST_AMOUNT
 from dspex_pipelines.engine.throttle import Verdict
 from dspex_pipelines.errors import SerializationError
 from dspex_pipelines.model.calls import CallPolicy, Price
@@ -305,8 +306,9 @@ def _spent(outcome: types_pb2.Outcome) -> bytes:
             continue
         if isinstance(used, dict):
             for name, amount in cast("dict[Any, Any]", used).items():
-                if isinstance(name, str) and isinstance(amount, int | float) and math.isfinite(amount):
-                    total[name] = total.get(name, 0) + amount
+                if isinstance(name, str) and isinstance(amount, int | float) and 0 <= amount < math.inf:
+                    # A sum of numbers that could be sent need not be one.
+                    total[name] = min(total.get(name, 0) + amount, MOST_AMOUNT)
     return encode(total)
 
 

@@ -84,6 +84,7 @@ class Scribe:
         give_up_at = time.monotonic() + END_S
         with contextlib.suppress(OSError):
             self._telling.send(_END)
+        self._telling.close()
         with contextlib.suppress(ChildProcessError):
             while os.waitpid(self._pid, os.WNOHANG) == (0, 0) and time.monotonic() < give_up_at:
                 time.sleep(0.002)
@@ -164,8 +165,8 @@ class _Writer:
         if len(held) > LINE_BYTES:
             # It may end in the middle of a secret, which is then whole in what is kept.
             clean, kept = redacted(held), 4 * redaction.longest()
-            self._write(reading, clean[: len(clean) - kept])
-            held = clean[len(clean) - kept :]
+            self._write(reading, clean[: max(0, len(clean) - kept)])
+            held = clean[max(0, len(clean) - kept) :]
         self._held[reading] = held
 
     def _write(self, reading: int, said: bytes) -> None:

@@ -12,6 +12,13 @@ from pathlib import Path
 
 from dspex_pipelines.engine.program_versions import know_distributions
 from dspex_pipelines.engine.recycling import MAX_RSS_MB, Recycling
+from dspex_pipelines.engine.worker_options import (
+    MAX_RSS_MB_HELP,
+    MAX_TRIALS_HELP,
+    QUARANTINE_HELP,
+    SLOTS,
+    SLOTS_HELP,
+)
 from dspex_pipelines.errors import DspexError
 from dspex_pipelines.wire.scribe import Scribe
 from dspex_pipelines.worker.forks import Forks
@@ -23,12 +30,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m dspex_pipelines.worker", description=__doc__)
     parser.add_argument("--address", required=True, help="the bridge: unix:/path or host:port")
     parser.add_argument("--worker-id", required=True, help="a name that no other worker has")
-    parser.add_argument("--slots", type=int, default=256, help="trials to run at once")
-    parser.add_argument("--quarantine", action="store_true", help="run only trials suspected of killing a worker")
-    parser.add_argument(
-        "--max-rss-mb", type=int, default=MAX_RSS_MB, help="resident memory after which it leaves; 0 for no limit"
-    )
-    parser.add_argument("--max-trials", type=int, default=0, help="trials after which it leaves; 0 for no limit")
+    parser.add_argument("--slots", type=int, default=SLOTS, help=SLOTS_HELP)
+    parser.add_argument("--quarantine", action="store_true", help=QUARANTINE_HELP)
+    parser.add_argument("--max-rss-mb", type=int, default=MAX_RSS_MB, help=MAX_RSS_MB_HELP)
+    parser.add_argument("--max-trials", type=int, default=0, help=MAX_TRIALS_HELP)
     arguments = parser.parse_args()
     try:
         recycling = Recycling(max_rss_mb=arguments.max_rss_mb, max_trials=arguments.max_trials)

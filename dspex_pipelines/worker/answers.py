@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -44,6 +45,8 @@ def answer_result(
         if type(outputs) not in _SCALARS:
             _check_readable(payload)
         payload = _redacted(payload)
+        # A secret's name may be longer than the secret.
+        _check_size("outputs", len(payload), OUTCOME_BYTES)
     except SerializationError as error:
         payload, failure = b"", failure_to_wire(ErrorType.SERIALIZATION, said(error))
     except BaseException as error:  # noqa: BLE001 - the outputs' own methods may raise anything
@@ -112,7 +115,9 @@ def _tell_calls(outcome: types_pb2.Outcome, calls: TrialCalls) -> None:
     most = calls.caller.policy.trace_bytes if calls.caller is not None else 0
     room = OUTCOME_BYTES - len(outcome.outputs) - SCORES_BYTES
     if 0 < most <= room:
-        outcome.trace = pack_trace(calls, most)
+        # No trace is a reason to have no outcome.
+        with contextlib.suppress(BaseException):
+            outcome.trace = pack_trace(calls, most)
 
 
 def answer_unavailable(

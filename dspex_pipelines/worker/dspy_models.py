@@ -17,23 +17,25 @@ from urllib.parse import urlsplit
 from weakref import WeakSet
 
 import dspy
-from dspy.clients import backend_selection, base_lm, capabilities, execution
+from dspy.clients import backend_selection, execution
 from dspy.clients._litellm import get_litellm
-from dspy.clients.engines import lm15_engine
 from dspy.utils.usage_tracker import UsageTracker
 
-from dspex_pipelines.engine.asked import is_secret
-from dspex_pipelines.engine.calls import Call, TrialCalls, Used, running_trial, used_of
-from dspex_pipelines.redaction import is_secret_field, learn
+from dspex_pipelines.engine.calls import Call, TrialCalls, running_trial
+from dspex_pipelines.engine.used import Used, used_of
+from dspex_pipelines.redaction import is_secret_field, is_secret_setting, learn
 from dspex_pipelines.worker.dspy_settings import BUILDING, TRIAL
-from dspex_pipelines.worker.hops import is_quick
 
 MOST_HISTORY = 20
 """Entries of a history in a worker: it is looked at by the program that runs, and else only grows."""
 _ROLLOUT = "rollout_id"
-_TIMEOUT = "timeout"
+TIMEOUT = "timeout"
+KEYS_ARE_GUARDED = hasattr(execution, "PreparedCall") and hasattr(execution.PreparedCall, "key")
+"""Whether an answer's key in the cache can be had without a timeout of ours: DSPy has, or has not, where to do it."""
 _OWNER = "_dspex_models"
 _CHARACTERS_PER_TOKEN = 4
+_DEPTH = 12
+"""Of settings that are shown: they may lead back to themselves."""
 
 
 class TrialModels:
@@ -75,9 +77,9 @@ class TrialModels:
         # Repeats are told apart in the cache by it, at any temperature.
         mine._warned_zero_temp_rollout = True  # noqa: SLF001
         by_name = isinstance(model, dspy.LM) and isinstance(model.engine, str)
-        if by_name and self.calls.timeout_s > 0 and mine.kwargs.get(_TIMEOUT) is None and _KEYS_ARE_GUARDED:
+        if by_name and self.calls.timeout_s > 0 and mine.kwargs.get(TIMEOUT) is None and KEYS_ARE_GUARDED:
             # A call that hangs would keep its thread for ever.
-            mine.kwargs[_TIMEOUT] = _OurTimeout(self.calls.timeout_s)
+            mine.kwargs[TIMEOUT] = OurTimeout(self.calls.timeout_s)
         if by_name:
             _import_litellm(model)
         return mine
@@ -107,7 +109,7 @@ class TrialOver(RuntimeError):
     """A trial that nobody waits for any more asks a model; its thread could not be stopped, and is to end."""
 
 
-class _OurTimeout(float):
+class OurTimeout(float):
     """A timeout that is not the user's, and so no part of what answers are kept under in DSPy's cache."""
 
 
@@ -130,8 +132,11 @@ class _Meter(UsageTracker):
 
     def used(self, *, answered: bool, may_be_cached: bool) -> Used | None:
         if self.billed:
-            total = next(iter(self.get_total_tokens().values()), {})
-            return used_of(total, None if self.entry is None else self.entry["cost"])
+            # A usage may be anything, and the answer is there all the same.
+            with contextlib.suppress(Exception):
+                total = next(iter(self.get_total_tokens().values()), {})
+                return used_of(total, None if self.entry is None else self.entry["cost"])
+            return Used()
         if answered:
             return Used(cached=may_be_cached and self.entry is not None)
         return None
@@ -159,7 +164,7 @@ def _managed(cls: type[Any]) -> type[Any]:
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807 - the method of a class made here
         parent: Any = super(made, self)
         call_model = parent.__call__
-        models = _models_for_call()
+        models = models_for_call()
         if models is None:
             return call_model(*args, **kwargs)
         if not models.owns(self):
@@ -176,7 +181,7 @@ def _managed(cls: type[Any]) -> type[Any]:
     async def acall(self: Any, *args: Any, **kwargs: Any) -> Any:
         parent: Any = super(made, self)
         call_model = parent.acall
-        models = _models_for_call()
+        models = models_for_call()
         if models is None:
             return await call_model(*args, **kwargs)
         if not models.owns(self):
@@ -208,7 +213,8 @@ def _managed(cls: type[Any]) -> type[Any]:
     return made
 
 
-def _models_for_call() -> TrialModels | None:
+def models_for_call() -> TrialModels | None:
+    """Return the models of the trial that a call here is one of; None outside a trial, and within another call."""
     return trial_models() if _metering.get() is None else None
 
 
@@ -252,7 +258,9 @@ class _Asking:
                 f"the trial has run for longer than its {self._calls.timeout_s:g} s; {call.model} is not asked"
             )
         call.asked = self._messages
-        call.settings = shown_settings(self._settings)
+        # What cannot be shown can be asked all the same.
+        with contextlib.suppress(Exception):
+            call.settings = shown_settings(self._settings)
         return _Attempt(call, may_be_cached=self._caches)
 
 
@@ -318,14 +326,6 @@ def _characters(asked: Any) -> int:
     return 0
 
 
-def _is_text(asked: Any) -> bool:
-    if isinstance(asked, list | tuple):
-        return all(_is_text(one) for one in cast("list[Any]", asked))
-    if isinstance(asked, Mapping):
-        return isinstance(cast("Mapping[str, Any]", asked).get("content"), str)
-    return isinstance(asked, str)
-
-
 def _caches(model: Any, kwargs: Mapping[str, Any]) -> bool:
     """Return whether DSPy looks the answer up in its cache, which it does for its own models alone."""
     own = hasattr(model, "_engine_spec") and getattr(model, "_cache_responses", True)
@@ -343,93 +343,24 @@ def rollout_of(seed: int, attempt: int, theirs: Any) -> Any:
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def shown_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+def shown_settings(settings: Mapping[str, Any], depth: int = _DEPTH) -> dict[str, Any]:
     """Return the settings of a call that may be kept: no keys, tokens or headers, however deep."""
     shown: dict[str, Any] = {}
     for name, value in settings.items():
-        if value is None or name in ("messages", "prompt", "request") or is_secret(str(name)):
+        if value is None or name in ("messages", "prompt", "request") or is_secret_setting(str(name)):
             continue
         if name in ("api_base", "base_url"):
             shown[name] = _lane("", str(value)).removeprefix("@")
         else:
-            shown[name] = shown_settings(cast("Mapping[str, Any]", value)) if isinstance(value, Mapping) else value
+            shown[name] = _shown(value, depth - 1)
     return shown
 
 
-# ---------------------------------------------------------------------------- DSPy's own
-
-
-def manage_models() -> None:
-    """Have whatever calls a language model in a trial call the trial's own; once is enough."""
-    if hasattr(base_lm.BaseLM, "_dspex_unmanaged"):
-        return
-    call, acall = base_lm.BaseLM.__call__, base_lm.BaseLM.acall
-
-    # Programs also call models by themselves, and models that they have just made.
-    @functools.wraps(call)
-    def managed_call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        models = _models_for_call()
-        return call(self, *args, **kwargs) if models is None else models.of(self)(*args, **kwargs)
-
-    @functools.wraps(acall)
-    async def managed_acall(self: Any, *args: Any, **kwargs: Any) -> Any:
-        models = _models_for_call()
-        if models is None:
-            return await acall(self, *args, **kwargs)
-        return await models.of(self).acall(*args, **kwargs)
-
-    changed: Any = base_lm.BaseLM
-    changed.__call__, changed.acall, changed._dspex_unmanaged = managed_call, managed_acall, call  # noqa: SLF001
-    base_lm.MAX_HISTORY_SIZE = MOST_HISTORY
-
-    # Here a predictor decides on its model, wherever it has it from: for those that have a `__call__` of their own.
-    decide = getattr(dspy.Predict, _DECIDES, None)
-    if decide is not None:
-
-        @functools.wraps(decide)
-        def managed_decide(self: Any, **kwargs: Any) -> Any:
-            model, *others = decide(self, **kwargs)
-            models = trial_models()
-            if models is not None and isinstance(model, dspy.BaseLM):
-                model = models.of(model)
-            return (model, *others)
-
-        setattr(dspy.Predict, _DECIDES, managed_decide)
-    if _KEYS_ARE_GUARDED:
-        key = execution.PreparedCall.key
-
-        @functools.wraps(key)
-        def key_without_ours(self: Any, lm: Any, asynchronous: Any) -> dict[str, Any]:
-            made = key(self, lm, asynchronous)
-            if type(made.get(_TIMEOUT)) is _OurTimeout:
-                del made[_TIMEOUT]
-            return made
-
-        execution.PreparedCall.key = key_without_ours
-    _hop_no_more()
-
-
-def _hop_no_more() -> None:
-    """Say what of DSPy's hops to threads takes no time: of a model that has been called before, what only computes."""
-
-    def of_text(model: Any, prompt: Any, messages: Any, *_: Any) -> str | None:
-        # Anything else may be read from a file.
-        return model.model if _is_text(messages or prompt) else None
-
-    def of_model(model: Any, *_: Any) -> str:
-        return model.model
-
-    def of_engine(engine: Any, request: Any, *_: Any) -> tuple[Any, str]:
-        return engine, request.model
-
-    owners = {execution: {"prepare": of_text, "_price_legacy": of_model, "_price_result": of_model}}
-    owners |= {lm15_engine.AsyncLM15Engine: {"_target": of_engine}, capabilities: {"capabilities": of_model}}
-    for owner, functions in owners.items():
-        for name, key in functions.items():
-            # They are DSPy's own business, and may be called otherwise one day.
-            if (function := getattr(owner, name, None)) is not None:
-                is_quick(function, key)
-
-
-_DECIDES = "_forward_preprocess"
-_KEYS_ARE_GUARDED = hasattr(execution, "PreparedCall") and hasattr(execution.PreparedCall, "key")
+def _shown(value: Any, depth: int) -> Any:
+    if not isinstance(value, Mapping | list | tuple):
+        return value
+    if depth < 0:
+        return "…"
+    if isinstance(value, Mapping):
+        return shown_settings(cast("Mapping[str, Any]", value), depth)
+    return [_shown(one, depth - 1) for one in cast("list[Any]", value)]

@@ -18,7 +18,8 @@ from dspex_pipelines.engine.calls import TrialCalls
 from dspex_pipelines.engine.programs import ProgramKind, ProgramShape, takes_trace
 from dspex_pipelines.model.space import Configuration
 from dspex_pipelines.model.trial import Example, ProgramSpec
-from dspex_pipelines.worker.dspy_models import MOST_HISTORY, TrialModels, manage_models
+from dspex_pipelines.worker.dspy_models import MOST_HISTORY, TrialModels
+from dspex_pipelines.worker.dspy_patches import manage_models
 from dspex_pipelines.worker.dspy_programs import ByIdentity, build_module, configured_model, predictor_name
 from dspex_pipelines.worker.dspy_settings import CONFIGURED, TRIAL, building, guard_configure
 

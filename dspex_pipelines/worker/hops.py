@@ -69,5 +69,10 @@ def _key_of(fn: Callable[..., Any]) -> Hashable | None:
     if of is not None:
         function, args = of, [function.__self__, *args]
     key = _quick.get(function) if isinstance(function, Hashable) else None
-    found = key(*args) if key is not None else None
+    if key is None:
+        return None
+    try:
+        found = key(*args)
+    except Exception:  # noqa: BLE001 - called otherwise than is known here, it is done as it would be without
+        return None
     return None if found is None else (function, found)

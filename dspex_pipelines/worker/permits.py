@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import dataclass
 
 from dspex.v1 import worker_pb2
 from dspex_pipelines.engine.throttle import Answer, Throttle, Verdict
@@ -46,6 +47,11 @@ class _Permit:
             self._ended = True
             self._end(self, verdict, retry_after_s, tokens)
 
+    def stop(self) -> None:
+        """Have its call fail, unless it has leave."""
+        with suppress(Exception):
+            self.granted.set_exception(TrialStopped())
+
     def answer(self, *, granted: bool, reason: str) -> None:
         """Let the call go on, or fail."""
         # A coroutine that was cancelled has cancelled its future.
@@ -62,13 +68,27 @@ class _Permits:
     def __init__(self) -> None:
         self._permits: dict[int, _Permit] = {}
         self._numbers = itertools.count(1)
+        self._stopped: set[int] = set()
+
+    def ask(self, trial: int, model: str, tokens: int, *, again: bool) -> _Permit:
+        """Return the permit for a call of that trial; where that has been stopped, there is none."""
+        permit = self._add(trial, model)
+        if trial in self._stopped:
+            permit.stop()
+        else:
+            self._ask(permit, tokens, again=again)
+        return permit
 
     def stop(self, trial: int) -> None:
-        """Have whatever waits for that trial, which is cancelled, wait no more."""
+        """Have whatever waits for that trial, which is cancelled, wait no more, and its next calls fail."""
+        self._stopped.add(trial)
         for permit in list(self._permits.values()):
             if permit.trial == trial:
-                with suppress(Exception):
-                    permit.granted.set_exception(TrialStopped())
+                permit.stop()
+
+    def forget(self, trial: int) -> None:
+        """A trial that was stopped has ended."""
+        self._stopped.discard(trial)
 
     def _add(self, trial: int, model: str) -> _Permit:
         permit = _Permit(next(self._numbers), trial, model, self._ended)
@@ -84,8 +104,17 @@ class _Permits:
         del self._permits[permit.number]
         self._end(permit, verdict, retry_after_s, tokens)
 
+    def _ask(self, permit: _Permit, tokens: int, *, again: bool) -> None:
+        raise NotImplementedError
+
     def _end(self, permit: _Permit, verdict: Verdict, retry_after_s: float, tokens: int) -> None:
         raise NotImplementedError
+
+
+@dataclass(slots=True)
+class _Leave:
+    until: float
+    """Seconds of the monotonic clock."""
 
 
 class PermitsOfBridge(_Permits):
@@ -100,24 +129,24 @@ class PermitsOfBridge(_Permits):
         super().__init__()
         self._say_ask = ask
         self._say_end = end
-        self._leaves: dict[str, float] = {}
-        """Models that may be called unasked, and until when."""
+        self._leaves: dict[str, _Leave] = {}
+        """Models that may be called unasked."""
 
-    def ask(self, trial: int, model: str, tokens: int, *, again: bool) -> _Permit:
-        """Return the permit for a call of that trial."""
-        permit = self._add(trial, model)
+    def _ask(self, permit: _Permit, tokens: int, *, again: bool) -> None:
+        model = permit.model
         now = time.monotonic()
-        begun = not again and now < self._leaves.get(model, 0.0)
-        if begun:
-            self._leaves[model] = now + LEAVE_S
+        leave = self._leaves.get(model)
+        begun = not again and leave is not None and now < leave.until
+        if leave is not None and begun:
+            # One that the reading thread takes back meanwhile stays taken.
+            leave.until = now + LEAVE_S
             permit.begun = True
             permit.answer(granted=True, reason="")
         self._say_ask(
             worker_pb2.CallAsk(
-                id=permit.number, trial_id=trial, model=model, tokens=max(0, tokens), again=again, begun=begun
+                id=permit.number, trial_id=permit.trial, model=model, tokens=max(0, tokens), again=again, begun=begun
             )
         )
-        return permit
 
     def take(self, permits: Iterable[worker_pb2.CallPermit]) -> None:
         """The bridge has answered."""
@@ -128,7 +157,7 @@ class PermitsOfBridge(_Permits):
         """The bridge gives leave to call models unasked, or takes it back."""
         for one in leaves:
             if one.given:
-                self._leaves[one.model] = time.monotonic() + LEAVE_S
+                self._leaves[one.model] = _Leave(time.monotonic() + LEAVE_S)
             else:
                 self._leaves.pop(one.model, None)
 
@@ -151,11 +180,8 @@ class PermitsHere(_Permits):
         self._lock = threading.RLock()
         self._timer: threading.Timer | None = None
 
-    def ask(self, trial: int, model: str, tokens: int, *, again: bool) -> _Permit:
-        """Return the permit for a call of that trial."""
-        permit = self._add(trial, model)
-        self._step(lambda now: self._throttle.ask(permit.number, model, tokens, now, again=again))
-        return permit
+    def _ask(self, permit: _Permit, tokens: int, *, again: bool) -> None:
+        self._step(lambda now: self._throttle.ask(permit.number, permit.model, tokens, now, again=again))
 
     def _end(self, permit: _Permit, verdict: Verdict, retry_after_s: float, tokens: int) -> None:
         number = permit.number

@@ -48,7 +48,11 @@ class TrialPermits(Permits, Protocol):
     """Leave to call models, for trials that may be cancelled."""
 
     def stop(self, trial: int) -> None:
-        """Have whatever waits for that trial wait no more."""
+        """Have whatever waits for that trial wait no more, and its next calls fail."""
+        ...
+
+    def forget(self, trial: int) -> None:
+        """A trial that was stopped has ended."""
         ...
 
 
@@ -163,6 +167,8 @@ class ProgramExecutor:
             # Only here: a task cancelled before its first step never gets to its own end.
             task.add_done_callback(lambda _: self._ended(attempt_id))
             task.cancel()
+            # Threads that it has started may wait too.
+            self._permits.stop(attempt_id)
             return
         with self._ending:
             stop = self._in_threads.get(attempt_id)
@@ -246,6 +252,7 @@ class ProgramExecutor:
         self._tasks.pop(attempt_id, None)
         if attempt_id in self._cancelled and attempt_id not in self._in_threads:
             self._cancelled.discard(attempt_id)
+            self._permits.forget(attempt_id)
             self._release(attempt_id)
 
     async def _run_coroutine(self, trial: types_pb2.Trial, ready: Ready, example: Any) -> None:
@@ -284,6 +291,7 @@ class ProgramExecutor:
                 cancelled = trial.id in self._cancelled
                 self._cancelled.discard(trial.id)
             if cancelled:
+                self._permits.forget(trial.id)
                 self._release(trial.id)
             elif outcome is not None:
                 self._deliver(outcome)

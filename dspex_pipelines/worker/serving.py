@@ -209,7 +209,9 @@ def run(
         )
         code = await worker.run()
         forks.end()
-        telemetry.flush(FLUSH_S)
+        with contextlib.suppress(Exception):
+            # A program may have set OpenTelemetry's variables to nonsense.
+            telemetry.flush(FLUSH_S)
         with contextlib.suppress(Exception):
             sys.stdout.flush()
             sys.stderr.flush()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import math
 import os
 import shutil
@@ -24,6 +25,7 @@ from dspex_pipelines.bridge import hub as hub_module
 from dspex_pipelines.bridge import inspection
 from dspex_pipelines.bridge.client import PoolClient
 from dspex_pipelines.bridge.server import Bridge
+from dspex_pipelines.model.payload import encode
 from dspex_pipelines.wire.codec import PROTOCOL_VERSION
 from dspex_pipelines.wire.marks import Marks, MarksOfAnother
 from tests.bridge.fakes import FakeWorker, channel, ready, wire_trial
@@ -151,6 +153,91 @@ async def nothing_at_all(worker: FakeWorker) -> None:
         await send(worker)
 
 
+async def calls_that_failed_for_ever(worker: FakeWorker) -> None:
+    for number, run_s in zip(worker.seen.trials, (NAN, INF, -INF, -1.0, 1e308), strict=False):
+        past = [types_pb2.Attempt(run_s=run_s, queue_s=run_s, call="a/b", usage=b"\xc1", type=99)]  # type: ignore[arg-type]
+        failure = types_pb2.Failure(type=types_pb2.ERROR_TYPE_PROGRAM_EXCEPTION, retryable=True)
+        await send(worker, outcomes=[types_pb2.Outcome(id=number, failure=failure, history=past)])
+        await send(worker, outcomes=[types_pb2.Outcome(id=number + 1, history=past, throttled_s=run_s)])
+
+
+async def much_used(worker: FakeWorker) -> None:
+    seen: set[int] = set()
+    for _ in range(8):
+        new = [number for number in worker.seen.trials if number not in seen][:1]
+        seen.update(new)
+        failure = types_pb2.Failure(type=types_pb2.ERROR_TYPE_PROGRAM_EXCEPTION, retryable=True)
+        outcomes = [types_pb2.Outcome(id=number, failure=failure, usage=b"-" * (12 * MIB)) for number in new]
+        await send(worker, outcomes=outcomes)
+
+
+async def long_stories_of_calls(worker: FakeWorker) -> None:
+    past = [types_pb2.Attempt(call="a/b", message="\N{COLLISION SYMBOL}" * 4_000) for _ in range(500)]
+    failure = types_pb2.Failure(type=types_pb2.ERROR_TYPE_PROGRAM_EXCEPTION, retryable=True)
+    first = next(iter(worker.seen.trials))
+    await send(worker, outcomes=[types_pb2.Outcome(id=first, failure=failure, history=past)])
+    newest = max(worker.seen.trials)
+    while worker.seen.trials[newest].attempt == 1:
+        # Its slot is for another one, until the turn of the first has come again.
+        await worker.until(lambda seen, newest=newest: max(seen.trials) > newest)
+        newest = max(worker.seen.trials)
+        if worker.seen.trials[newest].attempt == 1:
+            await send(worker, outcomes=[types_pb2.Outcome(id=newest, failure=failure, history=past)])
+    await send(worker, outcomes=[types_pb2.Outcome(id=newest, history=past, outputs=b"-" * (7 * MIB))])
+
+
+async def more_used_than_can_be_counted(worker: FakeWorker) -> None:
+    failure = types_pb2.Failure(type=types_pb2.ERROR_TYPE_PROGRAM_EXCEPTION, retryable=True)
+    for usage in ({"tokens": MOST_64}, {"tokens": -(2**63)}, {"cost_usd": 1.7e308}, {"cost_usd": NAN}, {"tokens": "a"}):
+        await send(worker, outcomes=answers(worker, failure=failure, usage=encode(usage)))
+
+
+async def calls_without_end(worker: FakeWorker) -> None:
+    for begun in (False, True):
+        asks = [
+            worker_pb2.CallAsk(id=x + 10_000 * begun, trial_id=x % 9, model=f"a/{x}", begun=begun) for x in range(3_000)
+        ]
+        await send(worker, asks=asks)
+
+
+async def the_same_call_again_and_again(worker: FakeWorker) -> None:
+    ask = worker_pb2.CallAsk(id=1, trial_id=next(iter(worker.seen.trials)), model="a/b")
+    end = worker_pb2.CallEnd(id=1, verdict=worker_pb2.CALL_VERDICT_OK)
+    for _ in range(5):
+        await send(worker, asks=[ask] * 3, ends=[end] * 3)
+        await send(worker, ends=[end] * 3)
+        await send(worker, asks=[ask, worker_pb2.CallAsk(id=1, model="a/c", begun=True)])
+
+
+async def ends_of_nothing(worker: FakeWorker) -> None:
+    for verdict in (*worker_pb2.CallVerdict.values(), 99, -1):
+        await send(worker, ends=[worker_pb2.CallEnd(id=x, verdict=verdict) for x in (0, 1, MOST_64)])  # type: ignore[arg-type]
+
+
+async def calls_of_strangers(worker: FakeWorker) -> None:
+    asks = [worker_pb2.CallAsk(id=x, trial_id=x, model="a/b", tokens=MOST_64) for x in (*EVERYBODYS, MOST_64)]
+    await send(worker, asks=asks)
+    await send(worker, ends=[worker_pb2.CallEnd(id=x, tokens=MOST_64) for x in EVERYBODYS])
+
+
+async def models_that_are_none(worker: FakeWorker) -> None:
+    for number, model in enumerate(("", "m" * MIB, "\n\x1b[31m\0", "[*]?", "@", "\N{RIGHT-TO-LEFT OVERRIDE}a/b")):
+        for begun in (False, True):
+            ask = worker_pb2.CallAsk(id=2 * number + begun, trial_id=1, model=model, begun=begun)
+            await send(worker, asks=[ask])
+
+
+async def ends_that_are_none(worker: FakeWorker) -> None:
+    ids = itertools.count(1)
+    for verdict in (*worker_pb2.CallVerdict.values(), 99, -1):
+        for wait in (NAN, -1.0, -INF, INF, 1e308, -0.0):
+            number = next(ids)
+            end = worker_pb2.CallEnd(id=number, verdict=verdict, retry_after_s=wait, tokens=MOST_64)  # type: ignore[arg-type]
+            ask = worker_pb2.CallAsk(id=number, trial_id=1, model=f"a/{number}", tokens=MOST_64)
+            await send(worker, asks=[ask])
+            await send(worker, ends=[end])
+
+
 @pytest.mark.parametrize(
     "does",
     [
@@ -172,6 +259,16 @@ async def nothing_at_all(worker: FakeWorker) -> None:
             leaving_and_staying,
             who_it_is_again,
             nothing_at_all,
+            calls_that_failed_for_ever,
+            much_used,
+            long_stories_of_calls,
+            more_used_than_can_be_counted,
+            calls_without_end,
+            the_same_call_again_and_again,
+            ends_of_nothing,
+            calls_of_strangers,
+            models_that_are_none,
+            ends_that_are_none,
         )
     ],
 )
@@ -194,6 +291,9 @@ async def test_a_hostile_worker_harms_only_what_it_was_given(
             assert len(theirs) <= 32
     await timers_work(client, bridge.address)
     assert bridge.hub.dispatcher.stats().in_flight == 0
+    models = (await client.status()).models
+    assert not any(model.waiting or model.in_flight for model in models)
+    assert all(model.model.isprintable() for model in models)
 
 
 @pytest.mark.parametrize(

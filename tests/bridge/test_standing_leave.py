@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import defaultdict
 
 import pytest
 
 from dspex.v1 import worker_pb2
+from dspex_pipelines.bridge import model_calls
 from dspex_pipelines.bridge.model_calls import ModelCalls
 from dspex_pipelines.engine.dispatcher import Dispatcher
 from dspex_pipelines.engine.throttle import Throttle, Verdict
@@ -161,3 +163,34 @@ async def test_an_end_of_what_was_never_asked_is_nothing(between: Between) -> No
     between.calls.heard("a", [], [end], between.now)
     assert between.calls.status() == before
     assert not between.call("a")
+
+
+async def test_calls_of_an_attempt_that_does_not_stop_are_over_after_a_while(
+    between: Between, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_calls, "STUCK_S", 0.0)
+    for trial in (1, 1, 2):
+        between.workers["a"].ask(trial, MODEL, 0, again=False)
+    between.frame("a")
+    between.calls.abandon([("a", 1), ("gone", 1)])
+    while between.calls.status()[0].in_flight == 3:
+        await asyncio.sleep(0)
+    assert between.calls.status()[0].in_flight == 1
+    # Should one of them end after all, that changes nothing.
+    for permit in list(between.workers["a"]._permits.values()):
+        permit.end(Verdict.REFUSED)
+    between.frame("a")
+    assert between.calls.status()[0].in_flight == 0
+
+
+async def test_a_trial_that_was_stopped_asks_nobody_any_more(between: Between) -> None:
+    worker = between.workers["a"]
+    worker.stop(7)
+    asked = len(between.asks["a"])
+    permit = worker.ask(7, MODEL, 0, again=False)
+    with pytest.raises(permits.TrialStopped):
+        permit.granted.result(timeout=0)
+    permit.end(Verdict.NEUTRAL)
+    assert len(between.asks["a"]) == asked
+    worker.forget(7)
+    assert worker.ask(7, MODEL, 0, again=False).granted.done()

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -17,8 +18,9 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn
 from dspex_pipelines.analysis.failures import FailureKind
 from dspex_pipelines.analysis.leaderboard import leaderboard
 from dspex_pipelines.cli import evaluating, finding, replaying
-from dspex_pipelines.cli.evaluating import BarReporter, EvaluatedPartitionsSummary
+from dspex_pipelines.cli.evaluating import BarReporter, EvaluatedPartitionsSummary, FailedCheck
 from dspex_pipelines.engine import executor
+from dspex_pipelines.errors import Interrupted
 from dspex_pipelines.model.evaluation import Evaluation
 from dspex_pipelines.model.plan import Plan
 from dspex_pipelines.model.space import Configuration
@@ -126,6 +128,21 @@ def test_the_bar_says_what_is_spent_and_why_nothing_moves() -> None:
     assert reporter.usage.amounts == {"calls": 5, "cost_usd": 1.75}
 
 
+def test_the_bar_counts_the_failures_of_all_its_batches() -> None:
+    with Progress(TextColumn("{task.fields[note]}"), console=Console(file=io.StringIO())) as bars:
+        reporter = BarReporter(bars)
+        told = []
+        for partition in ("a", "b"):
+            reporter.expect(partition)
+            for _ in range(2):
+                reporter.started(partition, 1)
+                reporter.moved(replace(PROGRESS, done=1, failed=1))
+                reporter.ended(complete=True)
+            told.append([task.fields["note"] for task in bars.tasks])
+    assert told == [["5 trials/s, 2 failed"] * bars for bars in (1, 2)], "each bar its own"
+    assert reporter.failures == 4
+
+
 PROGRESS = executor.Progress(total=2, done=1, failed=0, in_flight=1, elapsed_s=0.2, rate_per_s=5.0, eta_s=0.2)
 
 
@@ -150,6 +167,7 @@ def test_the_command_says_at_its_end_what_was_used_and_what_is_in_no_sum(
             folder=Path("results"),
             usage=usage,
             failures=(FailureKind(type="timeout", count=1_000, message="[m] 9 s"),),
+            failed=990,
             not_counted=tuple(usage.warnings(budget_of(config, evaluation)).values()),
         )
 
@@ -163,3 +181,69 @@ def test_the_command_says_at_its_end_what_was_used_and_what_is_in_no_sum(
     assert "Used" not in told
     assert "Not counted" not in told
     assert asked == [5.0, 0.0]
+
+
+@pytest.mark.parametrize(("failed_now", "said"), [(0, "2 of them"), (1, "1 of them"), (2, "")])
+def test_failures_of_earlier_runs_are_told_with_how_to_run_them_again(
+    run: Run, results: Callable[..., None], monkeypatch: pytest.MonkeyPatch, failed_now: int, said: str
+) -> None:
+    results(row("a"))
+    board = leaderboard(
+        pd.DataFrame([row("a", error=("program_exception", "no")), row("b", error=("program_exception", "no"))])
+    )
+    summary = EvaluatedPartitionsSummary(
+        board=board,
+        left_out=(),
+        partial={},
+        folder=Path("results"),
+        usage=Usage(),
+        not_counted=(),
+        failures=(FailureKind(type="program_exception", count=2, message="no"),),
+        failed=failed_now,
+    )
+    monkeypatch.setattr(evaluating, "evaluate_partitions", lambda *_, **__: summary)
+    told = run("evaluate").output
+    assert "2 trials failed: dspex trials" in told
+    line = next((line for line in told.splitlines() if "of them" in line), "")
+    assert line.startswith(said)
+    assert bool(said) is line.endswith("--reuse successes")
+
+
+def test_an_interruption_between_steps_is_told_too(
+    run: Run, results: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results(row("a"))
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluating, "evaluate_partitions", interrupted)
+    assert isinstance(run("evaluate").exception, Interrupted)
+
+
+@pytest.mark.parametrize(
+    ("severities", "code"), [((), 0), ((False,), 0), ((False, True), 3)], ids=["none", "warning", "error"]
+)
+def test_failed_checks_are_told_last_and_are_the_exit_code(
+    run: Run, results: Callable[..., None], monkeypatch: pytest.MonkeyPatch, severities: tuple[bool, ...], code: int
+) -> None:
+    results(row("a"))
+    summary = EvaluatedPartitionsSummary(
+        board=leaderboard(pd.DataFrame([row("a")])),
+        left_out=(),
+        partial={},
+        folder=Path("results"),
+        usage=Usage({}),
+        failures=(),
+        not_counted=(),
+        failed_checks=tuple(
+            FailedCheck(name=f"check_{is_error}", partition="[all]", said="0.5 of 1", is_error=is_error, blocking=False)
+            for is_error in severities
+        ),
+    )
+    monkeypatch.setattr(evaluating, "evaluate_partitions", lambda *_, **__: summary)
+    ended = run("evaluate")
+    assert ended.exit_code == code
+    told = ended.output.splitlines()
+    assert told[len(told) - len(severities) :] == [f"Check check_{one} of [all] failed: 0.5 of 1" for one in severities]
+    assert "3 done, but" in " ".join(run("evaluate", "--help").output.split())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -113,3 +114,96 @@ def test_long_answers_of_numbers_are_cut_and_soon() -> None:
     embedding = kept[0]["answered"]["data"][0]["embedding"]
     assert 8 <= len(embedding) < 1_000
     assert [one for one in embedding if isinstance(one, str)] == [f"… {3_000 - len(embedding) + 1:,} items left out …"]
+
+
+# ---------------------------------------------------------------------------- what means no good
+
+
+class Untouchable:
+    """Raises whatever is done with it."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(name)
+
+    def __repr__(self) -> str:
+        raise SystemExit(3)
+
+
+class Lying:
+    @property
+    def __class__(self) -> Any:
+        raise ValueError("a class that is none")
+
+
+class Words(str):
+    __slots__ = ()
+
+    def __contains__(self, key: object) -> bool:
+        raise ValueError("not to be searched")
+
+
+class Fields(dict[str, Any]):
+    def items(self) -> Any:
+        raise ValueError("not to be read")
+
+
+class Key:
+    def __str__(self) -> str:
+        raise SystemExit(4)
+
+
+def into_itself(ways: int) -> list[Any]:
+    found: list[Any] = []
+    found.extend([found] * ways)
+    return found
+
+
+def doubled(times: int) -> list[Any]:
+    found: list[Any] = [1]
+    for _ in range(times):
+        found = [found, found]
+    return found
+
+
+def nested(levels: int) -> list[Any]:
+    found: list[Any] = []
+    for _ in range(levels):
+        found = [found]
+    return found
+
+
+HOSTILE = [
+    pytest.param(Untouchable, id="attributes-that-raise"),
+    pytest.param(lambda: [Untouchable()], id="a-repr-that-exits"),
+    pytest.param(Lying, id="a-class-that-raises"),
+    pytest.param(lambda: Words("a"), id="a-text-that-raises"),
+    pytest.param(lambda: Fields(a=1), id="a-map-that-raises"),
+    pytest.param(lambda: {Key(): 1}, id="a-key-without-a-name"),
+    pytest.param(lambda: {"\ud800": "\ud800"}, id="lone-surrogates"),
+    pytest.param(lambda: into_itself(1_000), id="a-list-into-itself"),
+    pytest.param(lambda: {str(number): into_itself(50) for number in range(50)}, id="maps-of-such"),
+    pytest.param(lambda: doubled(60), id="twice-as-many-at-each-level"),
+    pytest.param(lambda: nested(100_000), id="deep"),
+    pytest.param(lambda: dict.fromkeys(range(200_000), "a"), id="a-map-of-many"),
+]
+
+
+@pytest.mark.parametrize("make", HOSTILE)
+def test_what_cannot_be_looked_at_is_called_with_and_answered_all_the_same(make: Callable[[], Any]) -> None:
+    calls, strange = begin(), make()
+    answers = [
+        call_model("m", lambda: strange, request=strange),
+        call_model("m", lambda: strange, request={"messages": strange, "extra": strange}),
+        call_model("m", lambda: ANSWER, request="Why?"),
+    ]
+    assert answers[0] is answers[1] is strange
+    calls.steps = [{"outputs": strange}]
+    *_, last = traced(calls)
+    assert (last["asked"], last["answered"]) == ("Why?", ["Because.", "So."])
+
+
+def test_the_name_of_a_model_is_what_can_be_sent_and_shown() -> None:
+    calls = begin()
+    for name in ("a/\ud800", "a/\x1b[31m", "b" * 1_000_000):
+        call_model(name, lambda: ANSWER)
+    assert [call["model"] for call in traced(calls)] == ["a/?", "a/?[31m", "b" * 500]

@@ -470,7 +470,7 @@ def test_a_worker_held_by_what_nobody_waits_for_any_more_is_killed(said_in_time:
         dispatcher.heard("a", 2.5, held_by=holder)
         now = 3.0
     else:
-        assert dispatcher.tick(3.0) == Orders()
+        assert dispatcher.tick(3.0) == Orders(stuck=[("a", holder)])
         assert dispatcher.next_deadline() is None
         dispatcher.heard("a", 4.0, held_by=holder)
         now = 4.0

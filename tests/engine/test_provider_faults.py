@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from datetime import timedelta
 from email.utils import formatdate
 from typing import Any
 
@@ -20,7 +21,7 @@ from dspy.utils import exceptions as of_dspy
 
 from dspex_pipelines.engine.provider_faults import provider_fault
 from dspex_pipelines.engine.throttle import Verdict
-from dspex_pipelines.errors import ProviderGivenUp
+from dspex_pipelines.errors import NO_KEY, ProviderGivenUp
 from dspex_pipelines.model.outcome import ErrorType
 
 REFUSED = (ErrorType.RATE_LIMITED, Verdict.REFUSED, True, False)
@@ -229,6 +230,16 @@ def test_what_was_given_up_says_so() -> None:
         pytest.param(of_openai(openai.RateLimitError, 429, retry_after="nan"), 0, id="nan"),
         pytest.param(caused(of_dspy.LMRateLimitError("m"), APIStatusError(429, "x", retry_after="2")), 2, id="cause"),
         pytest.param(of_openai(openai.BadRequestError, 400, retry_after="7"), 0, id="will-not-pass"),
+        pytest.param(of_openai(openai.RateLimitError, 429, retry_after="1e308"), 0, id="for-ever"),
+        pytest.param(of_openai(openai.RateLimitError, 429, retry_after="1764322000"), 0, id="a-moment"),
+        pytest.param(of_openai(openai.RateLimitError, 429, retry_after=formatdate(2e11)), 0, id="far-future"),
+        pytest.param(
+            of_openai(openai.RateLimitError, 429, retry_after="Mon, 01 Jan 0001 00:00:00 -0000"), 0, id="first-year"
+        ),
+        pytest.param(of_openai(openai.RateLimitError, 429, retry_after="9" * 5_000), 0, id="digits"),
+        pytest.param(of_dspy.LMRateLimitError("m", retry_after=10**400), 0, id="beyond-floats"),
+        pytest.param(of_dspy.LMRateLimitError("m", retry_after=[1]), 0, id="a-list"),
+        pytest.param(of_dspy.LMRateLimitError("m", retry_after=timedelta(seconds=3)), 0, id="a-duration"),
     ],
 )
 def test_when_to_ask_again(error: Exception, seconds: float) -> None:
@@ -253,3 +264,10 @@ def test_what_the_model_said_in_vain_is_kept(name: str) -> None:
     fault = provider_fault(TABLE[name][0])
     assert fault is not None
     assert fault.raw == "raw text"
+
+
+def test_a_key_that_is_missing_is_told_apart_from_one_that_is_refused() -> None:
+    missing, refused = (provider_fault(TABLE[name][0]) for name in ("dspy-no-key", "dspy-auth"))
+    assert missing is not None
+    assert refused is not None
+    assert (missing.what, refused.what) == (NO_KEY, "authentication")

@@ -7,15 +7,27 @@ import math
 import sys
 import threading
 from concurrent.futures import Future
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import pytest
 
 from dspex_pipelines import Price, call_model, report_usage
-from dspex_pipelines.engine.calls import MOST_NAMES, Call, Caller, TrialCalls, Used, begin_trial
+from dspex_pipelines.engine.calls import (
+    MOST_AMOUNT,
+    MOST_FAILED,
+    MOST_NAMES,
+    Call,
+    Caller,
+    TrialCalls,
+    begin_trial,
+)
 from dspex_pipelines.engine.throttle import Verdict
+from dspex_pipelines.engine.used import Used
 from dspex_pipelines.errors import InvalidValue
 from dspex_pipelines.model.calls import CallPolicy
+from dspex_pipelines.model.payload import decode, encode
 
 
 def begin() -> dict[str, float]:
@@ -159,3 +171,83 @@ def test_a_program_with_many_names_of_its_own_may_call_models() -> None:
     call_model("m", lambda: TOLD)
     assert (calls.used["calls"], calls.used["tokens"], calls.used["unpriced_calls"]) == (1, 1_500, 1)
     assert "m.calls" not in calls.used
+
+
+@pytest.mark.parametrize(
+    "said", [2**70, 10**400, 1e300, -1, math.nan, math.inf, "5", None, True, {"a": [1]}, [1], b"5"]
+)
+def test_tokens_that_are_no_count_leave_the_answer_as_it_is(said: Any) -> None:
+    usage = dict.fromkeys(("prompt_tokens", "completion_tokens"), said)
+    used = asked(
+        {"usage": {**usage, "prompt_tokens_details": said}}, prices=(Price(model="*", input_usd=1, output_usd=1),)
+    )
+    assert used["calls"] == 1
+    assert used["tokens"] == (2 if said is True else 0)
+    encode(used)
+
+
+class Unspeakable:
+    @property
+    def usage(self) -> Any:
+        raise RuntimeError("says nothing")
+
+
+@pytest.mark.parametrize("answer", [Unspeakable(), {"usage": "5"}, {"usage": [1]}, {"usage": math.nan}, 2**70])
+def test_an_answer_that_cannot_be_looked_at_says_nothing_of_its_usage(answer: Any) -> None:
+    assert asked(answer)["untold_calls"] == 1
+
+
+def test_sums_stay_what_can_be_sent() -> None:
+    used = begin()
+    for _ in range(3):
+        report_usage(tokens=2**63 - 1, pages=10**30, cost_usd=1.7e308)
+        report_usage(tokens=Decimal("1.5"), pages=Fraction(1, 2))
+    assert decode(encode(used)) == dict.fromkeys(("tokens", "pages", "cost_usd"), MOST_AMOUNT)
+
+
+@pytest.mark.parametrize(
+    "amounts",
+    [
+        pytest.param({"\ud800": 1}, id="lone-surrogate"),
+        pytest.param({"a\x1b[0m": 1}, id="unprintable"),
+        pytest.param({"a" * 1_000_000: 1}, id="long"),
+        pytest.param({"a": 10**400}, id="beyond-floats"),
+        pytest.param({"a": "1"}, id="text"),
+        pytest.param({"a": None}, id="nothing"),
+    ],
+)
+def test_what_cannot_be_sent_is_refused(amounts: dict[str, Any]) -> None:
+    used = begin()
+    with pytest.raises(InvalidValue):
+        report_usage(**amounts)
+    assert used == {}
+
+
+@pytest.mark.parametrize("tokens", [2**70, -1, math.nan, math.inf, "5", None])
+def test_an_estimate_that_is_none_is_no_estimate(tokens: Any) -> None:
+    estimates: list[int] = []
+
+    class Notes(Grants):
+        def ask(self, trial: int, model: str, tokens: int, *, again: bool) -> Grants:
+            estimates.append(tokens)
+            return super().ask(trial, model, tokens, again=again)
+
+    begin_trial(TrialCalls(Caller(Notes(), CallPolicy())))
+    call_model("m", lambda: TOLD, tokens=tokens)
+    assert estimates == [0]
+
+
+def test_of_calls_that_were_made_again_the_last_are_told() -> None:
+    calls = TrialCalls(Caller(Grants(), CallPolicy()))
+    begin_trial(calls)
+
+    def fails(number: int) -> None:
+        raise ConnectionError(f"lost {number}")
+
+    for number in range(MOST_FAILED):
+        with pytest.raises(ConnectionError):
+            call_model("m", lambda number=number: fails(number))
+    assert calls.failed is not None
+    assert len(calls.failed) == MOST_FAILED
+    assert f"lost {MOST_FAILED - 1}" in calls.failed[-1].message
+    assert calls.used["retried_calls"] == 2 * MOST_FAILED

@@ -61,6 +61,10 @@ def test_a_budget_says_which_bound_is_reached(budget: Budget, spent: Spent, said
         ("max_tokens", -1),
         ("max_tokens", 1.5),
         ("max_cost_usd", -0.01),
+        ("max_cost_usd", math.nan),
+        ("max_cost_usd", 10**400),
+        ("max_cost_usd", "5"),
+        ("max_tokens", 2**63),
     ],
 )
 def test_a_bound_that_is_none_is_refused_by_name(field: str, value: Any) -> None:
@@ -71,10 +75,24 @@ def test_a_bound_that_is_none_is_refused_by_name(field: str, value: Any) -> None
 
 @pytest.mark.parametrize(
     ("amount", "said"),
-    [(0, "$0.00"), (0.25, "$0.25"), (0.0021, "$0.0021"), (0.255, "$0.2550"), (1234.5678, "$1,234.57")],
+    [
+        (0, "$0.00"),
+        (0.000001, "$0.000001"),
+        (0.000_049_6, "$0.00005"),
+        (0.25, "$0.25"),
+        (0.0021, "$0.0021"),
+        (0.255, "$0.2550"),
+        (1234.5678, "$1,234.57"),
+    ],
 )
 def test_small_amounts_are_told_in_full(amount: float, said: str) -> None:
     assert dollars(amount) == said
+
+
+def test_a_missing_key_is_not_said_to_be_refused() -> None:
+    told = str(ProviderRefused("no key: LMNotConfiguredError: [m] empty credential."))
+    assert told.startswith("there is no key for a model, so nothing more is run: LMNotConfiguredError: [m] empty")
+    assert "refused" not in told
 
 
 def test_a_refused_key_is_told_in_one_line() -> None:

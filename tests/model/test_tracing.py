@@ -45,6 +45,14 @@ def test_a_span_crosses_as_it_is() -> None:
     assert EndedSpan.from_payload(SPAN.payload) == SPAN
 
 
+def test_what_cannot_cross_as_it_is_crosses_as_far_as_it_can() -> None:
+    strange = {"a": 1 << 70, "b": -(1 << 70), "c": "x" * 5_000, "d": "\udc80", "e": True}
+    span = EndedSpan.of("chat \udc80", CONTEXT, CONTEXT.child(), 1, 2, strange)
+    told = EndedSpan.from_payload(span.payload)
+    assert told.name == "chat ?"
+    assert told.attributes == {"a": (1 << 63) - 1, "b": -(1 << 63), "c": "x" * 1_000, "d": "?", "e": True}
+
+
 @given(st.integers(0, 8), st.sampled_from([None, -1, 1 << 63, [], {"a": []}, {1: 2}, 1.5, b"short"]))
 def test_what_is_no_span_is_refused(place: int, instead: object) -> None:
     parts = [*SPAN[:6], dict(SPAN.attributes), *SPAN[7:]]

@@ -21,6 +21,7 @@ words = st.text(st.characters(codec="utf-8", exclude_categories=("C",), exclude_
 paths = names.map(lambda name: FOLDER / f"{name}.csv")
 entry_points = st.builds("{}.{}:{}".format, names, names, names)
 numbers = st.integers(0, 100) | st.floats(0, 100)
+rates = st.integers(0, 100) | st.floats(0.001, 100)
 described: dict[str, Any] = {"description": words}
 
 
@@ -130,8 +131,8 @@ evaluations = st.builds(
         st.builds(
             limits.RateLimit,
             model=names,
-            requests_per_minute=numbers,
-            tokens_per_minute=numbers,
+            requests_per_minute=rates,
+            tokens_per_minute=rates,
             max_concurrency=st.integers(1, 9),
         ),
         max_size=2,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from pathlib import Path
+from uuid import uuid4
 
 import httpx
 
@@ -52,6 +54,15 @@ async def crowd(x: int, folder: str, least: int) -> int:
     seen = max(seen, _present(folder))
     here.unlink()
     return seen
+
+
+async def held(x: int, folder: str) -> int:
+    """Say by a file that it is there, and go on once somebody has taken that away."""
+    here = Path(folder) / uuid4().hex
+    here.touch()
+    while here.exists():
+        await asyncio.sleep(0.01)
+    return x
 
 
 def _present(folder: str) -> int:
@@ -125,3 +136,26 @@ def _answer(base: str, content: str) -> dict:
 
 def text_times(x: str, k: int) -> str:
     return str(int(x) * k)
+
+
+class Fallible:
+    """Right for k = 1, but wrong for the first *wrong* examples of every ten; raises for the last *raising*."""
+
+    def __init__(self, *, wrong: int = 0, raising: int = 0) -> None:
+        self.wrong = wrong
+        self.raising = raising
+
+    def __call__(self, x: int, k: int) -> int:
+        if x % 10 >= 10 - self.raising:
+            raise ValueError("not today")
+        return -1 if x % 10 < self.wrong else x * k
+
+
+class Drawn:
+    """Three answers in four are right; which ones is drawn anew with each *salt*."""
+
+    def __init__(self, *, salt: int) -> None:
+        self.salt = salt
+
+    def __call__(self, x: int, k: int) -> int:
+        return x if random.Random(f"{self.salt} {k} {x}").random() < 0.75 else -1

@@ -153,3 +153,15 @@ def test_a_forked_step_has_nothing_left_to_import() -> None:
     new, threads = json.loads(done.stdout.splitlines()[-1])
     assert set(new) <= {"dagster", "dagster_shared", "dspex_pipelines", "pydantic"}  # they load some of their own late
     assert threads == 1
+
+
+def test_the_results_say_where_their_code_is() -> None:
+    (references,) = (
+        spec.metadata["dagster/code_references"]
+        for spec in build_evaluation(declare("fifth_raises")).resolve_all_asset_specs()
+        if spec.key.path[-1] == "evaluation"
+    )
+    found = {one.label: (Path(one.file_path), one.line_number) for one in references.code_references}
+    file, line = found[f"program {PROGRAMS}:fifth_raises"]
+    assert file.read_text().splitlines()[line - 1].startswith("def fifth_raises")
+    assert f"metric {PROGRAMS}:right" in found

@@ -17,8 +17,9 @@ from hypothesis import given, settings
 from dspex_pipelines.bridge import local_pool
 from dspex_pipelines.declarations import STDLIB_SEARCH
 from dspex_pipelines.definitions import defs
+from dspex_pipelines.engine.documents import InvalidPart, evaluation_from_document
 from dspex_pipelines.errors import InvalidValue
-from dspex_pipelines.model import automation, budget, calls, limits, partitions, search, space, variables
+from dspex_pipelines.model import automation, budget, calls, checks, limits, partitions, search, space, variables
 from dspex_pipelines.model.evaluation import Dataset, Evaluation
 from dspex_pipelines.orchestration import component_fields as written
 from dspex_pipelines.orchestration.build import build_evaluation
@@ -59,6 +60,10 @@ def test_what_is_written_in_yaml_is_what_is_declared_in_python(declared: Evaluat
         (written.RateLimit, limits.RateLimit),
         (written.Price, calls.Price),
         (written.Automation, automation.Automation),
+        (written.ScoreFloor, checks.ScoreFloor),
+        (written.FailureRate, checks.FailureRate),
+        (written.Coverage, checks.Coverage),
+        (written.NoRegression, checks.NoRegression),
         (written.Dataset, Dataset),
         (written.EvaluationFields, Evaluation),
     ],
@@ -72,6 +77,15 @@ def test_yaml_has_the_fields_of_the_declaration_each_described(
     fields = yaml_class.model_fields
     assert {name if name in known else renamed[name] for name in fields} | {"name"} == known | {"name"}
     assert [name for name, field in fields.items() if not field.description and name != "type"] == []
+
+
+def test_checks_are_declared_by_their_type() -> None:
+    shipped = {type(check) for check in STDLIB_SEARCH.checks}
+    assert shipped == set(checks.KINDS)
+    with pytest.raises(InvalidPart) as refused:
+        evaluation_from_document({**yaml.safe_load(VALID)["attributes"], "checks": [{"type": "floor"}]}, folder=Path())
+    assert "checks" in refused.value.path
+    assert "give one of score_floor, failure_rate, coverage, no_regression" in str(refused.value)
 
 
 def edited(*changes: tuple[str, str]) -> str:

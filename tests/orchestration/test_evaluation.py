@@ -306,7 +306,7 @@ def test_a_pool_that_is_not_there_fails_the_run_and_says_what_to_do(lab: Lab) ->
     result = lab.declare(declare("fifth_raises", rows(2)), worker_pool=nowhere).evaluate()
     assert not result.success
     assert "no worker pool answered at unix:/nonexistent/bridge.sock" in failure(result)
-    assert "python -m dspex_pipelines.bridge" in failure(result)
+    assert "dspex pool start" in failure(result)
 
 
 @pytest.mark.parametrize(

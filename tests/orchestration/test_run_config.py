@@ -10,8 +10,9 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from dspex_pipelines.errors import InvalidValue
 from dspex_pipelines.model.space import ConfigurationSpace
-from dspex_pipelines.orchestration.config import EvaluationConfig, trials_per_op
+from dspex_pipelines.orchestration.config import EvaluationConfig, config_of, trials_per_op
 from dspex_pipelines.orchestration.naming import run_config
 from tests.orchestration.conftest import Lab, failure, steps
 from tests.orchestration.declared import declare, rows
@@ -108,3 +109,28 @@ def test_trials_in_a_step(asked: int, total: int, size: int, steps: int) -> None
     chosen = trials_per_op(EvaluationConfig(trials_per_op=asked), total)
     assert chosen == size
     assert -(-total // chosen) == steps
+
+
+def test_some_configurations_are_chosen_by_their_digests(lab: Lab) -> None:
+    lab.declare(declare("fifth_raises", rows(2)))
+    table, _ = lab.evaluated()
+    first, second = sorted(set(table["configuration"]))
+    some, metadata = lab.evaluated(configurations=[first[:6]])
+    assert set(some["configuration"]) == {first}
+    assert (metadata["trials run"], metadata["trials reused"]) == (0, 2)
+    assert set(lab.evaluated(configurations=[first, second])[0]["configuration"]) == {first, second}
+    result = lab.evaluate(configurations=[first, "0000"])
+    assert failure(result).startswith(
+        "configurations: '0000' is not accepted; give the first characters of the digest of one of the run's 2, such as"
+    )
+
+
+def test_what_is_wrong_with_a_setting_is_said() -> None:
+    for values, said in (
+        ({"reuse": "some"}, "reuse: 'some' is not accepted; give all, successes or none"),
+        ({"limit": "many"}, "limit: 'many' is not accepted; give a valid integer"),
+        ({"limits": 3}, "limits: 3 is not accepted; there is no such setting; there are limit, samples,"),
+    ):
+        with pytest.raises(InvalidValue) as refused:
+            config_of(values)
+        assert said in str(refused.value)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
 import pytest
@@ -12,8 +11,8 @@ import yaml
 from dagster._core.test_utils import in_process_test_workspace
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from dagster._core.workspace.context import WorkspaceRequestContext
-from dagster_graphql.client.query import LAUNCH_PIPELINE_EXECUTION_MUTATION
-from dagster_graphql.test.utils import execute_dagster_graphql, infer_job_selector
+
+from tests.orchestration.launching import launch
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,30 +28,6 @@ def workspace() -> Iterator[WorkspaceRequestContext]:
             yield opened
 
 
-def launch(
-    workspace: WorkspaceRequestContext, job: str, *assets: str, tags: dict[str, str] | None = None
-) -> dg.DagsterRun:
-    """Launch as the UI does; return the run as it is queued."""
-    selector = infer_job_selector(workspace, job, asset_selection=[{"path": key.split("/")} for key in assets] or None)
-    answer = execute_dagster_graphql(
-        workspace,
-        LAUNCH_PIPELINE_EXECUTION_MUTATION,
-        variables={
-            "executionParams": {
-                "selector": selector,
-                "mode": "default",
-                "executionMetadata": {"tags": [{"key": key, "value": value} for key, value in (tags or {}).items()]},
-            }
-        },
-    )
-    launched: dict[str, Any] = answer.data["launchPipelineExecution"]
-    assert launched["__typename"] == "LaunchRunSuccess", launched
-    run = workspace.instance.get_run_by_id(launched["run"]["runId"])
-    assert run
-    assert run.status is dg.DagsterRunStatus.QUEUED
-    return run
-
-
 def ours(run: dg.DagsterRun) -> dict[str, str]:
     return {name: value for name, value in run.tags.items() if name.startswith("dspex/") or name == "team"}
 
@@ -62,6 +37,8 @@ TAGGED = {
     "dspex/kind": "evaluation",
     "dspex/evaluation": "served",
     "dspex/target": "served/text",
+    "dspex/pool": "local",
+    "dspex/cost": "free",
     "team": "search",
 }
 
@@ -84,6 +61,49 @@ def test_an_evaluation_is_tagged_on_every_route(
     run = launch(workspace, job, *assets, tags=tags)
     assert ours(run) == TAGGED
     assert tags.items() <= run.tags.items()
+
+
+@pytest.mark.parametrize(("job", "assets"), [("priced_job", []), ("__ASSET_JOB", ["priced/evaluation"])])
+def test_what_an_evaluation_declares_of_models_is_tagged(
+    workspace: WorkspaceRequestContext, job: str, assets: list[str]
+) -> None:
+    assert ours(launch(workspace, job, *assets, tags=TEXT)) == {
+        "dspex/kind": "evaluation",
+        "dspex/evaluation": "priced",
+        "dspex/target": "priced/text",
+        "dspex/pool": "local",
+        "dspex/provider": "openai",
+        "dspex/model": "openai/gpt-4o-mini",
+        "dspex/cost": "paid",
+    }
+
+
+def test_a_run_of_several_evaluations_has_the_tags_of_all(workspace: WorkspaceRequestContext) -> None:
+    run = launch(workspace, "__ASSET_JOB", "served/evaluation", "priced/evaluation", tags=TEXT)
+    assert ours(run) == {
+        "dspex/kind": "evaluation",
+        "dspex/evaluation": "several",
+        "dspex/target": "several/text",
+        "dspex/pool": "local",
+        "dspex/provider": "openai",
+        "dspex/model": "openai/gpt-4o-mini",
+        "dspex/cost": "paid",
+        "team": "search",
+    }
+
+
+@pytest.mark.parametrize("job", ["served_job", "__ASSET_JOB"])
+@pytest.mark.parametrize(
+    ("address", "pool"),
+    [("bridge:7000", "bridge:7000"), ({"env": "TEAM_POOL"}, "TEAM_POOL"), ("", "local")],
+    ids=["address", "variable", "local"],
+)
+def test_the_pool_that_a_launch_names_is_the_one_that_is_tagged(
+    workspace: WorkspaceRequestContext, monkeypatch: pytest.MonkeyPatch, job: str, address: object, pool: str
+) -> None:
+    monkeypatch.setenv("TEAM_POOL", "bridge:7000")
+    config = {"resources": {"worker_pool": {"config": {"address": address}}}}
+    assert launch(workspace, job, "served/evaluation", tags=TEXT, config=config).tags["dspex/pool"] == pool
 
 
 @pytest.mark.parametrize(
@@ -115,9 +135,14 @@ def test_the_limits_of_the_shipped_instance_are_loaded(workspace: WorkspaceReque
     queue = workspace.instance.get_concurrency_config().run_queue_config
     assert queue
     assert queue.max_concurrent_runs == 6
-    assert [(limit["key"], limit["limit"]) for limit in queue.tag_concurrency_limits] == [
-        ("dspex/target", 1),
-        ("dspex/kind", 2),
+    each = {"applyLimitPerUniqueValue": True}
+    assert [(limit["key"], limit["value"], limit["limit"]) for limit in queue.tag_concurrency_limits] == [
+        ("dspex/target", each, 1),
+        ("dspex/pool", each, 2),
+        ("dspex/model", each, 2),
+        ("dspex/provider", each, 3),
+        ("dspex/cost", "paid", 3),
+        ("dspex/kind", "evaluation", 4),
     ]
 
 

@@ -157,6 +157,30 @@ async def test_the_pool_is_asked_only_while_nothing_moves(monkeypatch: pytest.Mo
     assert asked == 0
 
 
+async def test_whoever_is_cancelled_while_it_ends_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "LOOK_S", 0.0)
+    asked, ending = asyncio.Event(), asyncio.Event()
+
+    async def ask() -> PoolStatus:
+        asked.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ending.set()
+            await asyncio.sleep(0.01)
+        raise AssertionError("waits for ever")
+
+    async def run() -> None:
+        async with Waiting(ask, lambda *_: None):
+            await asked.wait()
+
+    running = asyncio.create_task(run())
+    await ending.wait()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+
+
 @pytest.mark.parametrize(
     ("models", "why"),
     [

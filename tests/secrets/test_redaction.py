@@ -31,6 +31,7 @@ def known(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         *((name, True) for name in ("OPENAI_API_KEY", "HF_TOKEN", "APIKEY", "aws_secret_access_key", "DB_PASSWORD")),
         *((name, True) for name in ("PGPASSWORD", "BASIC_AUTH", "DB_PWD", "GOOGLE_CREDENTIALS", "MY.SECRET")),
+        *((name, True) for name in ("GITHUBTOKEN", "MYAPIKEY", "CLIENTSECRET", "DB1PASSWORD")),
         *((name, False) for name in ("KEYBOARD", "MONKEY", "TOKENIZERS_PARALLELISM", "MAX_TOKENS", "PWD", "OLDPWD")),
         *((name, False) for name in ("SSH_AUTH_SOCK", "HOME", "PATH", "AUTHOR", "SECRETARY")),
     ],

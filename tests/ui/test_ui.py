@@ -27,6 +27,8 @@ TAGS = {
     "dspex/kind": "evaluation",
     "dspex/evaluation": "stdlib_search",
     "dspex/target": f"stdlib_search/{PARTITION}",
+    "dspex/pool": "local",
+    "dspex/cost": "free",
     "dagster/partition": PARTITION,
 }
 

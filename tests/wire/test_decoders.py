@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from dspex.v1 import types_pb2
+from dspex_pipelines.engine.calls import MOST_AMOUNT
 from dspex_pipelines.errors import DspexError, InvalidValue, SerializationError
 from dspex_pipelines.model.payload import decode, encode
 from dspex_pipelines.model.space import ConfigurationSpace
@@ -298,3 +299,19 @@ def test_what_a_worker_cannot_read_fails_its_own_trials_alone() -> None:
         context.forget(session_id, version)
         context.close(77)
     assert context.find(1, 9) is None
+
+
+@pytest.mark.parametrize(
+    ("said", "tokens"),
+    [
+        pytest.param(2**64 - 1, MOST_AMOUNT, id="too-many-together"),
+        pytest.param(-(2**63), 0, id="negative"),
+        pytest.param(math.nan, 0, id="none"),
+        pytest.param("5", 0, id="text"),
+    ],
+)
+def test_what_attempts_have_used_together_is_what_can_be_counted(said: Any, tokens: int) -> None:
+    usage = encode({"tokens": said})
+    past = [types_pb2.Attempt(number=number, usage=usage) for number in (1, 2, 3)]
+    outcome = outcome_from_wire(types_pb2.Outcome(attempts=4, history=past, usage=usage), b"")
+    assert outcome.usage.get("tokens", 0) == tokens

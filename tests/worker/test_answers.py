@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from dspex_pipelines import redaction
 from dspex_pipelines.model.outcome import ErrorType, TrialError, TrialResult
+from dspex_pipelines.worker import answers
 from dspex_pipelines.worker.plain import plain
 from tests.worker import programs
 from tests.worker.conftest import Bench, program
@@ -32,6 +34,18 @@ async def test_a_failing_program_is_an_error_of_its_type(bench: Bench, name: str
     assert outcome.type is kind
     assert says in outcome.message
     assert outcome.configuration_digest
+
+
+async def test_outputs_that_are_too_large_without_their_secrets_are_refused(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redaction, "_SECRETS", redaction.Secrets())
+    redaction.learn({"A_LONG_NAME" * 20: "longenough"})
+    monkeypatch.setattr(answers, "OUTCOME_BYTES", 1_000)
+    outcome = await bench.run("sync_function", values={"k": 1}, x="longenough " * 50)
+    assert isinstance(outcome, TrialError)
+    assert outcome.type is ErrorType.SERIALIZATION
+    assert "more than the 1,000 allowed" in outcome.message
 
 
 async def test_the_program_loop_survives_an_exit_in_an_awaitable(bench: Bench) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import json
+import math
 import subprocess
 import sys
 import warnings
@@ -19,6 +20,7 @@ from dspex_pipelines.engine.calls import TrialCalls
 from dspex_pipelines.engine.throttle import Verdict
 from dspex_pipelines.engine.trace import pack_trace, unpack_trace
 from dspex_pipelines.model.outcome import TrialResult
+from dspex_pipelines.model.payload import encode
 from dspex_pipelines.worker.dspy_models import MOST_HISTORY, TrialModels, rollout_of, shown_settings
 from tests.worker import dspy_echo, dspy_modules
 from tests.worker.conftest import Bench, program
@@ -98,6 +100,30 @@ def test_what_was_asked_and_answered_is_kept() -> None:
     assert step["outputs"]["answer"] == prediction.said
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_settings_that_lead_back_to_themselves_are_asked_with_all_the_same() -> None:
+    trials = Trials("OfModel", kind="old")
+    settings = trials.instance.model.kwargs
+    settings["extra_body"] = {"settings": settings}
+    _, made = trials.run()
+    assert trials.leave.ended == [(Verdict.OK, 9)]
+    assert pack_trace(made, 65_536)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("said", [2**70, pytest.param(10**400, id="huge"), "5", math.nan, None, [1], {"a": 1}])
+def test_tokens_that_are_no_count_leave_the_answer_as_it_is(said: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    completion = dspy_echo._completion
+    usage = {"prompt_tokens": said, "prompt_tokens_details": {"cached_tokens": said}}
+    trials = Trials("OfModel", kind="old")
+    monkeypatch.setattr(dspy_echo, "_completion", lambda *of: dspy_echo.Record(completion(*of), usage=usage))
+    _, made = trials.run()
+    assert trials.leave.ended == [(Verdict.OK, 0)]
+    assert made.used["untold_calls"] == 1
+    assert encode(made.used)
+    assert pack_trace(made, 65_536)
+
+
 def test_a_predictor_without_a_name_is_told_by_its_signature() -> None:
     trials = Trials("function_program")
     _, made = trials.run()
@@ -156,9 +182,27 @@ def test_no_secret_is_kept_however_deep() -> None:
             "azure_ad_token": "s",
             "client_secret": "s",
             "extra_body": {"api_key": "s", "top_k": 3},
+            "tools": [{"type": "mcp", "headers": {"X-Mine": "s"}}, ({"server_token": "s", "base_url": "//me:s@host"},)],
         }
     )
-    assert shown == {"temperature": 0.5, "max_tokens": 7, "max_completion_tokens": 8, "extra_body": {"top_k": 3}}
+    assert shown == {
+        "temperature": 0.5,
+        "max_tokens": 7,
+        "max_completion_tokens": 8,
+        "extra_body": {"top_k": 3},
+        "tools": [{"type": "mcp"}, [{"base_url": "host"}]],
+    }
+
+
+def test_settings_that_lead_back_to_themselves_are_shown_for_a_while() -> None:
+    around: list[object] = [1]
+    around.append({"around": around})
+    assert "'…'" in str(shown_settings({"around": around}))
+
+
+def test_how_many_tokens_there_may_be_is_no_secret() -> None:
+    counts = {"max_output_tokens": 9, "min_tokens": 1, "thinking": {"type": "enabled", "budget_tokens": 1_024}}
+    assert shown_settings(counts) == counts
 
 
 # ---------------------------------------------------------------------------- a trial's own models

@@ -11,7 +11,7 @@ from typing import Any
 import dspy
 import pytest
 
-from dspex_pipelines.worker import dspy_models, hops
+from dspex_pipelines.worker import dspy_patches, hops
 from dspex_pipelines.worker.hops import ProgramLoop, is_quick
 
 AT_ONCE = 64
@@ -62,6 +62,17 @@ def test_what_has_failed_is_not_known_and_errors_come_out() -> None:
     with_hops(main)
 
 
+def test_what_is_called_otherwise_than_expected_is_done_in_a_thread() -> None:
+    is_quick(where, lambda key, one_more: key)
+
+    async def main() -> None:
+        here = threading.get_ident()
+        for _ in range(2):
+            assert await asyncio.to_thread(where, "a") != here
+
+    with_hops(main)
+
+
 def test_programs_have_as_many_threads_as_trials_run_at_once() -> None:
     together = threading.Barrier(AT_ONCE)
 
@@ -78,7 +89,7 @@ class Says(dspy.BaseLM):
 
 @pytest.mark.parametrize("asked", ["text", "picture"])
 def test_a_call_of_text_by_a_model_known_hops_to_no_thread(asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    dspy_models._hop_no_more()
+    dspy_patches._hop_no_more()
     hopped: list[str] = []
     submit = ThreadPoolExecutor.submit
 

@@ -1,0 +1,97 @@
+"""Addresses that a bridge may serve at: a Unix socket, or loopback."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import ipaddress
+import os
+import socket
+import stat
+from pathlib import Path
+
+from dspex_pipelines.errors import InvalidValue
+
+SOCKET_PATH_BYTES = 107
+MOST_PORT = 65_535
+
+
+def socket_path(address: str) -> Path | None:
+    """Return the path of a ``unix:`` address, None for TCP."""
+    return Path(address.removeprefix("unix:")) if address.startswith("unix:") else None
+
+
+def check_address(address: str) -> None:
+    """Raise `InvalidValue` unless *address* may be served without authentication."""
+    path = socket_path(address)
+    if path is not None:
+        if len(os.fsencode(path)) > SOCKET_PATH_BYTES:
+            raise InvalidValue(
+                field="address", value=address, fix=f"give a socket path of at most {SOCKET_PATH_BYTES} bytes"
+            )
+        return
+    host, colon, port = address.rpartition(":")
+    try:
+        loopback = host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        loopback = False
+    if not colon or not port.isdecimal() or not loopback:
+        raise InvalidValue(
+            field="address",
+            value=address,
+            fix="give unix:/path or a loopback host:port; without authentication nothing else is served",
+        )
+    if int(port) > MOST_PORT:
+        raise InvalidValue(field="address", value=address, fix=f"give a port of at most {MOST_PORT:,}, or 0 for any")
+
+
+def check_free(address: str) -> None:
+    """Raise `InvalidValue` unless *address* may be served and nobody serves there now."""
+    check_address(address)
+    path = socket_path(address)
+    try:
+        if path is None:
+            _listen_once(address)
+        else:
+            _check_socket(path)
+    except OSError as error:
+        fix = f"nothing can be served there: {error.strerror or error}"
+        if error.errno == errno.EADDRINUSE:
+            fix = "it is in use; give another, or end what serves there (`dspex pool status` lists your pools)"
+        raise InvalidValue(field="address", value=address, fix=fix) from error
+
+
+def _listen_once(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    socket.create_server((host.strip("[]"), int(port)), family=family).close()
+
+
+def _check_socket(path: Path) -> None:
+    """Raise `OSError` where somebody listens at the path, or no socket can be made there."""
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise OSError(errno.EACCES, f"{path.parent} is no folder that can be written to")
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise OSError(errno.EEXIST, "there is a file that is no socket")
+    with socket.socket(socket.AF_UNIX) as one, contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
+        one.connect(str(path))
+        raise OSError(errno.EADDRINUSE, "somebody listens there")
+
+
+def why_unreachable(address: str, within_s: float) -> str:
+    """Return why nobody takes a connection at *address*; empty where somebody does, or only gRPC can know."""
+    path = socket_path(address)
+    host, colon, port = address.rpartition(":")
+    if path is None and not (colon and port.isdecimal() and "/" not in host):
+        return ""
+    try:
+        if path is None:
+            socket.create_connection((host.strip("[]"), int(port)), within_s).close()
+        else:
+            with socket.socket(socket.AF_UNIX) as one:
+                one.settimeout(within_s)
+                one.connect(str(path))
+    except (OSError, OverflowError) as error:
+        return getattr(error, "strerror", None) or str(error)
+    return ""

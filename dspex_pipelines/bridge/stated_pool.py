@@ -1,0 +1,110 @@
+"""A pool that stays, at an address that is stated: here in the foreground, or left behind.
+
+It is listed and ended as local pools are. Its folder holds besides `pool.lock`, which is held for as long as it lives.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import math
+import os
+import secrets
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from dspex_pipelines.bridge import local_pool
+from dspex_pipelines.bridge.addresses import check_free, socket_path
+from dspex_pipelines.bridge.local_pool import MOST_WORKERS, LocalPoolStatus
+from dspex_pipelines.bridge.supervisor import Supervisor
+from dspex_pipelines.engine.recycling import Recycling
+from dspex_pipelines.engine.worker_options import SLOTS, check_slots
+from dspex_pipelines.errors import DspexError, InvalidValue, PoolUnreachable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatedPool:
+    """What a pool is to be. Raises `InvalidValue` for what cannot be."""
+
+    address: str
+    """``unix:/path``, or a loopback ``host:port``; port 0 is any free one."""
+    workers: int = 0
+    """0: one for each core."""
+    slots: int = SLOTS
+    idle_s: float = 0.0
+    """Seconds without a client after which it ends; 0: it stays for ever."""
+    recycling: Recycling = field(default_factory=Recycling)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.workers <= MOST_WORKERS:
+            fix = f"give 0 (one for each core) to {MOST_WORKERS:,} workers"
+            raise InvalidValue(field="workers", value=self.workers, fix=fix)
+        check_slots(self.slots)
+        if not 0 <= self.idle_s < math.inf:
+            raise InvalidValue(field="idle_s", value=self.idle_s, fix="give seconds, or 0 for a pool that stays")
+        if path := socket_path(self.address):
+            # Who uses it may be in another folder.
+            object.__setattr__(self, "address", f"unix:{path.absolute()}")
+
+
+def run_here(
+    pool: StatedPool, tell: Callable[[Mapping[str, object]], None], *, runtime_root: Path | None = None
+) -> int:
+    """Run the pool in this process until it is told to end, and return its exit code.
+
+    *tell* is told what `Supervisor.run` says, and at first where its `log` is. Raises `InvalidValue` for an address
+    that is in use or may not be served.
+    """
+    with _taken(pool, runtime_root) as (runtime_dir, _):
+        tell({"log": str(runtime_dir / "pool.log")})
+        supervisor = Supervisor(
+            runtime_dir=runtime_dir,
+            workers=pool.workers or os.cpu_count() or 1,
+            slots=pool.slots,
+            idle_s=pool.idle_s or math.inf,
+            recycling=pool.recycling,
+            address=pool.address,
+            drains=True,
+        )
+        return supervisor.run(tell)
+
+
+def leave_running(pool: StatedPool, *, runtime_root: Path | None = None) -> LocalPoolStatus:
+    """Start the pool in a session of its own, and return once it answers.
+
+    Raises `InvalidValue` as `run_here` does, and `DspexError` when it does not start.
+    """
+    with _taken(pool, runtime_root) as (runtime_dir, lock):
+        workers = pool.workers or os.cpu_count() or 1
+        options = local_pool.pool_options(workers, pool.slots, pool.idle_s or math.inf, pool.recycling)
+        try:
+            local_pool.start_supervisor(runtime_dir, [*options, "--address", pool.address], held=(lock.fileno(),))
+        except PoolUnreachable as error:
+            raise DspexError(f"the pool did not start: {error.reason}") from error
+        started = local_pool.running(runtime_dir)
+        if started is None:
+            raise DspexError(f"the pool ended as soon as it was up; see {runtime_dir / 'pool.log'}")
+        return started
+
+
+@contextlib.contextmanager
+def _taken(pool: StatedPool, runtime_root: Path | None) -> Generator[tuple[Path, IO[str]]]:
+    """Make the pool's folder and hold its lock."""
+    check_free(pool.address)
+    runtime_dir = local_pool.made_runtime_dir(runtime_root or local_pool.default_root(), _name(pool.address))
+    with (runtime_dir / "pool.lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            fix = "a pool is starting or ending there; try again, or give another"
+            raise InvalidValue(field="address", value=pool.address, fix=fix) from error
+        yield runtime_dir, lock
+
+
+def _name(address: str) -> str:
+    # Any number of pools may ask for any free port.
+    told_apart = address + secrets.token_hex(4) if address.endswith(":0") else address
+    return f"at-{hashlib.blake2b(told_apart.encode(), digest_size=6).hexdigest()}"

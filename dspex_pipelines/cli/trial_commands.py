@@ -1,0 +1,159 @@
+"""`dspex trials`, `replay` and `trace`: one trial and another, as they went."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from dspex_pipelines.cli.completing import Target, complete_outcome, complete_partition
+from dspex_pipelines.cli.output import console, shortened
+from dspex_pipelines.errors import InvalidValue
+
+if TYPE_CHECKING:
+    from dspex_pipelines.cli.selecting import Selection
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def trials(
+    target: Target = "",
+    *,
+    failed: Annotated[bool, typer.Option("--failed", help="Only those that ran and failed.")] = False,
+    outcome: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Only with this outcome: ok, or a type of error such as timeout_run; may be repeated.",
+            autocompletion=complete_outcome,
+        ),
+    ] = None,
+    score: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CONDITION", help="Only with such a score: 'METRIC<0.5', or <= > >= == !=; may be repeated."
+        ),
+    ] = None,
+    configuration: Annotated[str, typer.Option(help="Only this configuration (its short digest).")] = "",
+    example: Annotated[str, typer.Option(help="Only this example, by its id.")] = "",
+    partition: Annotated[str, typer.Option(help="Only this partition.", autocompletion=complete_partition)] = "",
+    sort: Annotated[
+        str, typer.Option(help="Worst first, by score (the first metric), a metric, run_s, queue_s, attempts, usage.…")
+    ] = "",
+    limit: Annotated[int, typer.Option(help="Print at most so many; 0: all.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """List trials of the newest results: outcome, scores, and how to look closer."""
+    from dspex_pipelines.cli.results import newest_results
+    from dspex_pipelines.cli.selecting import Selection, worst_first
+    from dspex_pipelines.cli.targets import find_evaluation
+
+    check_limit(limit)
+    selection = Selection(
+        failed=failed,
+        outcomes=tuple(outcome or ()),
+        scores=tuple(score or ()),
+        configuration=configuration,
+        example=example,
+        partition=partition,
+    )
+    frame, _ = newest_results(find_evaluation(target))
+    frame = selection.of(frame)
+    if sort:
+        frame = worst_first(frame, sort)
+    shown = frame.head(limit) if limit else frame
+    if as_json:
+        print(shown.to_json(orient="records", indent=2))
+        return
+    if frame.empty:
+        console.print(_nothing(selection), highlight=False, soft_wrap=True)
+        return
+    beside = sort if sort in frame.columns else ""
+    table = Table("trial", "configuration", "example", "outcome", *filter(None, [beside]), "message")
+    for row in shown.to_dict("records"):
+        table.add_row(*_cells(row, beside))
+    console.print(table)
+    console.print(f"{len(shown):,} of {len(frame):,} trials shown", highlight=False)
+    if failed:
+        closer = f"Look closer: dspex replay {shown['trial_id'].iloc[0][:12]} {target}".rstrip()
+        console.print(closer, highlight=False, soft_wrap=True)
+
+
+def replay(
+    trial: Annotated[str, typer.Argument(help="The trial's id, or its first characters.")],
+    target: Target = "",
+    *,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Stop in the debugger where it raises, and at its own breakpoints.")
+    ] = False,
+) -> None:
+    """Run one trial again, alone and in the foreground, with its traceback. Exits 1 when it fails.
+
+    Its calls to models are made again, and cost what they cost. Past the evaluation's timeout_s it tells where it is,
+    and goes on until Ctrl-C.
+    """
+    from dspex_pipelines.cli.replaying import replay_trial
+    from dspex_pipelines.cli.targets import find_evaluation
+
+    sys.exit(replay_trial(find_evaluation(target), trial, console, debug=debug))
+
+
+def trace(
+    trial: Annotated[str, typer.Argument(help="The trial's id, or its first characters.")],
+    target: Target = "",
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a trial asked its models, what they answered, and what its program made of that."""
+    from dspex_pipelines.cli.finding import find_trial
+    from dspex_pipelines.cli.targets import find_evaluation
+    from dspex_pipelines.cli.tracing import print_trace, trace_document
+
+    document = trace_document(find_trial(find_evaluation(target), trial))
+    if as_json:
+        print(json.dumps(document, indent=2, ensure_ascii=False))
+    else:
+        print_trace(document, console)
+
+
+def check_limit(limit: int) -> None:
+    """Raise `InvalidValue` for a number of lines that cannot be."""
+    if limit < 0:
+        raise InvalidValue(field="limit", value=limit, fix="give how many to print, 0 for all")
+
+
+def _cells(row: Mapping[Any, Any], beside: str) -> list[str]:
+    scores = " ".join(
+        f"{name.removeprefix('score.')}={value:.3g}"
+        for name, value in ((str(key), one) for key, one in row.items())
+        if name.startswith("score.") and row["status"] == "ok"
+    )
+    return [
+        row["trial_id"][:12],
+        row["configuration"],
+        str(row["example_id"]),
+        _text(row["error_type"]) or "ok",
+        *([_number(row[beside], beside)] if beside else []),
+        shortened(_text(row["error_message"]) or scores),
+    ]
+
+
+def _number(value: float, column: str) -> str:
+    return f"{value:,.3f}" if column.endswith("_s") else f"{value:,.6g}"
+
+
+def _nothing(selection: Selection) -> str:
+    asked = str(selection)
+    if asked in ("", "--failed"):
+        return "No trial failed."
+    if asked.removeprefix("--failed ") == f"--configuration {selection.configuration}":
+        return f"No {'failed ' if selection.failed else ''}trial is of that configuration."
+    return f"No trial meets {asked}."
+
+
+def _text(value: object) -> str:
+    """Return a cell's text; pandas makes a missing one NaN, which is true."""
+    return value if isinstance(value, str) else ""

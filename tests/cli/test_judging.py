@@ -1,0 +1,117 @@
+"""What makes `dspex evaluate` exit with 3, and what it refuses before anything is run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from dspex_pipelines.analysis.leaderboard import leaderboard
+from dspex_pipelines.cli import commands, evaluating, exits
+from dspex_pipelines.cli.evaluating import EvaluatedPartitionsSummary
+from dspex_pipelines.errors import InvalidValue
+from dspex_pipelines.model.usage import Usage
+from tests.cli.conftest import Run, row
+
+RAISED = ("program_exception", "no")
+NOT_RUN = ("budget_exhausted", "not run")
+GOOD = [row("a", **{"score.same": 0.5}), row("b", **{"score.same": 1.0})]
+BAD = [row("a", configuration="bad", error=RAISED), row("b", configuration="bad", **{"score.same": 0.0})]
+
+
+@pytest.fixture
+def evaluated(monkeypatch: pytest.MonkeyPatch, results: Callable[..., None]) -> Callable[..., None]:
+    """Let the evaluation be over, with these rows."""
+    results(row("a"))
+
+    def give(*rows: dict[str, object], partial: dict[str, str] | None = None) -> None:
+        summary = EvaluatedPartitionsSummary(
+            board=leaderboard(pd.DataFrame(list(rows))),
+            left_out=(),
+            partial=partial or {},
+            folder=Path("results"),
+            usage=Usage(),
+            failures=(),
+            not_counted=(),
+        )
+        monkeypatch.setattr(evaluating, "evaluate_partitions", lambda *_, **__: summary)
+
+    return give
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        ("", 0),
+        ("--fail-under same=0.75", 0),
+        ("--fail-under same=0.76", exits.MISSED),
+        ("--fail-under same=-1 --fail-under same=0.9", exits.MISSED),
+        ("--fail-on-errors 0.25", 0),
+        ("--fail-on-errors 0.2", exits.MISSED),
+        ("--fail-under same=0.7 --fail-on-errors 0", exits.MISSED),
+    ],
+)
+def test_the_exit_code_is_the_verdict(run: Run, evaluated: Callable[..., None], options: str, code: int) -> None:
+    evaluated(*GOOD, *BAD)
+    done = run("evaluate", *options.split())
+    assert done.exit_code == code
+    assert "Results: results" in done.output
+
+
+def test_the_verdict_is_one_line_that_names_numbers(
+    evaluated: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluated(*GOOD, *BAD)
+    options = ["--fail-under", "same=0.9", "--fail-on-errors", "0.1"]
+    monkeypatch.setattr("sys.argv", ["dspex", "evaluate", *options])
+    with pytest.raises(SystemExit) as ended:
+        commands.main()
+    assert ended.value.code == exits.MISSED
+    assert capsys.readouterr().err == (
+        "error: same of the best configuration (c0ffee) is 0.75, under 0.9; 25.0% of the trials failed, more than "
+        "10.0%\n"
+    )
+
+
+def test_where_every_trial_failed_no_mean_is_good_enough(run: Run, evaluated: Callable[..., None]) -> None:
+    evaluated(row("a", error=RAISED))
+    assert run("evaluate", "--fail-under", "same=-100").exit_code == exits.MISSED
+
+
+def test_partial_results_prove_nothing(run: Run, evaluated: Callable[..., None]) -> None:
+    evaluated(*GOOD, partial={"all": "2 of 4 trials were not run"})
+    assert run("evaluate", "--fail-under", "same=0").exit_code == exits.MISSED
+    assert run("evaluate", "--fail-on-errors", "0").exit_code == 0
+
+
+def test_trials_that_were_not_run_have_not_failed(run: Run, evaluated: Callable[..., None]) -> None:
+    evaluated(*GOOD, row("c", error=NOT_RUN))
+    assert run("evaluate", "--fail-on-errors", "0").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "field", "says"),
+    [
+        ("--fail-under same", "fail_under", "give METRIC=VALUE"),
+        ("--fail-under =1", "fail_under", "give METRIC=VALUE"),
+        ("--fail-under same=nan", "fail_under", "give METRIC=VALUE"),
+        ("--fail-under other=1", "fail_under", "the metrics are same"),
+        ("--fail-on-errors 1.5", "fail_on_errors", "a share from 0 to 1"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused(
+    run: Run, evaluated: Callable[..., None], options: str, field: str, says: str
+) -> None:
+    evaluated(*GOOD)
+    done = run("evaluate", *options.split())
+    assert isinstance(done.exception, InvalidValue)
+    assert done.exception.field == field
+    assert says in done.exception.fix
+
+
+def test_the_help_says_what_the_exit_codes_mean(run: Run) -> None:
+    told = " ".join(run("evaluate", "--help").output.split())
+    for code in (0, exits.REFUSED, exits.MISSED, exits.INTERRUPTED):
+        assert f" {code} " in told
