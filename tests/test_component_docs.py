@@ -31,6 +31,10 @@ CLASSES: dict[str, type[written.Fields]] = {
     "### budget": written.Budget,
     "### limits": written.RateLimit,
     "### prices": written.Price,
+    "#### type: score_floor": written.ScoreFloor,
+    "#### type: failure_rate": written.FailureRate,
+    "#### type: coverage": written.Coverage,
+    "#### type: no_regression": written.NoRegression,
     "### automation": written.Automation,
 }
 

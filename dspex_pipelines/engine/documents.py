@@ -63,7 +63,20 @@ def evaluation_from_document(document: Document, *, folder: Path, name: str = ""
             with _within(given[key], key):
                 given[key] = parts[key](given[key])
         arguments: dict[str, Any] = {"name": name, **given, "space": space}
+        return _evaluation(arguments)
+
+
+def _evaluation(arguments: Mapping[str, Any]) -> Evaluation:
+    """Return the evaluation; what it says of a check, it says by that check's name."""
+    try:
         return Evaluation(**arguments)
+    except InvalidValue as error:
+        name, _, part = error.field.partition(".")
+        for index, check in enumerate(arguments.get("checks", ())):
+            if check.name == name:
+                path = ("checks", index, *([part] if part else ()))
+                raise InvalidPart(path=path, field=error.field, value=error.value, fix=error.fix) from error
+        raise
 
 
 @contextmanager

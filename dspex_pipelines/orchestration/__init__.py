@@ -6,3 +6,6 @@ import warnings
 warnings.filterwarnings(
     "ignore", message=r"Parameter `(backfill_policy|data_version|use_user_code_server)` of .* is currently in beta"
 )
+warnings.filterwarnings(
+    "ignore", message=r"Class `(LocalFileCodeReference|CodeReferencesMetadataValue)` is currently in beta"
+)

@@ -268,7 +268,7 @@ class FailureRate(_Check):
     """At most such a fraction of the trials failed."""
 
     type: Literal["failure_rate"]
-    at_most: Number = Field(ge=0, lt=1)
+    at_most: StrictFloat = Field(ge=0, lt=1)
     """Largest fraction."""
 
 
@@ -276,7 +276,7 @@ class Coverage(_Check):
     """At least such a fraction of the planned trials was run."""
 
     type: Literal["coverage"]
-    at_least: Number = Field(default=1.0, gt=0, le=1)
+    at_least: StrictFloat = Field(default=1.0, gt=0, le=1)
     """Least fraction."""
 
 
@@ -286,7 +286,7 @@ class NoRegression(_Check):
     type: Literal["no_regression"]
     metric: StrictStr
     """Name of a metric."""
-    margin: Number = Field(default=0.0, ge=0)
+    margin: StrictFloat = Field(default=0.0, ge=0)
     """How much worse is tolerated."""
 
 

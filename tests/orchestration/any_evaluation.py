@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import tempfile
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from dspex_pipelines.model import automation, budget, calls, limits, partitions, search, space, variables
+from dspex_pipelines.model import automation, budget, calls, checks, limits, partitions, search, space, variables
 from dspex_pipelines.model.evaluation import Dataset, Evaluation, Upstream
 
 FOLDER = Path(tempfile.gettempdir()).resolve() / "declared"
@@ -103,7 +104,7 @@ datasets = st.builds(
     max_bad_rows=numbers,
     description=words,
 )
-evaluations = st.builds(
+unchecked = st.builds(
     Evaluation,
     name=names,
     dataset=datasets,
@@ -157,3 +158,20 @@ evaluations = st.builds(
     owners=st.just(("team:search", "ada@example.org")),
     tags=st.dictionaries(names, words, max_size=2),
 )
+
+
+def checked(declared: Evaluation) -> st.SearchStrategy[Evaluation]:
+    """The evaluation with any of the checks that its metrics and its range of scores allow."""
+    metric = declared.metrics[0].partition(":")[2]
+    common: dict[str, Any] = {"severity": st.sampled_from(checks.SEVERITIES)}
+    kinds = (
+        st.builds(checks.ScoreFloor, metric=st.just(metric), at_least=st.just(declared.score_range[1]), **common),
+        st.builds(checks.FailureRate, at_most=st.floats(0, 0.99), name=st.just("few"), **common),
+        st.builds(checks.Coverage, at_least=st.floats(0.01, 1), blocking=st.booleans()),
+        st.builds(checks.NoRegression, metric=st.just(metric), margin=st.floats(0, 0.5), **common),
+    )
+    some = st.tuples(*(st.none() | kind for kind in kinds)).map(lambda all_: tuple(one for one in all_ if one))
+    return some.map(lambda chosen: dataclasses.replace(declared, checks=chosen))
+
+
+evaluations = unchecked.flatmap(checked)

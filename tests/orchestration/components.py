@@ -12,10 +12,12 @@ from dagster_shared.yaml_utils import parse_yaml_with_source_position
 from jsonschema import Draft202012Validator
 
 from dspex_pipelines import EvaluationComponent
+from dspex_pipelines.model.checks import Coverage, FailureRate, NoRegression, ScoreFloor
 from dspex_pipelines.model.evaluation import Dataset, Evaluation, Upstream
 from dspex_pipelines.model.partitions import Dates, Dynamic
 
 TYPE = "dspex_pipelines.EvaluationComponent"
+CHECKS = {ScoreFloor: "score_floor", FailureRate: "failure_rate", Coverage: "coverage", NoRegression: "no_regression"}
 PROGRAMS = "tests.orchestration.programs"
 VALID = f"""\
 type: {TYPE}
@@ -56,7 +58,8 @@ def schema_errors(text: str) -> list[tuple[str, str]]:
 
 def document_of(evaluation: Evaluation, folder: Path) -> dict[str, Any]:
     """The evaluation as somebody would write it, every field of it."""
-    document = _plain(evaluation, folder, leave_out=("space", "dataset", "search"))
+    document = _plain(evaluation, folder, leave_out=("space", "dataset", "search", "checks"))
+    document["checks"] = [{"type": CHECKS[type(one)], **_plain(one, folder)} for one in evaluation.checks]
     document["dataset"] = _dataset(evaluation.dataset, folder)
     document["variables"] = {one.name: _typed(one, folder) for one in evaluation.space.variables}
     document["constraints"] = [_typed(one, folder) for one in evaluation.space.constraints]

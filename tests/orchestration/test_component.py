@@ -107,6 +107,12 @@ def edited(*changes: tuple[str, str]) -> str:
         pytest.param(("type: at_most", "type: most"), "constraints.0.type", "'at_most'", id="unknown-constraint"),
         pytest.param(("weights: {k: 1}", "weights: {k: a}"), "constraints.0.weights.k", "'number'", id="weight"),
         pytest.param(("max_errors: 0.5", "max_errors: -1"), "budget.max_errors", "minimum of 0", id="out-of-bounds"),
+        pytest.param(
+            ("  budget", "  checks: [{type: failure_rate, at_most: 2}]\n  budget"),
+            "checks.0.at_most",
+            "maximum of 1",
+            id="check-out-of-bounds",
+        ),
         pytest.param(("inputs: [x]", "inputs: x"), "dataset.inputs", "'array'", id="no-list"),
         pytest.param(("inputs: [x]", "partitions: all"), "dataset.partitions", "'dynamic'", id="unknown-partitions"),
         pytest.param(("inputs: [x]", "partitions: {every: hour}"), "dataset.partitions.every", "'day'", id="period"),
@@ -143,6 +149,15 @@ def test_the_schema_names_where_and_what_would_be_accepted(change: tuple[str, st
         pytest.param(("inputs: [x]", "inputs: [x]\n    partitions: {start: soon}"), 7, "an ISO date", id="date"),
         pytest.param(
             ("  budget", "  limits: [{model: a}]\n  budget"), 15, "at least one of requests_per_minute", id="limit"
+        ),
+        pytest.param(
+            (
+                "  budget",
+                "  checks:\n    - {type: coverage}\n    - {type: score_floor, metric: q, at_least: 1}\n  budget",
+            ),
+            17,
+            "give one of right",
+            id="metric-of-a-check",
         ),
         pytest.param(("  budget", "  owners: [ada]\n  budget"), 15, "an email address", id="owner"),
         pytest.param(("  budget", "  automation: {schedule: daily}\n  budget"), 15, "give five fields", id="schedule"),
@@ -211,7 +226,7 @@ def scaffolded(project: Path, name: str) -> Path:
     folder = project / "src" / "declared_here" / name
     folder.mkdir(parents=True)
     request = dg.ScaffoldRequest(
-        type_name=TYPE, target_path=folder, scaffold_format="yaml", project_root=project / "src", params=None
+        type_name=TYPE, target_path=folder, scaffold_format="yaml", project_root=project, params=None
     )
     EvaluationScaffolder().scaffold(request)
     return folder
