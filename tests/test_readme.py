@@ -94,6 +94,15 @@ def test_again_runs_nothing_and_an_edit_runs_all(home: Path) -> None:
     assert "scores" in dspex(home, "replay", good["trial_id"])
 
 
+def test_a_bad_row_is_named_and_left_out(tmp_path: Path) -> None:
+    dspex(tmp_path, "init")
+    data = tmp_path / "data.csv"
+    data.write_text(data.read_text() + "1,Short again,Short\n")
+    told = dspex(tmp_path, "evaluate")
+    assert "1 row is left out, the first: dataset row 6, column 'id': '1' is not accepted; give each example an" in told
+    assert "30/30" in told
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -108,7 +117,6 @@ def test_again_runs_nothing_and_an_edit_runs_all(home: Path) -> None:
             ('inputs=("text",)', 'inputs=("txt",)'), "the columns are id, text, expected", id="no-such-column"
         ),
         pytest.param(("data.csv", "absent.csv"), "no such file", id="no-such-file"),
-        pytest.param(('example_id="id"', 'example_id="expected"'), "an id of its own", id="repeated-id"),
     ],
 )
 def test_bad_input_is_named_with_its_fix(tmp_path: Path, change: tuple[str, str], says: str) -> None:
