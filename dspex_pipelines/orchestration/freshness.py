@@ -81,8 +81,10 @@ class KeepFreshSensor(dg.AutomationConditionSensorDefinition):
             context.log.error(str(error))  # noqa: TRY400 - it says itself what to do
             new, stale = list[str](), list[dg.RunRequest]()
         data = super().evaluate_tick(context)
-        requests = [*stale, *(_tagged(evaluation, one) for one in data.run_requests or ())]
         added = [dynamic_partitions(evaluation).build_add_request(new)] if new else []
+        # What gives a request for a partition its tags; those of the conditions have been through it.
+        read = self.resolve_run_requests(stale, context, self.asset_selection, added)
+        requests = [*read, *(_tagged(evaluation, one) for one in data.run_requests or ())]
         return copy(
             data,
             run_requests=requests,

@@ -46,6 +46,7 @@ class Daemon:
                 continue
             self.keys.update([request.run_key] if request.run_key else [])
             selection = list(request.asset_selection or ())
+            assert request.tags.get("dagster/partition") == request.partition_key, "the daemon goes by the tag"
             result = self.lab.run(selection, partition=request.partition_key, tags=dict(request.tags))
             ran += [
                 f"{key.path[-1]} {request.partition_key or '-'}{'' if result.success else ' failed'}"
