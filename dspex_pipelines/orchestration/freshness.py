@@ -12,7 +12,9 @@ from typing import Any
 
 import dagster as dg
 from dagster import SensorEvaluationContext
+from dagster._core.definitions.partitions.context import partition_loading_context
 from dagster._core.definitions.sensor_definition import SensorExecutionData
+from dagster._core.instance.types import DynamicPartitionsStoreAfterRequests
 from dagster_shared.record import copy
 
 from dspex_pipelines.errors import DspexError
@@ -83,7 +85,9 @@ class KeepFreshSensor(dg.AutomationConditionSensorDefinition):
         data = super().evaluate_tick(context)
         added = [dynamic_partitions(evaluation).build_add_request(new)] if new else []
         # What gives a request for a partition its tags; those of the conditions have been through it.
-        read = self.resolve_run_requests(stale, context, self.asset_selection, added)
+        after = DynamicPartitionsStoreAfterRequests.from_requests(context.instance, added)
+        with partition_loading_context(dynamic_partitions_store=after):
+            read = self.resolve_run_requests(stale, context, self.asset_selection, added)
         requests = [*read, *(_tagged(evaluation, one) for one in data.run_requests or ())]
         return copy(
             data,

@@ -9,6 +9,7 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._core.definitions.partitions.context import partition_loading_context
 
 from dspex_pipelines.model.evaluation import Dataset, Evaluation
 from dspex_pipelines.model.partitions import Dates, Dynamic
@@ -36,7 +37,9 @@ class Daemon:
         context = dg.build_sensor_context(
             instance=instance, repository_def=repository, cursor=self.cursor, sensor_name=sensor.name
         )
-        data = sensor.evaluate_tick(context)
+        # As the code server does that the daemon asks.
+        with partition_loading_context(dynamic_partitions_store=instance):
+            data = sensor.evaluate_tick(context)
         self.cursor = data.cursor
         for request in data.dynamic_partitions_requests or ():
             instance.add_dynamic_partitions(request.partitions_def_name, list(request.partition_keys))
