@@ -104,8 +104,7 @@ def _score_floor(check: ScoreFloor, trials: pd.DataFrame, score_range: tuple[flo
 
 def _failure_rate(check: FailureRate, trials: pd.DataFrame) -> Finding:
     bound = f"at most {check.at_most:g}"
-    run = len(trials) - _not_run(trials)
-    failed = int((trials["status"] != "ok").sum()) - _not_run(trials)
+    run, failed = len(trials) - _not_run(trials), _failures(trials)
     facts: dict[str, Fact] = {"failed": failed, "trials run": run}
     if not run:
         return Finding(passed=True, bound=bound, said="no trial was run, so none failed", facts=facts)
