@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ def test_tags_of_the_evaluation_go_first(monkeypatch: pytest.MonkeyPatch, tmp_pa
         "from dspex_pipelines.declarations import STDLIB_SEARCH as EVALUATION\n"  # what a user's file declares
     )
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "evaluation", raising=False)  # another folder's
     names: dict[str, Any] = {}
     exec(block("Which tags a run has", "python"), names)
     job = names["defs"].resolve_job_def(f"{STDLIB_SEARCH.name}_job")

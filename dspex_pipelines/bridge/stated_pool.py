@@ -5,6 +5,7 @@ It is listed and ended as local pools are. Its folder holds besides `pool.lock`,
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import hashlib
@@ -19,10 +20,15 @@ from typing import IO
 from dspex_pipelines.bridge import local_pool
 from dspex_pipelines.bridge.addresses import check_free, socket_path
 from dspex_pipelines.bridge.local_pool import MOST_WORKERS, LocalPoolStatus
+from dspex_pipelines.bridge.pool_status import ask_status
 from dspex_pipelines.bridge.supervisor import Supervisor
 from dspex_pipelines.engine.recycling import Recycling
 from dspex_pipelines.engine.worker_options import SLOTS, check_slots
 from dspex_pipelines.errors import DspexError, InvalidValue, PoolUnreachable
+
+JOINED_WITHIN_S = 30.0
+"""Workers that take longer join a pool that has been left running already."""
+_LOOK_S = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +79,7 @@ def run_here(
 
 
 def leave_running(pool: StatedPool, *, runtime_root: Path | None = None) -> LocalPoolStatus:
-    """Start the pool in a session of its own, and return once it answers.
+    """Start the pool in a session of its own, and return once its workers have joined it, or `JOINED_WITHIN_S` later.
 
     Raises `InvalidValue` as `run_here` does, and `DspexError` when it does not start.
     """
@@ -85,9 +91,21 @@ def leave_running(pool: StatedPool, *, runtime_root: Path | None = None) -> Loca
         except PoolUnreachable as error:
             raise DspexError(f"the pool did not start: {error.reason}") from error
         started = local_pool.running(runtime_dir)
+        if started is not None:
+            with contextlib.suppress(PoolUnreachable):
+                asyncio.run(_joined(started.address, workers))
+            started = local_pool.running(runtime_dir)
         if started is None:
             raise DspexError(f"the pool ended as soon as it was up; see {runtime_dir / 'pool.log'}")
         return started
+
+
+async def _joined(address: str, workers: int) -> None:
+    """Return once so many have joined, or time is up."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(JOINED_WITHIN_S):
+            while len((await ask_status(address, within_s=JOINED_WITHIN_S)).workers) < workers:
+                await asyncio.sleep(_LOOK_S)
 
 
 @contextlib.contextmanager

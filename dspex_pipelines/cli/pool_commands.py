@@ -42,7 +42,7 @@ def start(
     max_trials: MaxTrials = 0,
     idle_s: Annotated[float, typer.Option(help="End after so many seconds without a client; 0: never.")] = 0.0,
     detach: Annotated[
-        bool, typer.Option("--detach", help="Return once it answers, and leave it to `dspex pool stop`.")
+        bool, typer.Option("--detach", help="Return once its workers are up, and leave it to `dspex pool stop`.")
     ] = False,
 ) -> None:
     """Start a pool that stays, for evaluations that are told its address.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 
+import aiohttp
 import dspy
-import httpx
 
 from dspex_pipelines import call_model_async
 
@@ -13,16 +13,17 @@ MODEL = "openai/gpt-4o-mini"
 
 
 @functools.cache
-def client(base: str) -> httpx.AsyncClient:
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-    return httpx.AsyncClient(base_url=base, timeout=httpx.Timeout(5.0), limits=limits, trust_env=False)
+def client(base: str) -> aiohttp.ClientSession:
+    """Return one for the worker's program loop, where it is first asked for. Hundreds of connections cost it little."""
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(5.0))
 
 
 async def post(base: str, content: str) -> dict:
     body = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": content}]}
-    response = await client(base).post("/chat/completions", json=body, headers={"authorization": "Bearer loopback"})
-    response.raise_for_status()
-    return response.json()
+    headers = {"authorization": "Bearer loopback"}
+    async with client(base).post(f"{base}/chat/completions", json=body, headers=headers) as response:
+        response.raise_for_status()
+        return await response.json()
 
 
 async def asks(question: str, base: str) -> str:

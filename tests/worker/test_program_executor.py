@@ -183,6 +183,7 @@ async def test_a_trial_for_which_there_is_no_thread_is_given_back(bench: Bench, 
         inputs = {"x": 1, "started": str(tmp_path / name), "opened": pipe}
         return bench.submit(spec(of, inputs, {}), session=session)
 
+    programs.gate(pipe)  # its thread too could not be started below
     held = [submit("first")]
     while not (tmp_path / "first").exists():
         await asyncio.sleep(0)
