@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
+
+from dspex_pipelines.bridge import local_pool
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
@@ -36,6 +39,18 @@ def missing(reason: str) -> NoReturn:
     if os.environ.get("DSPEX_TEST_ALL") == "1":
         pytest.fail(f"{reason}, and DSPEX_TEST_ALL=1 allows no skipping", pytrace=False)
     pytest.skip(reason)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_pools() -> Iterator[None]:
+    """Local pools of these tests are nobody else's: `dspex pool stop` in a test ends no pool of the user's.
+
+    A short folder, as a socket's path has few bytes.
+    """
+    with tempfile.TemporaryDirectory(prefix="dspex-t-") as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", folder)
+        yield
+        local_pool.stop()
 
 
 @pytest.fixture(scope="session")
