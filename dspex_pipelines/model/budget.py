@@ -38,7 +38,7 @@ class Spent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """Bounds on one run over one partition; 0 is no bound. Every run starts with the whole of it."""
+    """Bounds on one run; 0 is no bound. Every run starts with the whole of it."""
 
     max_errors: float = 0.0
     """From 1 on: so many failed trials. Below 1: such a fraction of the trials that have an outcome."""

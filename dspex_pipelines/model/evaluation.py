@@ -136,6 +136,8 @@ class Evaluation:
     """What their tokens cost; for others, what the client library knows, if anything."""
     trace_bytes: int = TRACE_BYTES
     """Most bytes, compressed, that are kept of a trial's calls to models; 0: nothing is."""
+    partitions_per_run: int = 1
+    """How many partitions one run of a backfill takes; 0: all of them."""
     checks: tuple[Check, ...] = ()
     """What the results of each partition have to keep; looked at after each run, and shown in the UI."""
     automation: Automation = field(default_factory=Automation)
@@ -164,6 +166,9 @@ class Evaluation:
             raise InvalidValue(field="timeout_s", value=self.timeout_s, fix="give seconds above 0")
         if type(self.max_concurrency) is not int or self.max_concurrency < 1:
             raise InvalidValue(field="max_concurrency", value=self.max_concurrency, fix="give an integer of 1 or more")
+        if type(self.partitions_per_run) is not int or self.partitions_per_run < 0:
+            fix = "give an integer of 1 or more, or 0 for all of them in one run"
+            raise InvalidValue(field="partitions_per_run", value=self.partitions_per_run, fix=fix)
         names = [_metric_name(metric) for metric in self.metrics]
         checks = checked_checks(self.checks, metrics=names, score_range=self.score_range)
         object.__setattr__(self, "checks", checks)

@@ -10,6 +10,7 @@ from pathlib import Path
 import dagster as dg
 import pyarrow.parquet as pq
 from dagster import EventLogRecord
+from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationTargetMaterializationData
 from dagster._core.event_api import PartitionKeyFilter  # what asks for one partition's checks is not public
 
 from dspex_pipelines.analysis.checks import Baseline, columns_of
@@ -30,6 +31,7 @@ class Materialised:
 
     storage_id: int
     run_id: str
+    timestamp: float
     path: Path
     plan_path: Path
 
@@ -44,8 +46,15 @@ class Materialised:
         return cls(
             storage_id=record.storage_id,
             run_id=record.event_log_entry.run_id,
+            timestamp=record.timestamp,
             path=path,
             plan_path=Path(str(plan.value)) if plan else path.with_name(PLAN_FILE),
+        )
+
+    def target(self) -> AssetCheckEvaluationTargetMaterializationData:
+        """Return what a verdict on them refers to."""
+        return AssetCheckEvaluationTargetMaterializationData(
+            storage_id=self.storage_id, run_id=self.run_id, timestamp=self.timestamp
         )
 
     def plan(self) -> Plan:

@@ -2,7 +2,8 @@
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import dagster as dg
 import pyarrow.parquet as pq
@@ -10,12 +11,14 @@ import pyarrow.parquet as pq
 from dspex_pipelines.analysis.checks import Finding, columns_of, judge
 from dspex_pipelines.model.checks import Check, Coverage, FailureRate, NoRegression, ScoreFloor
 from dspex_pipelines.model.evaluation import Evaluation
-from dspex_pipelines.orchestration.baseline import find_baseline, materialised
+from dspex_pipelines.orchestration.baseline import Materialised, find_baseline, materialised
 from dspex_pipelines.orchestration.partitions import partitions_def
 from dspex_pipelines.orchestration.resources import ResultStore
 from dspex_pipelines.orchestration.secrecy import without_secrets
 from dspex_pipelines.orchestration.tags import RESULTS
 
+SHOWN = 100
+"""Partitions that a check names; each has an event of its own."""
 _ADVICE = {
     ScoreFloor: "`dspex leaderboard TARGET` ranks the configurations; `dspex trials TARGET --failed` lists what failed",
     FailureRate: "`dspex trials TARGET --failed` lists them; `dspex replay TRIAL TARGET` runs one again, alone",
@@ -38,17 +41,72 @@ def evaluation_checks(evaluation: Evaluation) -> list[dg.AssetChecksDefinition]:
         description=f"Judges the newest results of a partition of {evaluation.name}.",
     )
     def checks(context: dg.AssetCheckExecutionContext, store: ResultStore) -> Iterator[dg.AssetCheckResult]:
-        selected = {one.name for one in context.selected_asset_check_keys}
+        names = {one.name for one in context.selected_asset_check_keys}
+        selected = [check for check in evaluation.checks if check.name in names]
         with without_secrets():
-            yield from _results(
-                context.instance,
-                store,
-                evaluation,
-                context.partition_key,
-                [check for check in evaluation.checks if check.name in selected],
-            )
+            verdicts = [
+                _judged(context.instance, store, evaluation, partition, selected)
+                for partition in context.op_execution_context.partition_keys
+            ]
+        step = context.op_execution_context.get_step_execution_context()
+        for check, *of_partitions in zip(selected, *verdicts, strict=True):
+            # What a step yields is of all the run's partitions together.
+            for one in of_partitions if len(of_partitions) > 1 else ():
+                dg.DagsterEvent.asset_check_evaluation(step, one.evaluation(key, check))
+            yield _result(check, of_partitions)
 
     return [checks]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Verdict:
+    """What a check finds of the results of one partition."""
+
+    partition: str
+    results: Materialised
+    finding: Finding
+
+    def evaluation(self, key: dg.AssetKey, check: Check) -> dg.AssetCheckEvaluation:
+        """Return it as an event of that partition alone."""
+        return dg.AssetCheckEvaluation(
+            asset_key=key,
+            check_name=check.name,
+            passed=self.finding.passed,
+            metadata=_metadata(check, self.finding),
+            target_materialization_data=self.results.target(),
+            severity=dg.AssetCheckSeverity[check.severity.upper()],
+            description=self.finding.said,
+            blocking=check.blocking,
+            partition=self.partition,
+        )
+
+
+def _result(check: Check, verdicts: Sequence[_Verdict]) -> dg.AssetCheckResult:
+    """Return what the step says: of several partitions, what the first one that fails does, and how many do."""
+    failing = [one for one in verdicts if not one.finding.passed]
+    shown = failing[0] if failing else verdicts[0]
+    said, metadata = shown.finding.said, _metadata(check, shown.finding)
+    if len(verdicts) > 1:
+        said = f"{shown.partition}: {said}; it holds in {len(verdicts) - len(failing)} of {len(verdicts)} partitions"
+        metadata = {**metadata, "partitions": _partitions_table(verdicts)}
+    return dg.AssetCheckResult(
+        check_name=check.name,
+        passed=not failing,
+        severity=dg.AssetCheckSeverity[check.severity.upper()],
+        description=said,
+        metadata=metadata,
+    )
+
+
+def _partitions_table(verdicts: Sequence[_Verdict]) -> dg.MetadataValue:
+    """Return the verdicts by partition, failures first, as many as are read."""
+    shown = sorted(verdicts, key=lambda one: one.finding.passed)[:SHOWN]
+    records = [
+        dg.TableRecord({"partition": one.partition, "holds": one.finding.passed, "said": one.finding.said})
+        for one in shown
+    ]
+    columns = [dg.TableColumn("partition", "string"), dg.TableColumn("holds", "bool"), dg.TableColumn("said", "string")]
+    return dg.MetadataValue.table(records, dg.TableSchema(columns=columns))
 
 
 def _spec(evaluation: Evaluation, check: Check, key: dg.AssetKey) -> dg.AssetCheckSpec:
@@ -64,9 +122,10 @@ def _spec(evaluation: Evaluation, check: Check, key: dg.AssetKey) -> dg.AssetChe
         )
 
 
-def _results(
+def _judged(
     instance: dg.DagsterInstance, store: ResultStore, evaluation: Evaluation, partition: str, checks: list[Check]
-) -> Iterator[dg.AssetCheckResult]:
+) -> list[_Verdict]:
+    """Return the verdict of each check on the newest results of a partition."""
     key = dg.AssetKey([evaluation.name, RESULTS])
     newest = next(materialised(instance, key, partition), None)
     if newest is None or not newest.path.exists():
@@ -74,6 +133,7 @@ def _results(
     columns = columns_of(checks, pq.read_schema(newest.path).names)
     trials = pq.read_table(newest.path, columns=columns).to_pandas()
     folder = store.datasets(instance, evaluation.name, partition)
+    verdicts: list[_Verdict] = []
     for check in checks:
         baseline = (
             find_baseline(instance, folder, newest, dg.AssetCheckKey(key, check.name), check)
@@ -81,13 +141,8 @@ def _results(
             else ""
         )
         finding = judge(check, trials, score_range=evaluation.score_range, baseline=baseline)
-        yield dg.AssetCheckResult(
-            check_name=check.name,
-            passed=finding.passed,
-            severity=dg.AssetCheckSeverity[check.severity.upper()],
-            description=finding.said,
-            metadata=_metadata(check, finding),
-        )
+        verdicts.append(_Verdict(partition=partition, results=newest, finding=finding))
+    return verdicts
 
 
 def _metadata(check: Check, finding: Finding) -> Mapping[str, dg.MetadataValue]:

@@ -203,7 +203,7 @@ SearchOrGrid: TypeAlias = Annotated[
 
 
 class Budget(Fields):
-    """Bounds on one run over one partition; 0 is no bound."""
+    """Bounds on one run; 0 is no bound."""
 
     max_errors: StrictFloat = Field(default=0, ge=0)
     """From 1 on: so many failed trials. Below 1: such a fraction of the trials that have an outcome."""
@@ -353,6 +353,8 @@ class EvaluationFields(Fields):
     """What their tokens cost."""
     trace_bytes: StrictInt = Field(default=65_536, ge=0, le=1 << 20)
     """Most bytes, compressed, that are kept of a trial's calls to models; 0: nothing is."""
+    partitions_per_run: StrictInt = Field(default=1, ge=0)
+    """How many partitions one run of a backfill takes; 0: all of them."""
     checks: list[Check] = Field(default_factory=list)
     """What the results of each partition have to keep."""
     automation: Automation = Field(default_factory=Automation)

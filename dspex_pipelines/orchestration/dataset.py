@@ -17,7 +17,7 @@ from dspex_pipelines.orchestration.datasets import (
     store_examples,
     store_rejected,
 )
-from dspex_pipelines.orchestration.partitions import partitions_def
+from dspex_pipelines.orchestration.partitions import backfill_policy, partitions_def, version_of
 from dspex_pipelines.orchestration.resources import ProgressResource, ResultStore
 from dspex_pipelines.orchestration.secrecy import without_secrets
 from dspex_pipelines.orchestration.sources import source_digests
@@ -37,7 +37,7 @@ def dataset_asset(evaluation: Evaluation) -> dg.AssetsDefinition:
         key_prefix=evaluation.name,
         ins=upstream,
         partitions_def=partitions_def(evaluation),
-        backfill_policy=dg.BackfillPolicy.multi_run(1),
+        backfill_policy=backfill_policy(evaluation),
         group_name=evaluation.name,
         kinds={"parquet"},
         owners=list(evaluation.owners),
@@ -49,29 +49,48 @@ def dataset_asset(evaluation: Evaluation) -> dg.AssetsDefinition:
         progress: dg.ResourceParam[ProgressResource],
         **given: Any,
     ) -> dg.MaterializeResult[Any]:
-        partition = context.partition_key
-        folder = store.datasets(context.instance, evaluation.name, partition)
+        rows = given.get("source")
+        versions: dict[str, str] = {}
         with without_secrets():
             try:
                 # Before the rows are read: a file that changes meanwhile is seen to have changed.
                 digests = source_digests(evaluation.dataset) if isinstance(source, Path) else {}
-                read = read_partition(evaluation.dataset, partition, given.get("source"))
-            except TooManyBadRows as error:
-                where = store_rejected(error.rejected, folder)
-                raise dg.Failure(f"{error}\nThey are in {where}", allow_retries=False) from error
+                for partition in context.partition_keys:
+                    # Of several partitions of an upstream asset, each has a value.
+                    of_it = rows[partition] if isinstance(rows, Mapping) and partition in rows else rows
+                    stored, metadata = _kept(context, evaluation, partition, of_it, store, progress)
+                    if digests.get(partition):
+                        metadata = {**metadata, SOURCE: dg.MetadataValue.text(digests[partition])}
+                    context.add_asset_metadata(metadata, partition_key=partition)
+                    versions[partition] = stored.digest
             except DspexError as error:
                 raise dg.Failure(str(error), allow_retries=False) from error
-            stored = store_examples(read.examples, folder)
-            rejected = store_rejected(read.rejected, folder, stored.digest) if read.rejected else None
-            for what in _warnings(read, rejected):
-                context.log.warning(what)
-                progress.reporter.warns(f"{evaluation.name}/dataset, {partition}: {what}", f"{partition}: {what}")
-        metadata = dataset_metadata(read, stored, rejected)
-        if digests.get(partition):
-            metadata = {**metadata, SOURCE: dg.MetadataValue.text(digests[partition])}
-        return dg.MaterializeResult(data_version=dg.DataVersion(stored.digest), metadata=metadata)
+        return dg.MaterializeResult(data_version=version_of(versions))
 
     return dataset
+
+
+def _kept(
+    context: dg.AssetExecutionContext,
+    evaluation: Evaluation,
+    partition: str,
+    rows: object,
+    store: ResultStore,
+    progress: ProgressResource,
+) -> tuple[StoredDataset, Mapping[str, dg.MetadataValue]]:
+    """Read a partition, keep its examples and its bad rows, and tell of those."""
+    folder = store.datasets(context.instance, evaluation.name, partition)
+    try:
+        read = read_partition(evaluation.dataset, partition, rows)
+    except TooManyBadRows as error:
+        where = store_rejected(error.rejected, folder)
+        raise dg.Failure(f"{error}\nThey are in {where}", allow_retries=False) from error
+    stored = store_examples(read.examples, folder)
+    rejected = store_rejected(read.rejected, folder, stored.digest) if read.rejected else None
+    for what in _warnings(read, rejected):
+        context.log.warning(what)
+        progress.reporter.warns(f"{evaluation.name}/dataset, {partition}: {what}", f"{partition}: {what}")
+    return stored, dataset_metadata(read, stored, rejected)
 
 
 def dataset_metadata(

@@ -38,7 +38,7 @@ from dspex_pipelines.orchestration.datasets import load_examples
 from dspex_pipelines.orchestration.freshness import stale_results
 from dspex_pipelines.orchestration.io_managers import EvaluatedPartition
 from dspex_pipelines.orchestration.leaderboard import board_metadata
-from dspex_pipelines.orchestration.partitions import partitions_def
+from dspex_pipelines.orchestration.partitions import backfill_policy, partitions_def, version_of
 from dspex_pipelines.orchestration.progress import ToldProgress
 from dspex_pipelines.orchestration.references import code_references
 from dspex_pipelines.orchestration.resources import (
@@ -71,7 +71,7 @@ def evaluation_asset(evaluation: Evaluation, *, run_tags: Mapping[str, str]) -> 
         key_prefix=evaluation.name,
         ins={"dataset": dg.AssetIn(key=dg.AssetKey([evaluation.name, "dataset"]))},
         partitions_def=partitions_def(evaluation),
-        backfill_policy=dg.BackfillPolicy.multi_run(1),
+        backfill_policy=backfill_policy(evaluation),
         group_name=evaluation.name,
         kinds={"parquet"},
         owners=list(evaluation.owners),
@@ -115,13 +115,13 @@ def _plan_op(evaluation: Evaluation, run_tags: Mapping[str, str]) -> dg.OpDefini
         with without_secrets():
             try:
                 limits = checked(config, evaluation, dict(context.run.tags))
-                plan = _plan(context, evaluation, config, store)
+                plans = [_plan(context, evaluation, config, store, partition) for partition in context.partition_keys]
             except DspexError as error:
                 raise dg.Failure(str(error), allow_retries=False) from error
         yield dg.Output(
             json.dumps(
                 {
-                    "plan": plan.to_json(),
+                    "plans": [plan.to_json() for plan in plans],
                     "calls": evaluation.calls.to_document(),
                     "score_range": evaluation.score_range,
                     **limits,
@@ -129,17 +129,20 @@ def _plan_op(evaluation: Evaluation, run_tags: Mapping[str, str]) -> dg.OpDefini
             ),
             output_name="manifest",
         )
-        size = trials_per_op(config, plan.total)
-        context.log.info(
-            f"{plan.total:,} trials: {len(plan.configurations)} configurations × {plan.rows} examples "
-            f"× {plan.repeats} repeats, {size:,} in a step, {limits['max_concurrency']} at a time"
-        )
-        for number, batch in enumerate(plan.batches(size)):
-            yield dg.DynamicOutput(
-                {"start": batch.start, "stop": batch.stop},
-                mapping_key=f"batch_{number:06d}",
-                output_name="batches",
+        steps = 0
+        for number, plan in enumerate(plans):
+            size = trials_per_op(config, plan.total)
+            context.log.info(
+                f"{plan.partition}: {plan.total:,} trials: {len(plan.configurations)} configurations × {plan.rows} "
+                f"examples × {plan.repeats} repeats, {size:,} in a step, {limits['max_concurrency']} at a time"
             )
+            for batch in plan.batches(size):
+                yield dg.DynamicOutput(
+                    {"plan": number, "start": batch.start, "stop": batch.stop},
+                    mapping_key=f"batch_{steps:06d}",
+                    output_name="batches",
+                )
+                steps += 1
 
     return plan_trials
 
@@ -149,8 +152,8 @@ def _plan(
     evaluation: Evaluation,
     config: EvaluationConfig,
     store: ResultStore,
+    partition: str,
 ) -> Plan:
-    partition = context.partition_key
     search = search_of(config, evaluation)
     content = _dataset_digest(context.instance, evaluation, partition)
     folder = store.datasets(context.instance, evaluation.name, partition)
@@ -231,7 +234,7 @@ def run_trials(
 ) -> dict[str, Any]:
     """Run what the journal lacks of a batch."""
     document = json.loads(manifest)
-    plan = Plan.from_json(document["plan"])
+    plan = Plan.from_json(document["plans"][batch["plan"]])
     folder = store.datasets(context.instance, plan.evaluation, plan.partition)
     examples = load_examples(folder, plan.dataset_digest, limit=plan.rows)
     reporter = progress.reporter
@@ -308,6 +311,7 @@ def run_trials(
     if summary.stopped:
         context.log.warning(f"The run has stopped: {summary.stopped}. What is done is kept; run again to go on.")
     return {
+        "plan": batch["plan"],
         "planned": summary.planned,
         "reused": summary.reused,
         "rescored": summary.rescored,
@@ -319,39 +323,42 @@ def run_trials(
 
 @dg.op(
     ins={"manifest": dg.In(str), "done": dg.In(list)},
-    out=dg.Out(EvaluatedPartition, io_manager_key="trials_io_manager"),
+    out=dg.Out(list, io_manager_key="trials_io_manager"),
     description="Gathers the outcome of every planned trial; refuses to make results of fewer, unless a budget "
     "stopped the run: then the results are partial and say so.",
 )
 def collect_evaluation(
-    context: dg.OpExecutionContext, store: ResultStore, manifest: str, done: list[dict[str, Any]]
-) -> dg.Output[EvaluatedPartition]:
-    """Check the journal against the manifest and make the partition's results."""
+    context: dg.AssetExecutionContext, store: ResultStore, manifest: str, done: list[dict[str, Any]]
+) -> dg.Output[list[EvaluatedPartition]]:
+    """Check the journal against the manifest and make the results of each partition."""
     document = json.loads(manifest)
-    plan = Plan.from_json(document["plan"])
-    folder = store.datasets(context.instance, plan.evaluation, plan.partition)
-    with without_secrets():
-        try:
-            examples = load_examples(folder, plan.dataset_digest, limit=plan.rows)
-            with store.journal(context.instance) as journal:
-                stopped = why_stopped(journal, context.run_id)
+    plans = [Plan.from_json(plan) for plan in document["plans"]]
+    collected: list[EvaluatedPartition] = []
+    with without_secrets(), store.journal(context.instance) as journal:
+        stopped = why_stopped(journal, context.run.run_id)
+        for number, plan in enumerate(plans):
+            folder = store.datasets(context.instance, plan.evaluation, plan.partition)
+            try:
+                examples = load_examples(folder, plan.dataset_digest, limit=plan.rows)
                 outcomes = planned_outcomes(plan, examples, journal, stopped=stopped)
                 table, version = collect_trials(plan, outcomes)
-        except DspexError as error:
-            raise dg.Failure(str(error), allow_retries=False) from error
-    ran, rescored, elapsed_s = (sum(batch[what] for batch in done) for what in ("ran", "rescored", "elapsed_s"))
-    spent = Usage()
-    for batch in done:
-        spent.merge(Usage.from_document(batch["usage"]))
-    return dg.Output(
-        EvaluatedPartition(plan=plan, trials=table, data_version=version),
-        data_version=dg.DataVersion(version),
-        metadata={
-            **trials_metadata(plan, table, ran=ran, rescored=rescored, stopped=stopped, elapsed_s=elapsed_s),
-            **_board_metadata(table, document["score_range"]),
-            **usage_metadata(table, spent, Budget(**document["budget"])),
-        },
-    )
+            except DspexError as error:
+                raise dg.Failure(str(error), allow_retries=False) from error
+            batches = [batch for batch in done if batch["plan"] == number]
+            ran, rescored, elapsed_s = (
+                sum(batch[what] for batch in batches) for what in ("ran", "rescored", "elapsed_s")
+            )
+            spent = Usage()
+            for batch in batches:
+                spent.merge(Usage.from_document(batch["usage"]))
+            metadata = {
+                **trials_metadata(plan, table, ran=ran, rescored=rescored, stopped=stopped, elapsed_s=elapsed_s),
+                **_board_metadata(table, document["score_range"]),
+                **usage_metadata(table, spent, Budget(**document["budget"])),
+            }
+            context.add_asset_metadata(metadata, partition_key=plan.partition)
+            collected.append(EvaluatedPartition(plan=plan, trials=table, data_version=version))
+    return dg.Output(collected, data_version=version_of({one.plan.partition: one.data_version for one in collected}))
 
 
 def _board_metadata(table: Any, score_range: tuple[float, float]) -> Mapping[str, dg.MetadataValue]:

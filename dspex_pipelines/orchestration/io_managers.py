@@ -1,7 +1,7 @@
 """Results as Parquet, a folder for each version: ``<evaluation>/<partition>/<data_version>/``."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -120,12 +120,19 @@ def _told(trials: Any) -> str:
 
 
 class TrialsIOManager(dg.IOManager):
-    """Writes an evaluated partition; loads all partitions whose plan is like the newest one's."""
+    """Writes evaluated partitions; loads all partitions whose plan is like the newest one's."""
 
     def __init__(self, store: ResultStore) -> None:
         self._store = store
 
-    def handle_output(self, context: dg.OutputContext, obj: EvaluatedPartition) -> None:
+    def handle_output(self, context: dg.OutputContext, obj: Sequence[EvaluatedPartition]) -> None:
+        """Write each partition's results, and say where they are."""
+        for one in obj:
+            paths = {name: dg.MetadataValue.path(path) for name, path in self._written(context, one).items()}
+            # The output's own metadata would be that of every partition.
+            context.step_context.add_asset_metadata(paths, partition_key=one.plan.partition)
+
+    def _written(self, context: dg.OutputContext, obj: EvaluatedPartition) -> dict[str, Path]:
         """Write the version's folder unless it is there: equal versions have equal results.
 
         Which trials they are of, and what the failed ones said, is not in the version: where that differs, as after an
@@ -147,8 +154,7 @@ class TrialsIOManager(dg.IOManager):
                 for name in (PLAN_FILE, TRIALS_FILE):
                     (unfinished / name).replace(folder / name)
                 unfinished.rmdir()
-        paths = {"path": folder / TRIALS_FILE, PLAN: _kept_plan(obj.plan, folder)}
-        context.add_output_metadata({name: dg.MetadataValue.path(path) for name, path in paths.items()})
+        return {"path": folder / TRIALS_FILE, PLAN: _kept_plan(obj.plan, folder)}
 
     def load_input(self, context: dg.InputContext) -> EvaluatedPartitions:
         """Return the newest like-planned results of all partitions there are any of."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 
 import dagster as dg
@@ -10,6 +10,7 @@ import dagster as dg
 from dspex_pipelines.errors import InvalidValue
 from dspex_pipelines.model.evaluation import Evaluation, Upstream
 from dspex_pipelines.model.partitions import Dates, Dynamic
+from dspex_pipelines.model.payload import digest_of
 from dspex_pipelines.orchestration.sources import source_digests
 
 _DATES = {
@@ -31,6 +32,19 @@ def partitions_def(evaluation: Evaluation) -> dg.PartitionsDefinition[str]:
             return _dates(every, start)
         case names:
             return dg.StaticPartitionsDefinition(list(names))
+
+
+def backfill_policy(evaluation: Evaluation) -> dg.BackfillPolicy:
+    """Return how many partitions a run of a backfill takes."""
+    most = evaluation.partitions_per_run
+    return dg.BackfillPolicy.multi_run(most) if most else dg.BackfillPolicy.single_run()
+
+
+def version_of(versions: Mapping[str, str]) -> dg.DataVersion:
+    """Return the data version of a run's partitions: the only one's, or a digest; Dagster has one for all of them."""
+    if len(versions) == 1:
+        return dg.DataVersion(next(iter(versions.values())))
+    return dg.DataVersion(digest_of(dict(versions)).hex())
 
 
 def dynamic_partitions(evaluation: Evaluation) -> dg.DynamicPartitionsDefinition:

@@ -145,6 +145,7 @@ unchecked = st.builds(
         max_size=2,
     ).map(tuple),
     trace_bytes=st.integers(0, 1 << 20),
+    partitions_per_run=st.integers(0, 9),
     automation=st.builds(
         automation.Automation,
         schedule=st.sampled_from(["", "0 3 * * *"]),

@@ -59,7 +59,7 @@ class Lab:
         )
 
     def evaluate(
-        self, partition: str = "all", *, read: bool = True, tags: dict[str, str] | None = None, **values: Any
+        self, partition: str | None = "all", *, read: bool = True, tags: dict[str, str] | None = None, **values: Any
     ) -> dg.ExecuteInProcessResult:
         """Run data set (unless not to be read) and evaluation, in one step unless *values* say otherwise."""
         selection = [self.dataset_key, self.results_key] if read else [self.results_key]

@@ -1,0 +1,101 @@
+"""Several partitions in one run: each has results, metadata and verdicts of its own, as if it had been run alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from dspex_pipelines import Coverage, FailureRate, NoRegression, ScoreFloor
+from dspex_pipelines.orchestration.build import build_evaluation
+from dspex_pipelines.orchestration.naming import keys
+from tests.orchestration.conftest import Lab, failure, steps
+from tests.orchestration.declared import declare, rows
+from tests.orchestration.test_checks import recorded
+
+TOPICS = ("text", "data", "files")
+ROWS = [{**row, "topic": TOPICS[row["x"] % 3], "group": f"g{row['x'] // 3}"} for row in rows(60)]
+ALL = {"dagster/asset_partition_range_start": TOPICS[0], "dagster/asset_partition_range_end": TOPICS[-1]}
+TELLING = ("examples", "failures", "dataset digest", "plan digest", "mean right", "dagster/partition_row_count", "path")
+
+
+def divided(lab: Lab, source: Any = None, **changes: Any) -> Lab:
+    return lab.declare(
+        declare("Fallible", source or ROWS, partition_by="topic", partitions=TOPICS, partitions_per_run=0, **changes)
+    )
+
+
+def together(lab: Lab, tags: dict[str, str] | None = None, **values: Any) -> dg.ExecuteInProcessResult:
+    return lab.evaluate(None, tags={**ALL, **(tags or {})}, **values)
+
+
+def test_its_results_are_those_of_a_run_for_each(lab: Lab) -> None:
+    divided(lab, init={"wrong": 3, "raising": 1})
+    alone = {topic: lab.evaluated(topic) for topic in TOPICS}
+    result = together(lab, reuse="none")
+    assert result.success, failure(result)
+    assert len(steps(result, "plan_trials")) == len(steps(result, "collect_evaluation")) == 1
+    for topic in TOPICS:
+        trials, metadata = lab.newest(topic)
+        assert metadata["trials run"] == len(trials) > 0, "of this partition alone"
+        before, told = alone[topic]
+        assert {name: metadata[name] for name in TELLING} == {name: told[name] for name in TELLING}
+        columns = ["trial_id", "partition", "status", "score.right"]
+        assert trials[columns].equals(before[columns])
+        assert lab.metadata(lab.dataset_key, topic)["digest"] == metadata["dataset digest"]
+    assert lab.ranked()["partitions"] == ", ".join(TOPICS)
+
+
+def test_what_is_done_is_not_done_again_and_one_may_follow_alone(lab: Lab) -> None:
+    divided(lab)
+    assert together(lab, trials_per_op=7).success
+    assert together(lab).success
+    assert [lab.newest(topic)[1]["trials run"] for topic in TOPICS] == [0, 0, 0]
+    _, alone = lab.evaluated("data")
+    assert alone["trials run"] == 0
+
+
+def test_a_check_has_a_verdict_for_each_partition_and_one_for_the_run(lab: Lab) -> None:
+    wrong = [{**row, "x": 10 * row["x"], "y": 10 * row["x"]} if row["topic"] == "data" else row for row in ROWS]
+    divided(lab, wrong, init={"wrong": 1}, checks=(ScoreFloor(metric="right", at_least=0.5), Coverage()))
+    result = together(lab)
+    floor, coverage = result.get_asset_check_evaluations()
+    assert [recorded(lab, coverage.check_name, topic) for topic in TOPICS] == [["SUCCEEDED"]] * 3
+    assert [recorded(lab, floor.check_name, topic) for topic in TOPICS] == [["SUCCEEDED"], ["FAILED"], ["SUCCEEDED"]]
+    assert (floor.passed, coverage.passed) == (False, True)
+    assert (floor.description or "").startswith("data: ")
+    assert "it holds in 2 of 3 partitions" in (floor.description or "")
+    table: Any = floor.metadata["partitions"].value
+    assert [(one.data["partition"], one.data["holds"]) for one in table.records] == [
+        ("data", False),
+        ("text", True),
+        ("files", True),
+    ]
+
+
+def test_a_regression_is_remembered_of_its_partition(lab: Lab) -> None:
+    checks = (NoRegression(metric="right"), FailureRate(at_most=0.5))
+    assert together(divided(lab, checks=checks)).success
+    result = together(divided(lab, init={"wrong": 4}, checks=checks))
+    told, _ = result.get_asset_check_evaluations()
+    assert not told.passed
+    assert {recorded(lab, told.check_name, topic)[0] for topic in TOPICS} == {"FAILED"}
+    # What has failed is no standard for what comes after it.
+    divided(lab, init={"wrong": 5}, checks=checks)
+    told, _ = lab.evaluate("text").get_asset_check_evaluations()
+    assert not told.passed
+
+
+def test_a_budget_is_of_the_run_and_what_it_did_not_get_to_is_told_in_each(lab: Lab) -> None:
+    divided(lab, init={"raising": 10})
+    result = together(lab, {"dspex/max_concurrency": "4"}, max_errors=5)
+    assert result.success, failure(result)
+    assert ["partial" in lab.newest(topic)[1] for topic in TOPICS] == [True] * 3
+
+
+@pytest.mark.parametrize(("most", "policy"), [(0, dg.BackfillPolicy.single_run()), (2, dg.BackfillPolicy.multi_run(2))])
+def test_a_backfill_takes_as_many_as_are_declared(most: int, policy: dg.BackfillPolicy) -> None:
+    evaluation = declare("Fallible", ROWS, partition_by="topic", partitions=TOPICS, partitions_per_run=most)
+    graph = build_evaluation(evaluation).resolve_asset_graph()
+    assert {graph.get(key).backfill_policy for key in list(keys(evaluation))[:2]} == {policy}
