@@ -183,7 +183,7 @@ class EvaluationIncomplete(DspexError):
         )
 
 
-def _short(value: object, limit: int = 80) -> str:
+def _short(value: object, limit: int = 200) -> str:
     # Cut after that: half of a secret is not known for one.
     text = redact(repr(value))
     return text if len(text) <= limit else text[: limit - 1] + "…"

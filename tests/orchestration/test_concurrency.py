@@ -29,7 +29,7 @@ from tests.orchestration.limited import FOLDER, MODELS, POOL
 from tests.orchestration.queueing import Limits, Stay, in_turn, peak, startable, violations
 
 # A daemon, and a process for each run.
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 ROOT = Path(__file__).parents[2]
 SHIPPED = yaml.safe_load((ROOT / "dagster.yaml").read_text())
 EACH = {"applyLimitPerUniqueValue": True}
@@ -167,7 +167,7 @@ class Queue:
             )
         return stays
 
-    def drive(self, launched: Sequence[Stay], within_s: float = 240.0) -> list[float]:
+    def drive(self, launched: Sequence[Stay], within_s: float = 600.0) -> list[float]:
         """Let go what is held whenever nothing more can start, until all have ended; return those instants."""
         let_go: list[float] = []
         released = 0

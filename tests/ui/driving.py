@@ -66,7 +66,7 @@ class DagsterUi:
             return len(self.graphql("{assetNodes {id}}")["assetNodes"]) > 0
         return False
 
-    def ended(self, asset: str, *, within_s: float = 100.0) -> Run:
+    def ended(self, asset: str, *, within_s: float = 240.0) -> Run:
         """Wait for the end of the newest run that materialises *asset*."""
         deadline = time.monotonic() + within_s
         while time.monotonic() < deadline:
@@ -85,7 +85,7 @@ class DagsterUi:
 
 
 @contextmanager
-def dagster_dev(home: Path, *, within_s: float = 100.0) -> Iterator[DagsterUi]:
+def dagster_dev(home: Path, *, within_s: float = 240.0) -> Iterator[DagsterUi]:
     """Run `dagster dev` with the instance of *home* on a free port."""
     shutil.copy(ROOT / "dagster.yaml", home)
     with socket.socket() as probe:
@@ -131,7 +131,7 @@ def browsing(executable: Path) -> Iterator[Page]:
         # Containers offer no user namespaces, and the pages are our own.
         browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": SIZE[0], "height": SIZE[1]})
-        page.set_default_timeout(30_000)
+        page.set_default_timeout(60_000)
         expect.set_options(timeout=30_000)
         yield page
         browser.close()

@@ -20,8 +20,9 @@ from tests.ui import driving
 from tests.ui.driving import DagsterUi, Run
 
 # The first test waits for Dagster's processes to start, and for a run.
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(600)
 
+PICTURES = driving.ROOT / "artifacts" / "ui"
 PARTITION, EXAMPLES, CONFIGURATIONS = "numbers", 2, 32
 TAGS = {
     "dspex/kind": "evaluation",
@@ -49,6 +50,14 @@ def ui(browser: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dags
 def page(browser: Path) -> Iterator[Page]:
     with driving.browsing(browser) as opened:
         yield opened
+
+
+@pytest.fixture(autouse=True)
+def picture(page: Page, request: pytest.FixtureRequest) -> Iterator[None]:
+    """Keep what the browser shows at the end of each test, for people to look at."""
+    yield
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=PICTURES / f"{request.node.name}.png")
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +142,27 @@ def test_the_graph_shows_what_is_materialised(page: Page, ui: DagsterUi, run: Ru
     # One of six partitions, of the data set and of the evaluation.
     expect(page.get_by_text(re.compile("^1[67]% filled$"))).to_have_count(2)
     expect(page.get_by_text("Materialized", exact=True)).to_have_count(1)
+
+
+DESCRIBED = """{
+    assetNodes {assetKey {path} description hasAssetChecks}
+    repositoriesOrError {... on RepositoryConnection {nodes {
+        sensors {name description} schedules {name description} jobs {name description}
+    }}}
+}"""
+
+
+@pytest.mark.parametrize("asset", ["dataset", "evaluation", "leaderboard"])
+def test_an_asset_says_what_it_is(page: Page, ui: DagsterUi, asset: str) -> None:
+    nodes = {node["assetKey"]["path"][-1]: node for node in ui.graphql(DESCRIBED)["assetNodes"]}
+    page.goto(f"{ui.url}/assets/stdlib_search/{asset}?view=overview")
+    expect(page.get_by_text(nodes[asset]["description"].split("\n")[0]).first).to_be_visible()
+
+
+def test_the_switch_says_what_it_does(page: Page, ui: DagsterUi) -> None:
+    page.goto(f"{ui.url}/automation")
+    page.get_by_role("link", name="stdlib_search_keep_fresh").click()
+    expect(page.get_by_text(re.compile("Off until it is turned on"))).to_be_visible()
 
 
 def test_a_terminated_run_cancels_its_trials_and_keeps_what_is_done(page: Page, ui: DagsterUi, run: Run) -> None:
