@@ -47,6 +47,34 @@ _FOUND: dict[str, pa.DataType] = {
     "outputs": pa.string(),
 }
 
+_MEANING = {
+    "trial_id": "digest of program, example, configuration and seed: the same trial has the same id in every run",
+    "evaluation": "whose trial it is",
+    "partition": "of the data set",
+    "example_id": "which example",
+    "group": "cluster of the example, for intervals",
+    "repeat": "which repetition, from 0",
+    "seed": "what the program is given where it asks for it",
+    "configuration": "beginning of the digest of all var. columns",
+    "status": "ok or error",
+    "error_type": "one of a closed set; none where it succeeded",
+    "error_message": "what the failure said",
+    "error_traceback": "where the program raised",
+    "run_s": "seconds that the program ran, without those throttled",
+    "queue_s": "seconds from the trial's being submitted to its start",
+    "throttled_s": "seconds that its calls to models waited for a limit",
+    "attempts": "how often it was started",
+    "worker": "who answered",
+    "outputs": "what the program returned, as JSON",
+}
+
+
+def column_meanings(plan: Plan, names: Iterable[str]) -> dict[str, str]:
+    """Return what each column of a plan's results means, in a few words."""
+    described = {f"var.{one.name}": one.description for one in ConfigurationSpace.from_json(plan.space_json).variables}
+    kinds = {"var": "value of the variable", "score": "by this metric; none for errors", "usage": "what the trial used"}
+    return {name: _MEANING.get(name) or described.get(name) or kinds.get(name.partition(".")[0], "") for name in names}
+
 
 def collect_trials(plan: Plan, rows: Iterable[tuple[TrialSpec, TrialOutcome]]) -> tuple[Any, str]:
     """Return *rows* as a `pyarrow.Table`, and its data version.

@@ -9,6 +9,7 @@ import dagster as dg
 import pyarrow.compute
 
 from dspex_pipelines.analysis.failures import failure_kinds
+from dspex_pipelines.analysis.results import column_meanings
 from dspex_pipelines.model.budget import Budget
 from dspex_pipelines.model.outcome import ErrorType
 from dspex_pipelines.model.plan import Plan
@@ -32,6 +33,8 @@ def trials_metadata(
     compute: Any = pyarrow.compute  # its functions are made at run time
     failed = table.filter(compute.not_equal(table["status"], "ok"))
     not_run = compute.sum(compute.equal(table["error_type"], ErrorType.BUDGET_EXHAUSTED.value)).as_py() or 0
+    meanings = column_meanings(plan, table.column_names)
+    columns = [dg.TableColumn(one.name, str(one.type), meanings[one.name] or None) for one in table.schema]
     metadata: dict[str, dg.MetadataValue] = {
         "dagster/partition_row_count": dg.MetadataValue.int(table.num_rows),
         "configurations": dg.MetadataValue.int(len(plan.configurations)),
@@ -47,9 +50,7 @@ def trials_metadata(
         "plan digest": dg.MetadataValue.text(plan.digest),
         "dataset digest": dg.MetadataValue.text(plan.dataset_digest),
         "program version": dg.MetadataValue.text(plan.program.version),
-        "dagster/column_schema": dg.MetadataValue.table_schema(
-            dg.TableSchema(columns=[dg.TableColumn(field.name, str(field.type)) for field in table.schema])
-        ),
+        "dagster/column_schema": dg.MetadataValue.table_schema(dg.TableSchema(columns=columns)),
     }
     if ran and elapsed_s:
         metadata["trials/s"] = dg.MetadataValue.float(round(ran / elapsed_s, 3))

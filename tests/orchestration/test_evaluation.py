@@ -19,7 +19,7 @@ from dagster._core.loader import LoadingContextForTest
 
 from dspex_pipelines.model.search import Search
 from dspex_pipelines.model.space import ConfigurationSpace
-from dspex_pipelines.model.variables import Choice, Float
+from dspex_pipelines.model.variables import Choice, Float, Integer
 from dspex_pipelines.orchestration.resources import ProgressReporter, ProgressResource, WorkerPoolResource
 from tests.orchestration.conftest import Lab, failure, steps
 from tests.orchestration.declared import PROGRAMS, declare, rows
@@ -367,3 +367,11 @@ def test_outcomes_are_not_reused_in_another_environment_and_workers_of_another_r
 
 
 API_BASE = "DSPEX_TEST_API_BASE"
+
+
+def test_every_column_says_what_it_means(lab: Lab) -> None:
+    space = ConfigurationSpace(variables=(Integer(name="k", low=1, high=2, description="how often"),))
+    _, metadata = lab.declare(declare("Fallible", space=space)).evaluated()
+    meanings = {column.name: column.description for column in metadata["dagster/column_schema"].columns}
+    assert [name for name, meaning in meanings.items() if not meaning] == []
+    assert meanings["var.k"] == "how often"
