@@ -20,7 +20,7 @@ from dspex_pipelines.model.trial import Example, Isolation, MetricSpec, ProgramS
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """The manifest of one run over one partition."""
+    """What a run does in one partition."""
 
     evaluation: str
     partition: str

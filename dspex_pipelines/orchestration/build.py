@@ -63,7 +63,7 @@ def build_evaluation(evaluation: Evaluation, *, resources: Mapping[str, Any] | N
         name=job_name(evaluation),
         # An asset's checks come with it.
         selection=dg.AssetSelection.assets(dataset.key, trials.key),
-        description=f"Reads the data set and evaluates one partition of {evaluation.name}.",
+        description=f"Reads the data set and evaluates a partition of {evaluation.name}.",
         tags={**tags, **RETRIES},
     )
     leaderboard_job = dg.define_asset_job(

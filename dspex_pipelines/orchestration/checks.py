@@ -50,8 +50,8 @@ def evaluation_checks(evaluation: Evaluation) -> list[dg.AssetChecksDefinition]:
             ]
         step = context.op_execution_context.get_step_execution_context()
         for check, *of_partitions in zip(selected, *verdicts, strict=True):
-            # What a step yields is of all the run's partitions together.
-            for one in of_partitions if len(of_partitions) > 1 else ():
+            # What a step yields is of all partitions together, unless the run names one; a range of one names none.
+            for one in () if step.has_partition_key else of_partitions:
                 dg.DagsterEvent.asset_check_evaluation(step, one.evaluation(key, check))
             yield _result(check, of_partitions)
 

@@ -168,7 +168,7 @@ def chosen_configurations(
 
 
 def trials_per_op(config: EvaluationConfig, total: int) -> int:
-    """Return how many trials a mapped step runs: one while they are few, never more than 20 steps."""
+    """Return how many trials a mapped step runs: one while the run has few, never more than 20 steps of full size."""
     if config.trials_per_op:
         return config.trials_per_op
     if total <= ONE_BY_ONE:

@@ -50,15 +50,25 @@ def dataset_asset(evaluation: Evaluation) -> dg.AssetsDefinition:
         **given: Any,
     ) -> dg.MaterializeResult[Any]:
         rows = given.get("source")
+        names = context.partition_keys
+        # Of several partitions of an upstream asset, each has a value.
+        values = rows if isinstance(rows, Mapping) and len(names) > 1 and set(rows) == set(names) else None
         versions: dict[str, str] = {}
+        said: set[str] = set()
         with without_secrets():
             try:
                 # Before the rows are read: a file that changes meanwhile is seen to have changed.
                 digests = source_digests(evaluation.dataset) if isinstance(source, Path) else {}
-                for partition in context.partition_keys:
-                    # Of several partitions of an upstream asset, each has a value.
-                    of_it = rows[partition] if isinstance(rows, Mapping) and partition in rows else rows
-                    stored, metadata = _kept(context, evaluation, partition, of_it, store, progress)
+                for partition in names:
+                    folder = store.datasets(context.instance, evaluation.name, partition)
+                    of_it = rows if values is None else values[partition]
+                    stored, metadata, warnings = _kept(evaluation, partition, of_it, folder)
+                    for what in warnings:
+                        if what not in said:
+                            said.add(what)
+                            context.log.warning(what)
+                            about = f"{partition}: {what}"
+                            progress.reporter.warns(f"{evaluation.name}/dataset, {about}", about)
                     if digests.get(partition):
                         metadata = {**metadata, SOURCE: dg.MetadataValue.text(digests[partition])}
                     context.add_asset_metadata(metadata, partition_key=partition)
@@ -71,15 +81,9 @@ def dataset_asset(evaluation: Evaluation) -> dg.AssetsDefinition:
 
 
 def _kept(
-    context: dg.AssetExecutionContext,
-    evaluation: Evaluation,
-    partition: str,
-    rows: object,
-    store: ResultStore,
-    progress: ProgressResource,
-) -> tuple[StoredDataset, Mapping[str, dg.MetadataValue]]:
-    """Read a partition, keep its examples and its bad rows, and tell of those."""
-    folder = store.datasets(context.instance, evaluation.name, partition)
+    evaluation: Evaluation, partition: str, rows: object, folder: Path
+) -> tuple[StoredDataset, Mapping[str, dg.MetadataValue], list[str]]:
+    """Read a partition and keep its examples and its bad rows; return what is to be told of them."""
     try:
         read = read_partition(evaluation.dataset, partition, rows)
     except TooManyBadRows as error:
@@ -87,10 +91,7 @@ def _kept(
         raise dg.Failure(f"{error}\nThey are in {where}", allow_retries=False) from error
     stored = store_examples(read.examples, folder)
     rejected = store_rejected(read.rejected, folder, stored.digest) if read.rejected else None
-    for what in _warnings(read, rejected):
-        context.log.warning(what)
-        progress.reporter.warns(f"{evaluation.name}/dataset, {partition}: {what}", f"{partition}: {what}")
-    return stored, dataset_metadata(read, stored, rejected)
+    return stored, dataset_metadata(read, stored, rejected), _warnings(read, rejected)
 
 
 def dataset_metadata(

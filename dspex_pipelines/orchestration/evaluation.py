@@ -1,6 +1,5 @@
 """The evaluation asset: plan_trials ─▶ run_trials × N (dynamic) ─▶ collect_evaluation."""
 
-import json
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -38,6 +37,7 @@ from dspex_pipelines.orchestration.datasets import load_examples
 from dspex_pipelines.orchestration.freshness import stale_results
 from dspex_pipelines.orchestration.io_managers import EvaluatedPartition
 from dspex_pipelines.orchestration.leaderboard import board_metadata
+from dspex_pipelines.orchestration.manifest import Manifest
 from dspex_pipelines.orchestration.partitions import backfill_policy, partitions_def, version_of
 from dspex_pipelines.orchestration.progress import ToldProgress
 from dspex_pipelines.orchestration.references import code_references
@@ -118,20 +118,11 @@ def _plan_op(evaluation: Evaluation, run_tags: Mapping[str, str]) -> dg.OpDefini
                 plans = [_plan(context, evaluation, config, store, partition) for partition in context.partition_keys]
             except DspexError as error:
                 raise dg.Failure(str(error), allow_retries=False) from error
-        yield dg.Output(
-            json.dumps(
-                {
-                    "plans": [plan.to_json() for plan in plans],
-                    "calls": evaluation.calls.to_document(),
-                    "score_range": evaluation.score_range,
-                    **limits,
-                }
-            ),
-            output_name="manifest",
-        )
+        about = {"calls": evaluation.calls.to_document(), "score_range": evaluation.score_range, **limits}
+        yield dg.Output(Manifest.of(plans, about).to_json(), output_name="manifest")
+        size = trials_per_op(config, sum(plan.total for plan in plans))
         steps = 0
         for number, plan in enumerate(plans):
-            size = trials_per_op(config, plan.total)
             context.log.info(
                 f"{plan.partition}: {plan.total:,} trials: {len(plan.configurations)} configurations × {plan.rows} "
                 f"examples × {plan.repeats} repeats, {size:,} in a step, {limits['max_concurrency']} at a time"
@@ -233,8 +224,8 @@ def run_trials(
     batch: dict[str, int],
 ) -> dict[str, Any]:
     """Run what the journal lacks of a batch."""
-    document = json.loads(manifest)
-    plan = Plan.from_json(document["plans"][batch["plan"]])
+    told = Manifest(manifest)
+    document, plan = told.rest, told.plan(batch["plan"])
     folder = store.datasets(context.instance, plan.evaluation, plan.partition)
     examples = load_examples(folder, plan.dataset_digest, limit=plan.rows)
     reporter = progress.reporter
@@ -331,8 +322,8 @@ def collect_evaluation(
     context: dg.AssetExecutionContext, store: ResultStore, manifest: str, done: list[dict[str, Any]]
 ) -> dg.Output[list[EvaluatedPartition]]:
     """Check the journal against the manifest and make the results of each partition."""
-    document = json.loads(manifest)
-    plans = [Plan.from_json(plan) for plan in document["plans"]]
+    told = Manifest(manifest)
+    document, plans = told.rest, [told.plan(number) for number in range(len(told))]
     collected: list[EvaluatedPartition] = []
     with without_secrets(), store.journal(context.instance) as journal:
         stopped = why_stopped(journal, context.run.run_id)

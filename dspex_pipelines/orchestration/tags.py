@@ -43,6 +43,9 @@ def evaluation_tags(evaluation: Evaluation) -> dict[str, str]:
     paid = bool(named or evaluation.budget.max_cost_usd)
     found = {PROVIDER: _one_of(providers), MODEL: _one_of(named), COST: PAID if paid else FREE}
     own = {KIND: "evaluation", EVALUATION: evaluation.name}
+    if evaluation.partitions_per_run != 1:
+        # Runs over several partitions may overlap; so that no trial is paid for twice, one of them runs at a time.
+        own[TARGET] = evaluation.name
     return {**{name: value for name, value in found.items() if value}, **evaluation.tags, **own}
 
 
@@ -54,7 +57,8 @@ def pool_tag(address: str) -> dict[str, str]:
 def run_tags(evaluations: Sequence[Mapping[str, str]], partition: str) -> dict[str, str]:
     """Return the tags of a run of the evaluations that have these; none when it evaluates nothing.
 
-    ``dspex/target`` names evaluation and partition: at most one run works on each at a time. Of what one tag cannot
+    ``dspex/target`` names evaluation and partition, or the evaluation alone where its runs may be over several: at most
+    one run works on each at a time. Of what one tag cannot
     say of all of them it says ``several``; a run that costs money for one of them is paid.
     """
     if not evaluations:

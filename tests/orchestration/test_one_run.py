@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import dagster as dg
 import pytest
 
 from dspex_pipelines import Coverage, FailureRate, NoRegression, ScoreFloor
+from dspex_pipelines.model.evaluation import Upstream
 from dspex_pipelines.orchestration.build import build_evaluation
 from dspex_pipelines.orchestration.naming import keys
 from tests.orchestration.conftest import Lab, failure, steps
@@ -72,6 +74,41 @@ def test_a_check_has_a_verdict_for_each_partition_and_one_for_the_run(lab: Lab) 
         ("text", True),
         ("files", True),
     ]
+
+
+def test_a_verdict_on_a_range_of_one_is_that_partitions(lab: Lab) -> None:
+    """So does Dagster launch the runs of a backfill that have one partition each."""
+    divided(lab, checks=(Coverage(),))
+    assert together(lab).success
+    result = together(lab, {**ALL, "dagster/asset_partition_range_end": TOPICS[0]})
+    assert result.success, failure(result)
+    assert [len(recorded(lab, "coverage", topic)) for topic in TOPICS] == [2, 1, 1]
+    assert set(recorded(lab, "coverage", TOPICS[0])) == {"SUCCEEDED"}
+
+
+def test_small_partitions_have_a_step_each(lab: Lab) -> None:
+    result = together(divided(lab), trials_per_op=0)
+    assert len(steps(result, "run_trials")) == len(TOPICS)
+
+
+def test_each_partition_of_an_upstream_asset_has_its_rows_and_no_others(lab: Lab) -> None:
+    names = dg.StaticPartitionsDefinition(list(TOPICS))
+
+    @dg.asset(name="source", partitions_def=names, backfill_policy=dg.BackfillPolicy.multi_run(1))
+    def source(context: dg.AssetExecutionContext) -> list[dict[str, Any]]:
+        return [row for row in ROWS if row["topic"] == context.partition_key]
+
+    divided(lab)
+    dataset = replace(lab.evaluation.dataset, source=Upstream("source"))
+    lab.declare(replace(lab.evaluation, dataset=dataset))
+    lab.definitions = dg.Definitions.merge(lab.definitions, dg.Definitions(assets=[source]))
+    for topic in TOPICS:
+        assert lab.run([source.key], partition=topic).success
+    result = together(lab)
+    assert result.success, failure(result)
+    assert {topic: set(lab.newest(topic)[0]["example_id"]) for topic in TOPICS} == {
+        topic: {row["id"] for row in ROWS if row["topic"] == topic} for topic in TOPICS
+    }
 
 
 def test_a_regression_is_remembered_of_its_partition(lab: Lab) -> None:

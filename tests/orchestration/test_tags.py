@@ -118,3 +118,9 @@ def test_of_several_evaluations_each_tag_says_what_holds_for_all() -> None:
         "team": "x",
     }
     assert run_tags([], "all") == {}
+
+
+@pytest.mark.parametrize(("most", "target"), [(1, "tested/text"), (4, "tested"), (0, "tested")])
+def test_runs_that_may_overlap_have_one_target(most: int, target: str) -> None:
+    evaluation = declare("doubles", partitions_per_run=most)
+    assert run_tags([evaluation_tags(evaluation)], "text")["dspex/target"] == target
