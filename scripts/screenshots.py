@@ -23,7 +23,7 @@ COLUMNS = 178
 
 
 def main() -> int:
-    """Evaluate in a new instance, photograph the terminal's text, the graph, the leaderboard and the plot."""
+    """Evaluate in a new instance, and photograph terminal, graph, checks, leaderboard and plot."""
     browser = find_browser()
     if browser is None:
         print("no Chromium on this machine")
@@ -37,6 +37,7 @@ def main() -> int:
         with driving.dagster_dev(home) as ui, driving.browsing(browser) as page:
             _of_terminal(page, terminal)
             _of_graph(page, ui)
+            _of_checks(page, ui)
             _of_leaderboard(page, ui)
     finally:
         shutil.rmtree(home)
@@ -82,6 +83,14 @@ def _of_graph(page: Page, ui: driving.DagsterUi) -> None:
     page.goto(f"{ui.url}/{driving.GROUP}")
     expect(page.get_by_text("100% filled")).to_have_count(2)
     _save(page, "asset-graph")
+
+
+def _of_checks(page: Page, ui: driving.DagsterUi) -> None:
+    page.set_viewport_size({"width": 1280, "height": 640})
+    page.goto(f"{ui.url}/{driving.RESULTS}?view=checks")
+    expect(page.get_by_text("failure_rate").first).to_be_visible()
+    page.wait_for_load_state("networkidle")
+    _save(page, "checks")
 
 
 def _of_leaderboard(page: Page, ui: driving.DagsterUi) -> None:

@@ -68,7 +68,7 @@ class FailureRate:
     @property
     def statement(self) -> str:
         """What has to hold, in words."""
-        return f"At most {self.at_most:.4g} of the trials that were run failed, that is {self.at_most:.4%}."
+        return f"At most {100 * self.at_most:.6g}% of the trials that were run failed."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,10 +94,8 @@ class Coverage:
     @property
     def statement(self) -> str:
         """What has to hold, in words."""
-        return (
-            f"At least {self.at_least:.4g} of the planned trials were run, that is {self.at_least:.4%}: a run that its "
-            "budget stopped leaves the others out."
-        )
+        share = "All" if self.at_least == 1 else f"At least {100 * self.at_least:.6g}% of the"
+        return f"{share} planned trials were run: a run that its budget stopped leaves the others out."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

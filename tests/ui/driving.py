@@ -22,6 +22,7 @@ from playwright.sync_api import Locator, Page, expect, sync_playwright
 
 ROOT = Path(__file__).parents[2]
 GROUP = "locations/dspex_pipelines/asset-groups/stdlib_search/lineage"
+RESULTS = "assets/stdlib_search/evaluation"
 LEADERBOARD = "assets/stdlib_search/leaderboard"
 SIZE = (1600, 1000)
 RUNS = """{runsOrError(limit: 50) {... on Runs {results {
