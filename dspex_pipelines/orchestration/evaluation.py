@@ -119,7 +119,7 @@ def _plan_op(evaluation: Evaluation, run_tags: Mapping[str, str]) -> dg.OpDefini
             except DspexError as error:
                 raise dg.Failure(str(error), allow_retries=False) from error
         about = {"calls": evaluation.calls.to_document(), "score_range": evaluation.score_range, **limits}
-        yield dg.Output(Manifest.of(plans, about).to_json(), output_name="manifest")
+        yield dg.Output(Manifest.text_of(plans, about), output_name="manifest")
         size = trials_per_op(config, sum(plan.total for plan in plans))
         steps = 0
         for number, plan in enumerate(plans):

@@ -20,13 +20,13 @@ class Manifest:
         self._shared: Mapping[str, Any] = document[_SHARED]
         self._own: Sequence[Mapping[str, Any]] = document[_OWN]
 
-    @classmethod
-    def of(cls, plans: Sequence[Plan], rest: Mapping[str, Any]) -> Manifest:
-        """Return the manifest of *plans*, of which there is at least one, in their order."""
+    @staticmethod
+    def text_of(plans: Sequence[Plan], rest: Mapping[str, Any]) -> str:
+        """Return the text of a manifest of *plans*, of which there is at least one, in their order."""
         documents: list[dict[str, Any]] = [json.loads(plan.to_json()) for plan in plans]
         first = documents[0]
         own = [{name: value for name, value in one.items() if value != first[name]} for one in documents]
-        return cls(json.dumps({_SHARED: first, _OWN: own, _REST: rest}))
+        return json.dumps({_SHARED: first, _OWN: own, _REST: rest})
 
     def __len__(self) -> int:
         return len(self._own)
@@ -34,7 +34,3 @@ class Manifest:
     def plan(self, number: int) -> Plan:
         """Return the plan of that number, from 0."""
         return Plan.from_json(json.dumps({**self._shared, **self._own[number]}))
-
-    def to_json(self) -> str:
-        """Return the text that it is read from."""
-        return json.dumps({_SHARED: self._shared, _OWN: self._own, _REST: self.rest})
