@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import resource
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -24,6 +26,22 @@ from tests.wire.fuzz_decoders import SEEDS
 
 NAMES = sorted(SEEDS)
 MANY = settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+def cpu_s(work: Callable[[], object]) -> float:
+    """Return what *work* costs by itself: the least of three, without collections of what other tests have left."""
+
+    def once() -> float:
+        started = time.process_time()
+        work()
+        return time.process_time() - started
+
+    gc.collect()
+    gc.disable()
+    try:
+        return min(once() for _ in range(3))
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -176,15 +194,13 @@ def nested(depth: int, size: int) -> bytes:
     ],
 )
 def test_a_bomb_is_refused_for_what_its_bytes_cost(bomb: bytes) -> None:
+    def refused() -> None:
+        with pytest.raises(SerializationError):
+            decode(bomb)
+
     honest = encode([0] * (1 << 20))
-    started = time.process_time()
-    decode(honest)
-    allowed_s = time.process_time() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    started = time.process_time()
-    with pytest.raises(SerializationError):
-        decode(bomb)
-    assert time.process_time() - started < 2 * allowed_s
+    assert cpu_s(refused) < 2 * cpu_s(lambda: decode(honest))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 64 << 10
 
 
@@ -255,11 +271,8 @@ def test_a_constraint_of_the_wrong_types_is_refused(constraint: dict[str, Any]) 
 
 def test_a_large_space_costs_what_it_is_long() -> None:
     def seconds(count: int) -> float:
-        variables = [{"kind": "boolean", "name": f"v{x}"} for x in range(count)]
-        text = json.dumps({"variables": variables})
-        started = time.process_time()
-        ConfigurationSpace.from_json(text)
-        return time.process_time() - started
+        text = json.dumps({"variables": [{"kind": "boolean", "name": f"v{x}"} for x in range(count)]})
+        return cpu_s(lambda: ConfigurationSpace.from_json(text))
 
     assert seconds(16_000) < 100 * seconds(1_000)
 
