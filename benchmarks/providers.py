@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
+from benchmarks import _alone
 from benchmarks._dspy_programs import BASE, LATENCY_S
 from benchmarks._report import report
 from benchmarks._runs import seconds_of
@@ -154,7 +155,10 @@ def main() -> None:
         efficiency("2 s, HTTP", 2.0, count // 2, one.seconds("Asks", count // 2))
     with bench(latency_s=LATENCY_S, jitter=0.5) as (one, _):
         # First: `dspy.Evaluate` leaves its threads in this process.
-        here = [one.seconds("AsksInProcess", count) for _ in range(arguments.rounds)]
+        here, alone = [], []
+        for _ in range(arguments.rounds):
+            here.append(one.seconds("AsksInProcess", count))
+            alone.append(_alone.seconds(count, processes=WORKERS, in_flight=IN_FLIGHT))
         ours, theirs = [], []
         for _ in range(arguments.rounds):
             ours.append(count / one.seconds("Asks", count))
@@ -171,6 +175,8 @@ def main() -> None:
             reference_rounds=[round(rate) for rate in theirs],
         )
         efficiency("200 ms, in process", LATENCY_S, count, median(here))
+        # What the library's own computing leaves of the ideal on this machine.
+        efficiency("200 ms, in process, DSPy alone", LATENCY_S, count, median(alone))
     declared = CallPolicy(limits=(RateLimit(model="openai/*", requests_per_minute=60 * PER_S),))
     limit("declared limit", count // 4, declared)
     limit("discovered limit", count // 4, None)

@@ -199,12 +199,12 @@ class TrialCalls:
         if call.used is None:
             return
         model, used = call.model.partition("@")[0], call.used
-        self._count_of(model, calls=1)
         if used.cached:
             self._count(cached_calls=1)
+            self._count_of(model, {"calls": 1})
             return
         self._count(tokens=used.input_tokens + used.output_tokens)
-        self._count_of(model, input_tokens=used.input_tokens, output_tokens=used.output_tokens)
+        amounts = {"calls": 1, "input_tokens": used.input_tokens, "output_tokens": used.output_tokens}
         price = self.caller.policy.price_of(model) if self.caller else None
         cost_usd = used.cost_usd
         if price is not None:
@@ -215,11 +215,11 @@ class TrialCalls:
             )
         if used.cost_usd is None and not call.tokens:
             # It says nothing of tokens, so a price makes no cost of it.
-            self._count_of(model, untold_calls=1)
+            self._count_of(model, amounts | {"untold_calls": 1})
         elif cost_usd is None:
-            self._count_of(model, unpriced_calls=1)
+            self._count_of(model, amounts | {"unpriced_calls": 1})
         else:
-            self._count_of(model, cost_usd=cost_usd)
+            self._count_of(model, amounts | {"cost_usd": cost_usd})
 
     def _count(self, **amounts: float) -> None:
         """Add to what is used; these few names always have room."""
@@ -227,7 +227,7 @@ class TrialCalls:
             for name, amount in amounts.items():
                 self._add(name, amount)
 
-    def _count_of(self, model: str, **amounts: float) -> None:
+    def _count_of(self, model: str, amounts: Mapping[str, float]) -> None:
         """Add to what is used, of all models and of *model*; the latter only where there is room for its names."""
         self._count(**amounts)
         self.report({f"{model}.{name}": amount for name, amount in amounts.items()}, crowded=False)

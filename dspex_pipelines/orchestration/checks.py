@@ -9,9 +9,11 @@ import dagster as dg
 import pyarrow.parquet as pq
 
 from dspex_pipelines.analysis.checks import Finding, columns_of, judge
+from dspex_pipelines.errors import DspexError
 from dspex_pipelines.model.checks import Check, Coverage, FailureRate, NoRegression, ScoreFloor
 from dspex_pipelines.model.evaluation import Evaluation
 from dspex_pipelines.orchestration.baseline import Materialised, find_baseline, materialised
+from dspex_pipelines.orchestration.failing import stay_failed, step_failure
 from dspex_pipelines.orchestration.partitions import partitions_def
 from dspex_pipelines.orchestration.resources import ResultStore
 from dspex_pipelines.orchestration.secrecy import without_secrets
@@ -43,17 +45,25 @@ def evaluation_checks(evaluation: Evaluation) -> list[dg.AssetChecksDefinition]:
     def checks(context: dg.AssetCheckExecutionContext, store: ResultStore) -> Iterator[dg.AssetCheckResult]:
         names = {one.name for one in context.selected_asset_check_keys}
         selected = [check for check in evaluation.checks if check.name in names]
+        run_id = context.op_execution_context.run_id
         with without_secrets():
-            verdicts = [
-                _judged(context.instance, store, evaluation, partition, selected)
-                for partition in context.op_execution_context.partition_keys
-            ]
+            try:
+                verdicts = [
+                    _judged(context.instance, store, evaluation, partition, selected)
+                    for partition in context.op_execution_context.partition_keys
+                ]
+            except DspexError as error:
+                raise step_failure(context.instance, run_id, error) from error
         step = context.op_execution_context.get_step_execution_context()
         for check, *of_partitions in zip(selected, *verdicts, strict=True):
             # What a step yields is of all partitions together, unless the run names one; a range of one names none.
             for one in () if step.has_partition_key else of_partitions:
                 dg.DagsterEvent.asset_check_evaluation(step, one.evaluation(key, check))
-            yield _result(check, of_partitions)
+            result = _result(check, of_partitions)
+            if check.blocking and not result.passed:
+                # The same results would be judged in the same way.
+                stay_failed(context.instance, run_id)
+            yield result
 
     return [checks]
 
@@ -129,7 +139,7 @@ def _judged(
     key = dg.AssetKey([evaluation.name, RESULTS])
     newest = next(materialised(instance, key, partition), None)
     if newest is None or not newest.path.exists():
-        raise dg.Failure(f"{evaluation.name} has no results of {partition!r}; materialise them", allow_retries=False)
+        raise DspexError(f"{evaluation.name} has no results of {partition!r}; materialise them")
     columns = columns_of(checks, pq.read_schema(newest.path).names)
     trials = pq.read_table(newest.path, columns=columns).to_pandas()
     folder = store.datasets(instance, evaluation.name, partition)

@@ -17,6 +17,7 @@ from dspex_pipelines.orchestration.datasets import (
     store_examples,
     store_rejected,
 )
+from dspex_pipelines.orchestration.failing import step_failure
 from dspex_pipelines.orchestration.partitions import backfill_policy, partitions_def, version_of
 from dspex_pipelines.orchestration.resources import ProgressResource, ResultStore
 from dspex_pipelines.orchestration.secrecy import without_secrets
@@ -74,7 +75,7 @@ def dataset_asset(evaluation: Evaluation) -> dg.AssetsDefinition:
                     context.add_asset_metadata(metadata, partition_key=partition)
                     versions[partition] = stored.digest
             except DspexError as error:
-                raise dg.Failure(str(error), allow_retries=False) from error
+                raise step_failure(context.instance, context.run.run_id, error) from error
         return dg.MaterializeResult(data_version=version_of(versions))
 
     return dataset
@@ -88,7 +89,7 @@ def _kept(
         read = read_partition(evaluation.dataset, partition, rows)
     except TooManyBadRows as error:
         where = store_rejected(error.rejected, folder)
-        raise dg.Failure(f"{error}\nThey are in {where}", allow_retries=False) from error
+        raise DspexError(f"{error}\nThey are in {where}") from error
     stored = store_examples(read.examples, folder)
     rejected = store_rejected(read.rejected, folder, stored.digest) if read.rejected else None
     return stored, dataset_metadata(read, stored, rejected), _warnings(read, rejected)

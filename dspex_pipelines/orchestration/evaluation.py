@@ -15,7 +15,7 @@ from dspex_pipelines.engine.program_versions import metric_version, program_vers
 from dspex_pipelines.engine.programs import inspect_program
 from dspex_pipelines.engine.running_scores import RunningScores
 from dspex_pipelines.engine.spans import RunSpans
-from dspex_pipelines.errors import DspexError, PoolUnreachable
+from dspex_pipelines.errors import DspexError
 from dspex_pipelines.model.budget import Budget
 from dspex_pipelines.model.calls import CallPolicy
 from dspex_pipelines.model.evaluation import Evaluation
@@ -34,6 +34,7 @@ from dspex_pipelines.orchestration.config import (
     trials_per_op,
 )
 from dspex_pipelines.orchestration.datasets import load_examples
+from dspex_pipelines.orchestration.failing import step_failure
 from dspex_pipelines.orchestration.freshness import stale_results
 from dspex_pipelines.orchestration.io_managers import EvaluatedPartition
 from dspex_pipelines.orchestration.leaderboard import board_metadata
@@ -117,7 +118,7 @@ def _plan_op(evaluation: Evaluation, run_tags: Mapping[str, str]) -> dg.OpDefini
                 limits = checked(config, evaluation, dict(context.run.tags))
                 plans = [_plan(context, evaluation, config, store, partition) for partition in context.partition_keys]
             except DspexError as error:
-                raise dg.Failure(str(error), allow_retries=False) from error
+                raise step_failure(context.instance, context.run.run_id, error) from error
         about = {"calls": evaluation.calls.to_document(), "score_range": evaluation.score_range, **limits}
         yield dg.Output(Manifest.text_of(plans, about), output_name="manifest")
         size = trials_per_op(config, sum(plan.total for plan in plans))
@@ -286,10 +287,8 @@ def run_trials(
         try:
             with run_spans(plan.evaluation, run_id=context.run_id, attributes=about) as spans:
                 summary = loop.run(run(spans))
-        except PoolUnreachable as error:
-            raise dg.Failure(f"{error}. Outcomes so far are kept; run again to go on.") from error
         except DspexError as error:
-            raise dg.Failure(str(error), allow_retries=False) from error
+            raise step_failure(context.instance, context.run.run_id, error) from error
     reporter.ended(complete=not summary.stopped)
     context.log.info(
         f"{summary.planned:,} trials: {summary.ran:,} run ({summary.failed:,} failed), "
@@ -334,7 +333,7 @@ def collect_evaluation(
                 outcomes = planned_outcomes(plan, examples, journal, stopped=stopped)
                 table, version = collect_trials(plan, outcomes)
             except DspexError as error:
-                raise dg.Failure(str(error), allow_retries=False) from error
+                raise step_failure(context.instance, context.run.run_id, error) from error
             batches = [batch for batch in done if batch["plan"] == number]
             ran, rescored, elapsed_s = (
                 sum(batch[what] for batch in batches) for what in ("ran", "rescored", "elapsed_s")

@@ -15,6 +15,9 @@ from dspex_pipelines.engine.throttle import Answer, Throttle, Verdict
 from dspex_pipelines.errors import DspexError, ProviderGivenUp
 from dspex_pipelines.wire.codec import verdict_to_wire
 
+_GRANTED: Future[None] = Future()
+"""Leave that nobody has waited for; all who have it so share it: a future costs as much as all the rest of a permit."""
+_GRANTED.set_result(None)
 LEAVE_S = 10.0
 """A standing leave that has not been used for so long is one no more: all that waits would go in one blow."""
 
@@ -30,14 +33,14 @@ class _Permit:
     """A call that waits for leave, or has it."""
 
     def __init__(
-        self, number: int, trial: int, model: str, end: Callable[[_Permit, Verdict, float, int], None]
+        self, number: int, trial: int, model: str, end: Callable[[_Permit, Verdict, float, int], None], *, begun: bool
     ) -> None:
         self.number = number
         self.trial = trial
         self.model = model
-        self.begun = False
+        self.begun = begun
         """Whether it went under a standing leave."""
-        self.granted: Future[None] = Future()
+        self.granted: Future[None] = _GRANTED if begun else Future()
         self._end = end
         self._ended = False
 
@@ -72,8 +75,12 @@ class _Permits:
 
     def ask(self, trial: int, model: str, tokens: int, *, again: bool) -> _Permit:
         """Return the permit for a call of that trial; where that has been stopped, there is none."""
-        permit = self._add(trial, model)
+        begun = not again and self._goes_unasked(model)
+        permit = _Permit(next(self._numbers), trial, model, self._ended, begun=begun)
+        self._permits[permit.number] = permit
+        # Only now: whoever stops the trial has seen the permit, or is seen here.
         if trial in self._stopped:
+            permit.begun, permit.granted = False, Future()
             permit.stop()
         else:
             self._ask(permit, tokens, again=again)
@@ -90,11 +97,6 @@ class _Permits:
         """A trial that was stopped has ended."""
         self._stopped.discard(trial)
 
-    def _add(self, trial: int, model: str) -> _Permit:
-        permit = _Permit(next(self._numbers), trial, model, self._ended)
-        self._permits[permit.number] = permit
-        return permit
-
     def _answer(self, number: int, *, granted: bool, reason: str) -> None:
         permit = self._permits.get(number)
         if permit is not None:
@@ -103,6 +105,11 @@ class _Permits:
     def _ended(self, permit: _Permit, verdict: Verdict, retry_after_s: float, tokens: int) -> None:
         del self._permits[permit.number]
         self._end(permit, verdict, retry_after_s, tokens)
+
+    def _goes_unasked(self, model: str) -> bool:
+        """Return whether there is a standing leave to call that model."""
+        del model
+        return False
 
     def _ask(self, permit: _Permit, tokens: int, *, again: bool) -> None:
         raise NotImplementedError
@@ -132,19 +139,24 @@ class PermitsOfBridge(_Permits):
         self._leaves: dict[str, _Leave] = {}
         """Models that may be called unasked."""
 
-    def _ask(self, permit: _Permit, tokens: int, *, again: bool) -> None:
-        model = permit.model
+    def _goes_unasked(self, model: str) -> bool:
         now = time.monotonic()
         leave = self._leaves.get(model)
-        begun = not again and leave is not None and now < leave.until
-        if leave is not None and begun:
-            # One that the reading thread takes back meanwhile stays taken.
-            leave.until = now + LEAVE_S
-            permit.begun = True
-            permit.answer(granted=True, reason="")
+        if leave is None or now >= leave.until:
+            return False
+        # One that the reading thread takes back meanwhile stays taken.
+        leave.until = now + LEAVE_S
+        return True
+
+    def _ask(self, permit: _Permit, tokens: int, *, again: bool) -> None:
         self._say_ask(
             worker_pb2.CallAsk(
-                id=permit.number, trial_id=permit.trial, model=model, tokens=max(0, tokens), again=again, begun=begun
+                id=permit.number,
+                trial_id=permit.trial,
+                model=permit.model,
+                tokens=max(0, tokens),
+                again=again,
+                begun=permit.begun,
             )
         )
 

@@ -17,6 +17,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,11 @@ class Leaking:
         assert code is None or done.returncode == code, told
         return told
 
+    def run_all(self, *commands: tuple[str, ...], code: int | None = 0) -> list[str]:
+        """Run commands that need not wait for each other, one on each core: most of their time is imports."""
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            return list(threads.map(lambda command: self.run(*command, code=code), commands))
+
     def end(self) -> None:
         local_pool.stop(runtime_root=self.runtime / "dspex")
         shutil.rmtree(self.root, ignore_errors=True)
@@ -111,20 +117,24 @@ class Leaking:
         """Everything from the command line, and the same by Dagster's own, with steps in processes."""
         self.run("dspex", "evaluate", "leaks:SHARED", "--workers", "1")
         # At once: the pool ends when nobody has used it for a minute.
-        self.run("dspex", "pool", "status")
-        self.run("dspex", "pool", "status", "--json")
-        for command in ("leaderboard", "trials"):
-            self.run("dspex", command, "leaks:SHARED")
-            self.run("dspex", command, "leaks:SHARED", "--json")
         listed = json.loads(self.run("dspex", "trials", "leaks:SHARED", "--json", "--limit", "0"))
         self.trials = {row["example_id"]: row["trial_id"] for row in listed}
-        for way in ("asks", "retries", "raises"):
-            self.run("dspex", "trace", self.trials[way], "leaks:SHARED")
-            self.run("dspex", "trace", self.trials[way], "leaks:SHARED", "--json")
-        for way in ("raises", "returns", "prints", "asks", "metric_raises"):
-            self.run("dspex", "replay", self.trials[way], "leaks:SHARED", code=None)
-        for name in ("REFUSED", "UNREAD", "BROKEN"):
-            assert "error" in self.run("dspex", "evaluate", f"leaks:{name}", "--workers", "1", code=2)
+        self.run_all(
+            ("dspex", "pool", "status"),
+            ("dspex", "pool", "status", "--json"),
+            ("dspex", "leaderboard", "leaks:SHARED"),
+            ("dspex", "leaderboard", "leaks:SHARED", "--json"),
+            ("dspex", "trials", "leaks:SHARED"),
+            *(
+                ("dspex", "trace", self.trials[way], "leaks:SHARED", *options)
+                for way in ("asks", "retries", "raises")
+                for options in ((), ("--json",))
+            ),
+        )
+        replayed = ("raises", "returns", "prints", "asks", "metric_raises")
+        self.run_all(*(("dspex", "replay", self.trials[way], "leaks:SHARED") for way in replayed), code=None)
+        refused = [("dspex", "evaluate", f"leaks:{name}", "--workers", "1") for name in ("REFUSED", "UNREAD", "BROKEN")]
+        assert all("error" in told for told in self.run_all(*refused, code=2))
         for name, code in (("alone", 0), ("unread", 1), ("broken", 1)):
             job = ("dagster", "job", "execute", "-f", "defined.py", "-j", f"{name}_job")
             self.run(*job, "--tags", json.dumps({"dagster/partition": "all", "dagster/max_retries": "0"}), code=code)
