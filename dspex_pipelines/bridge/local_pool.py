@@ -27,6 +27,7 @@ from dspex_pipelines.bridge.addresses import SOCKET_PATH_BYTES
 from dspex_pipelines.bridge.supervisor import started_at
 from dspex_pipelines.engine.recycling import Recycling
 from dspex_pipelines.errors import InvalidValue, PoolUnreachable
+from dspex_pipelines.wire.import_path import python_path
 
 START_S = 60.0
 STOP_S = 15.0
@@ -81,8 +82,9 @@ def lease(
 ) -> Generator[LocalPoolLease]:
     """Join the local pool of this identity, starting it if there is none, and hold it.
 
-    The identity is interpreter, package source, working directory, environment (the caller's and what *environment*
-    declares, but for what says only where it was called from), *workers*, *slots* and *recycling*. After the last
+    The identity is interpreter, package source, working directory, where the caller imports from, environment (the
+    caller's and what *environment* declares, but for what says only where it was called from), *workers*, *slots* and
+    *recycling*. After the last
     lease the pool waits *idle_s* for another one, then ends. Raises `PoolUnreachable` when it does not start, and
     `InvalidValue` for a folder that cannot hold its socket or a number of workers that cannot be.
     """
@@ -91,7 +93,7 @@ def lease(
         fix = f"give 0 (one for each core) to {MOST_WORKERS:,} workers of a local pool"
         raise InvalidValue(field="workers", value=workers, fix=fix)
     folder = cwd or Path.cwd()
-    environment = environment or {}
+    environment = {"PYTHONPATH": python_path(folder), **(environment or {})}
     recycling = recycling or Recycling()
     name = _identity(count, slots, folder, environment, recycling)
     runtime_dir = made_runtime_dir(runtime_root or default_root(), name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import sys
 import traceback
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from pathlib import Path
 from dspex_pipelines.engine.programs import resolve_value
 from dspex_pipelines.errors import DspexError, InvalidValue, ProgramUnavailable
 from dspex_pipelines.model.evaluation import Evaluation
+from dspex_pipelines.wire.import_path import add_working_folder
 
 DECLARATION = "evaluation.py"
 COMPONENTS = ("defs.yaml", "defs.yml")
@@ -23,9 +23,7 @@ def find_evaluation(target: str) -> Evaluation:
     Raises `InvalidValue` or `ProgramUnavailable`, which say what there is, and `DspexError` with file and line where
     the declaration itself raises.
     """
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
+    add_working_folder()
     if ":" in target:
         with _located(target):
             found = resolve_value(target)

@@ -53,6 +53,7 @@ from dspex_pipelines.orchestration.tags import POOL, RESULTS
 from dspex_pipelines.orchestration.waiting import Waiting
 from dspex_pipelines.telemetry import run_spans
 from dspex_pipelines.wire import loop
+from dspex_pipelines.wire.import_path import add_working_folder
 
 
 def evaluation_asset(evaluation: Evaluation, *, run_tags: Mapping[str, str]) -> dg.AssetsDefinition:
@@ -150,6 +151,8 @@ def _plan(
     content = _dataset_digest(context.instance, evaluation, partition)
     folder = store.datasets(context.instance, evaluation.name, partition)
     examples = load_examples(folder, content, limit=config.limit or None)
+    # As in the workers: a program need not lie beside what declares it.
+    add_working_folder()
     inspect_program(
         evaluation.program,
         evaluation.init,

@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import gc
 import signal
+import sys
 import threading
 from collections.abc import Callable, Coroutine, Generator
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import uvloop
 
@@ -19,11 +20,21 @@ YOUNG_OBJECTS = 20_000
 ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
+class ParentProcess(Protocol):
+    """What `multiprocessing` says of the process that made this one."""
+
+    @property
+    def sentinel(self) -> int:
+        """A descriptor that can be read once it is gone."""
+        ...
+
+
 def run(main: Coroutine[Any, Any, Result]) -> Result:
     """Run *main* on a new loop and return what it does, like `asyncio.run`.
 
     A signal that would end the process cancels *main* instead, which so gets to keep what it has; then the signal does
-    what it would have done.
+    what it would have done. When the process that made this one by `multiprocessing` is gone, that is like SIGTERM: a
+    run that was killed leaves no step behind that goes on.
     """
     before = gc.get_threshold()
     gc.set_threshold(YOUNG_OBJECTS, *before[1:])
@@ -63,7 +74,22 @@ async def _cancelled_by_signals(main: Coroutine[Any, Any, Result], received: lis
 
         for number in ENDING:
             loop.add_signal_handler(number, cancel, number)
+        if (parent := _parent()) is not None:
+            watched = parent.sentinel
+
+            def orphaned() -> None:
+                loop.remove_reader(watched)
+                cancel(signal.SIGTERM)
+
+            loop.add_reader(watched, orphaned)
     return await main
+
+
+def _parent() -> ParentProcess | None:
+    """Return the process that made this one by `multiprocessing`; None where it was started otherwise."""
+    # Where that was never imported, nothing was made by it.
+    made_by = sys.modules.get("multiprocessing.process")
+    return None if made_by is None else made_by.parent_process()
 
 
 @contextlib.contextmanager

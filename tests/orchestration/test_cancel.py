@@ -1,4 +1,4 @@
-"""A signal ends `dspex evaluate`: its trials are cancelled in the workers, what is done is kept, nothing is left."""
+"""A signal ends a run: its trials are cancelled in the workers, what is done is kept, nothing is left."""
 
 from __future__ import annotations
 
@@ -92,11 +92,30 @@ def kept(folder: Path) -> list[tuple[int, int]]:
 def test_a_signal_cancels_the_trials_and_keeps_what_is_done(
     folder: Path, runtime_root: Path, number: signal.Signals
 ) -> None:
+    code, errors = ended_by(number, COMMAND, folder, runtime_root)
+    if number != signal.SIGKILL:
+        assert code == 130, errors
+        assert "interrupted; what is done is kept" in errors
+        assert "Traceback" not in errors
+
+
+def test_a_step_in_a_process_of_its_own_ends_with_the_run(folder: Path, runtime_root: Path) -> None:
+    (folder / "defs.py").write_text(
+        "from evaluation import EVALUATION\nfrom dspex_pipelines import build_evaluation\n\n"
+        "defs = build_evaluation(EVALUATION)\n"
+    )
+    (folder / "home").mkdir()
+    job = [sys.executable, "-m", "dagster", "job", "execute", "-f", "defs.py", "-j", "waits_job"]
+    ended_by(signal.SIGKILL, [*job, "--tags", '{"dagster/partition": "all"}'], folder, runtime_root)
+
+
+def ended_by(number: signal.Signals, command: list[str], folder: Path, runtime_root: Path) -> tuple[int, str]:
+    """Run a command until eight trials hang, and end it; return its code and what it said, once nothing is left."""
     runtime = runtime_root / "cancel"
     runtime.mkdir(exist_ok=True)
     paths = {"XDG_RUNTIME_DIR": str(runtime), "DAGSTER_HOME": str(folder / "home"), "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
-        COMMAND,
+        command,
         cwd=folder,
         env={**os.environ, **paths},
         stdout=subprocess.PIPE,
@@ -112,10 +131,6 @@ def test_a_signal_cancels_the_trials_and_keeps_what_is_done(
             time.sleep(0.02)
         process.send_signal(number)
         _, errors = process.communicate(timeout=60)
-    if number != signal.SIGKILL:
-        assert process.returncode == 130, errors
-        assert "interrupted; what is done is kept" in errors
-        assert "Traceback" not in errors
     wait_for(folder, "cancelled", 8)
     assert kept(folder) == [(0, 32)], "all but the eight that hang"
     (pool,) = local_pool.status(runtime_root=runtime / "dspex")
@@ -129,3 +144,4 @@ def test_a_signal_cancels_the_trials_and_keeps_what_is_done(
     deadline = time.monotonic() + 30
     while (found := asyncio.run(left())) != (0, 0, 1):
         assert time.monotonic() < deadline, found
+    return process.returncode, errors
