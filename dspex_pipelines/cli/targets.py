@@ -11,7 +11,7 @@ from pathlib import Path
 from dspex_pipelines.engine.programs import resolve_value
 from dspex_pipelines.errors import DspexError, InvalidValue, ProgramUnavailable
 from dspex_pipelines.model.evaluation import Evaluation
-from dspex_pipelines.wire.import_path import add_working_folder
+from dspex_pipelines.wire.import_path import add_folder
 
 DECLARATION = "evaluation.py"
 COMPONENTS = ("defs.yaml", "defs.yml")
@@ -23,7 +23,7 @@ def find_evaluation(target: str) -> Evaluation:
     Raises `InvalidValue` or `ProgramUnavailable`, which say what there is, and `DspexError` with file and line where
     the declaration itself raises.
     """
-    add_working_folder()
+    add_folder(Path.cwd())
     if ":" in target:
         with _located(target):
             found = resolve_value(target)

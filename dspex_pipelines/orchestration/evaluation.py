@@ -36,6 +36,7 @@ from dspex_pipelines.orchestration.config import (
 from dspex_pipelines.orchestration.datasets import load_examples
 from dspex_pipelines.orchestration.failing import step_failure
 from dspex_pipelines.orchestration.freshness import stale_results
+from dspex_pipelines.orchestration.importing import import_as_loaded
 from dspex_pipelines.orchestration.io_managers import EvaluatedPartition
 from dspex_pipelines.orchestration.leaderboard import board_metadata
 from dspex_pipelines.orchestration.manifest import Manifest
@@ -53,7 +54,6 @@ from dspex_pipelines.orchestration.tags import POOL, RESULTS
 from dspex_pipelines.orchestration.waiting import Waiting
 from dspex_pipelines.telemetry import run_spans
 from dspex_pipelines.wire import loop
-from dspex_pipelines.wire.import_path import add_working_folder
 
 
 def evaluation_asset(evaluation: Evaluation, *, run_tags: Mapping[str, str]) -> dg.AssetsDefinition:
@@ -151,8 +151,7 @@ def _plan(
     content = _dataset_digest(context.instance, evaluation, partition)
     folder = store.datasets(context.instance, evaluation.name, partition)
     examples = load_examples(folder, content, limit=config.limit or None)
-    # As in the workers: a program need not lie beside what declares it.
-    add_working_folder()
+    import_as_loaded(context.run)
     inspect_program(
         evaluation.program,
         evaluation.init,

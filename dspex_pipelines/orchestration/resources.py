@@ -18,6 +18,7 @@ from dspex_pipelines.engine.journal import Journal
 from dspex_pipelines.engine.recycling import MAX_RSS_MB, Recycling
 from dspex_pipelines.errors import InvalidValue
 from dspex_pipelines.model.usage import Usage
+from dspex_pipelines.orchestration.importing import import_as_loaded
 from dspex_pipelines.redaction import LISTED, learn_environment
 
 SLOTS = 256
@@ -66,7 +67,7 @@ class WorkerPoolResource(dg.ConfigurableResource[Any]):
     @contextlib.contextmanager
     def yield_for_execution(self, context: dg.InitResourceContext) -> Generator["WorkerPoolResource", None, None]:
         """Hold the local pool for as long as the step (in one process: the run) lasts."""
-        del context
+        import_as_loaded(context.run)
         telemetry.check()
         environment = self._environment()
         learn_environment({**os.environ, **environment})

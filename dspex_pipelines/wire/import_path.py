@@ -8,11 +8,11 @@ import sysconfig
 from pathlib import Path
 
 
-def add_working_folder() -> None:
-    """Have what lies in the working folder be importable, as if Python had been started there."""
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
+def add_folder(folder: Path) -> None:
+    """Have what lies in a folder be importable, as if Python had been started there."""
+    place = str(folder.resolve())
+    if place not in sys.path:
+        sys.path.insert(0, place)
 
 
 def python_path(folder: Path) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from pathlib import Path
 
 from dspex_pipelines.engine.program_versions import know_distributions
 from dspex_pipelines.engine.recycling import MAX_RSS_MB, Recycling
@@ -19,7 +20,7 @@ from dspex_pipelines.engine.worker_options import (
     SLOTS_HELP,
 )
 from dspex_pipelines.errors import DspexError
-from dspex_pipelines.wire.import_path import add_working_folder
+from dspex_pipelines.wire.import_path import add_folder
 from dspex_pipelines.wire.scribe import Scribe
 from dspex_pipelines.worker.forks import Forks
 from dspex_pipelines.worker.isolated import serve_one
@@ -39,7 +40,7 @@ def main() -> None:
         recycling = Recycling(max_rss_mb=arguments.max_rss_mb, max_trials=arguments.max_trials)
     except DspexError as error:
         sys.exit(f"error: {error}")
-    add_working_folder()
+    add_folder(Path.cwd())
     set_environment()
     # What programs print goes where the worker's log goes, without secrets.
     scribe = Scribe.start()

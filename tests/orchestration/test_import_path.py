@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -63,4 +65,5 @@ def test_all_trials_succeed(tmp_path: Path, runtime_root: Path, place: str, opti
     finally:
         local_pool.stop(runtime_root=runtime / "dspex")
     assert done.returncode == 0, done.stderr
-    assert "10 trials: 10 run (0 failed)" in done.stderr
+    with contextlib.closing(sqlite3.connect(tmp_path / "home" / "storage" / "dspex" / "journal.sqlite")) as journal:
+        assert journal.execute("SELECT status, count(*) FROM executions GROUP BY status").fetchall() == [(0, 10)]
