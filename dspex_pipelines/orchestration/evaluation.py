@@ -49,7 +49,7 @@ from dspex_pipelines.orchestration.resources import (
     WorkerPoolResource,
 )
 from dspex_pipelines.orchestration.secrecy import without_secrets
-from dspex_pipelines.orchestration.summary import trials_metadata, usage_metadata
+from dspex_pipelines.orchestration.summary import most_failures, trials_metadata, usage_metadata
 from dspex_pipelines.orchestration.tags import POOL, RESULTS
 from dspex_pipelines.orchestration.waiting import Waiting
 from dspex_pipelines.telemetry import run_spans
@@ -349,6 +349,8 @@ def collect_evaluation(
                 **usage_metadata(table, spent, Budget(**document["budget"])),
             }
             context.add_asset_metadata(metadata, partition_key=plan.partition)
+            if what := most_failures(metadata):
+                context.log.warning(f"{plan.partition}: of {table.num_rows:,} trials {what}")
             collected.append(EvaluatedPartition(plan=plan, trials=table, data_version=version))
     return dg.Output(collected, data_version=version_of({one.plan.partition: one.data_version for one in collected}))
 

@@ -19,6 +19,8 @@ from dspex_pipelines.orchestration.tags import PARTIAL
 SAMPLES = 20
 MESSAGE_LENGTH = 200
 USAGE = "usage."
+BY_TYPE = "failures by type"
+"""Metadata entry: kinds of failures, the most frequent first."""
 NOT_COUNTED = "not counted"
 """Metadata entry: which calls are in no sum, and what to do about it."""
 
@@ -64,7 +66,7 @@ def trials_metadata(
     failed = failed.filter(compute.not_equal(failed["error_type"], ErrorType.BUDGET_EXHAUSTED.value))
     if failed.num_rows:
         metadata["sample failures"] = dg.MetadataValue.md(_failures(failed.slice(0, SAMPLES), plan.evaluation))
-        metadata["failures by type"] = _failures_by_type(failed)
+        metadata[BY_TYPE] = _failures_by_type(failed)
     metadata["pool"] = _pool_table(table)
     return metadata
 
@@ -112,6 +114,17 @@ def _failures(failed: Any, evaluation: str) -> str:
         lines.append(f"| {row['trial_id'][:12]} | {row['example_id']} | {row['error_type']} | {message} |")
     first = rows[0]["trial_id"][:12]
     return "\n".join([*lines, "", f"Run one again, alone: `dspex replay {first} {evaluation}`"])
+
+
+def most_failures(metadata: Mapping[str, dg.MetadataValue]) -> str:
+    """Return how many trials have failed, by `trials_metadata`, and as what the most; empty where none has."""
+    kinds = metadata.get(BY_TYPE)
+    if not isinstance(kinds, dg.TableMetadataValue):
+        return ""
+    first = kinds.records[0].data
+    count = sum(int(str(record.data["trials"])) for record in kinds.records)
+    most = "all" if len(kinds.records) == 1 else f"{first['trials']:,}"
+    return f"{count:,} failed, {most} as {first['type']}: {first['most say']}"
 
 
 def _failures_by_type(failed: Any) -> dg.MetadataValue:

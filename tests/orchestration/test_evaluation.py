@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import itertools
+import logging
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -69,6 +70,13 @@ def test_a_fifth_of_the_trials_raises_and_the_run_is_green(lab: Lab) -> None:
     assert metadata["mean right"] == pytest.approx(0.5)
     assert metadata["sample failures"].count("program_exception") == 8
     assert [column.name for column in metadata["dagster/column_schema"].columns] == list(table.columns)
+
+
+def test_the_log_of_a_run_says_what_most_failures_are(lab: Lab) -> None:
+    result = lab.declare(declare("fifth_raises")).evaluate()
+    (warned,) = (one.user_message for one in lab.instance.all_logs(result.run_id) if one.level == logging.WARNING)
+    assert warned.startswith("all: of 40 trials 8 failed, all as program_exception: ")
+    assert warned.endswith("is not liked")
 
 
 def test_a_step_for_each_trial_gives_the_same_rows(lab: Lab) -> None:
