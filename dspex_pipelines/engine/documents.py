@@ -174,6 +174,17 @@ def _check(document: Document) -> Check:
     return _CHECKS[kind](**given)
 
 
+def _given_at(error: InvalidPart) -> DocumentPath:
+    """Return where a document has the input or variable that its program does not take; empty of any other error."""
+    match error.field.partition(" ")[0]:
+        case "input":
+            return "dataset", "inputs"
+        case "variable":
+            return "variables", str(error.value)
+        case _:
+            return ()
+
+
 def _search(given: Any) -> Search:
     return Search(**given) if isinstance(given, Mapping) else Search()
 
@@ -188,9 +199,13 @@ def check_entry_points(evaluation: Evaluation) -> None:
 
     Imports them, which may be slow, and may fail where only the workers have what they need.
     """
-    with _within(evaluation.program, "program"):
-        names = {"inputs": evaluation.dataset.inputs, "variables": evaluation.space.names}
-        inspect_program(evaluation.program, evaluation.init, **names)
+    names = {"inputs": evaluation.dataset.inputs, "variables": evaluation.space.names}
+    try:
+        with _within(evaluation.program, "program"):
+            inspect_program(evaluation.program, evaluation.init, **names)
+    except InvalidPart as error:
+        error.path = _given_at(error) or error.path
+        raise
     for index, metric in enumerate(evaluation.metrics):
         with _within(metric, "metrics", index):
             resolve(metric)

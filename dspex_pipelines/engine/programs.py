@@ -303,17 +303,19 @@ def _check_call(
     given = {*inputs, *variables}
     takes_seed = SEED in parameters and SEED not in given
     supplied = given | ({SEED} if takes_seed else set())
-    _check_supplied(entry_point, parameters, supplied, "inputs and variables")
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return takes_seed
-    for what, names in (("input", inputs), ("variable", variables)):
+    # First what is given: the parameter that nobody supplies is often the same one, spelt otherwise.
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    for what, names in (("input", inputs), ("variable", variables)) if not takes_any else ():
         for name in names:
             if name not in parameters:
+                likely = difflib.get_close_matches(name, parameters.keys() - supplied, n=1)
+                meant = f"; did you mean {likely[0]!r}?" if likely else ""
                 raise InvalidValue(
                     field=f"{what} {name!r}",
                     value=name,
-                    fix=f"{entry_point} has no parameter of this name; it takes {', '.join(parameters)}",
+                    fix=f"{entry_point} has no parameter of this name; it takes {', '.join(parameters)}{meant}",
                 )
+    _check_supplied(entry_point, parameters, supplied, "inputs and variables")
     return takes_seed
 
 

@@ -88,6 +88,9 @@ def test_checks_are_declared_by_their_type() -> None:
     assert "give one of score_floor, failure_rate, coverage, no_regression" in str(refused.value)
 
 
+HOW = "    how: {type: choice, options: [one, '2', 3]}\n"
+
+
 def edited(*changes: tuple[str, str]) -> str:
     text = VALID
     for before, after in changes:
@@ -180,13 +183,19 @@ def test_what_cannot_be_is_named_with_its_file_and_line(
     [
         pytest.param((":fifth_raises", ":fifth_rases"), 8, "did you mean fifth_raises", id="program"),
         pytest.param((":right'", ":rihgt'"), 9, "did you mean right", id="metric"),
-        pytest.param(("inputs: [x]", "inputs: [z]"), 8, "'x'", id="parameter-nobody-supplies"),
+        pytest.param(("inputs: [x]", "inputs: [xx]"), 6, "did you mean 'x'?", id="input-nobody-takes"),
+        pytest.param(
+            (VALID[VALID.index("    k: {") : VALID.index("  budget")], f"    kk: {{type: boolean}}\n{HOW}"),
+            11,
+            "did you mean 'k'?",
+            id="variable-nobody-takes",
+        ),
     ],
 )
 def test_dg_check_defs_imports_what_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: tuple[str, str], line: int, says: str
 ) -> None:
-    text = edited(change, ("    how: {type: choice, options: [one, '2', 3]}\n", ""))
+    text = edited(change, (HOW, ""))
     component_of(text, tmp_path)  # otherwise the location loads, and planning says what is wrong
     monkeypatch.setenv("DAGSTER_IS_DEFS_VALIDATION_CLI", "1")
     with pytest.raises(InvalidDeclaration) as caught:
