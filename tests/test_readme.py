@@ -99,7 +99,9 @@ def test_a_bad_row_is_named_and_left_out(tmp_path: Path) -> None:
     data = tmp_path / "data.csv"
     data.write_text(data.read_text() + "1,Short again,Short\n")
     told = dspex(tmp_path, "evaluate")
-    assert "1 row is left out, the first: dataset row 6, column 'id': '1' is not accepted; give each example an" in told
+    assert (
+        "1 row is left out, the first: data.csv row 6, column 'id': '1' is not accepted; give each example an" in told
+    )
     assert "30/30" in told
 
 
