@@ -246,7 +246,10 @@ def load_examples(folder: Path, content: str, *, limit: int | None) -> list[Exam
     path = folder / f"{content}.parquet"
     if not path.exists():
         raise DspexError(f"{path} is gone; materialise the data set asset again")
-    payloads = cast("list[bytes]", pq.read_table(path, columns=["payload"])["payload"].to_pylist())
+    try:
+        payloads = cast("list[bytes]", pq.read_table(path, columns=["payload"])["payload"].to_pylist())
+    except (OSError, pa.ArrowException) as error:
+        raise DspexError(f"{path} is damaged ({error}); materialise the data set asset again") from error
     examples: list[Example] = []
     for payload in payloads[:limit]:
         example_id, inputs, labels, group, metadata = cast("list[Any]", decode(payload))

@@ -347,6 +347,8 @@ def test_a_file_that_was_cut_is_written_again(tmp_path: Path, left: int) -> None
     path = store_examples(examples, tmp_path).path
     whole = path.read_bytes()
     path.write_bytes(whole[:left])
+    with pytest.raises(DspexError, match="is damaged .*; materialise the data set asset again"):
+        load_examples(tmp_path, path.stem, limit=None)
     stored = store_examples(examples, tmp_path)
     assert path.read_bytes() == whole
     assert load_examples(tmp_path, stored.digest, limit=None) == examples
