@@ -99,8 +99,29 @@ def test_a_bad_row_is_named_and_left_out(tmp_path: Path) -> None:
     data = tmp_path / "data.csv"
     data.write_text(data.read_text() + "1,Short again,Short\n")
     told = dspex(tmp_path, "evaluate")
-    assert "1 row is left out, the first: dataset row 6, column 'id': '1' is not accepted; give each example an" in told
+    assert (
+        "1 row is left out, the first: data.csv row 6, column 'id': '1' is not accepted; give each example an" in told
+    )
     assert "30/30" in told
+
+
+def test_a_file_that_can_be_no_partition_is_told_once_and_costs_no_other(tmp_path: Path) -> None:
+    dspex(tmp_path, "init")
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name in ("monday.csv", "tuesday.csv", "a...b.csv"):
+        (folder / name).write_text((tmp_path / "data.csv").read_text())
+    declaration = tmp_path / "evaluation.py"
+    text = declaration.read_text()
+    text = text.replace("import ", "import Dynamic, ", 1) if "from dspex_pipelines import " in text else text
+    assert 'source="data.csv",' in text
+    declaration.write_text(text.replace('source="data.csv",', 'source="data", partitions=Dynamic(),'))
+    told = dspex(tmp_path, "evaluate")
+    assert told.count("left out: 'a...b.csv': a partition names a folder") == 1
+    assert told.count("30/30") == 2
+    looked = dspex(tmp_path, "doctor")
+    assert "a file is left out: 'a...b.csv'" in looked
+    assert "tuesday: 5 examples" in looked
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ from dspex_pipelines.orchestration.resources import (
     ResultStore,
     WorkerPoolResource,
 )
+from dspex_pipelines.orchestration.sources import files_left_out
 from dspex_pipelines.orchestration.tags import evaluation_tags, pool_tag, run_tags
 
 
@@ -192,6 +193,10 @@ def evaluate_partitions(
     with instance() as opened, Progress(*columns, console=console) as bars:
         end_abandoned_runs(opened)
         known = present_partitions(evaluation, opened)
+        for what in files_left_out(evaluation.dataset).values():
+            bars.console.print(
+                f"warning: left out: {what}", style="yellow", highlight=False, soft_wrap=True, markup=False
+            )
         for name in partitions:
             if name not in known:
                 raise InvalidValue(field="partition", value=name, fix=f"give one of {', '.join(known)}")

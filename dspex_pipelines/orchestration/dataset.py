@@ -1,19 +1,19 @@
 """The data set asset: one immutable file for each partition and content."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
 from dspex_pipelines.analysis.profile import ColumnProfile, profile
-from dspex_pipelines.errors import DspexError
-from dspex_pipelines.model.evaluation import Evaluation, Upstream
+from dspex_pipelines.errors import DspexError, InvalidValue
+from dspex_pipelines.model.evaluation import Dataset, Evaluation, Upstream
 from dspex_pipelines.orchestration.datasets import (
     ReadPartition,
     StoredDataset,
     TooManyBadRows,
-    read_partition,
+    read_partitions,
     store_examples,
     store_rejected,
 )
@@ -21,11 +21,13 @@ from dspex_pipelines.orchestration.failing import step_failure
 from dspex_pipelines.orchestration.partitions import backfill_policy, partitions_def, version_of
 from dspex_pipelines.orchestration.resources import ProgressResource, ResultStore
 from dspex_pipelines.orchestration.secrecy import without_secrets
-from dspex_pipelines.orchestration.sources import source_digests
+from dspex_pipelines.orchestration.sources import files_left_out, source_digests
 from dspex_pipelines.orchestration.tags import SOURCE
 
 SAMPLES = 20
 """Bad rows, and values of a label, that the metadata shows; the files have all."""
+SHOWN = 100
+"""Characters of a value that a warning shows."""
 
 
 def dataset_asset(evaluation: Evaluation) -> dg.AssetsDefinition:
@@ -59,11 +61,12 @@ def dataset_asset(evaluation: Evaluation) -> dg.AssetsDefinition:
         with without_secrets():
             try:
                 # Before the rows are read: a file that changes meanwhile is seen to have changed.
-                digests = source_digests(evaluation.dataset) if isinstance(source, Path) else {}
-                for partition in names:
+                digests = source_digests(evaluation.dataset, names) if isinstance(source, Path) else {}
+                for what in list(files_left_out(evaluation.dataset).values())[:SAMPLES]:
+                    context.log.warning(f"left out: {what}")
+                for partition, read in _read(evaluation.dataset, names, rows, values):
                     folder = store.datasets(context.instance, evaluation.name, partition)
-                    of_it = rows if values is None else values[partition]
-                    stored, metadata, warnings = _kept(evaluation, partition, of_it, folder)
+                    stored, metadata, warnings = _kept(read, folder)
                     for what in warnings:
                         if what not in said:
                             said.add(what)
@@ -81,15 +84,25 @@ def dataset_asset(evaluation: Evaluation) -> dg.AssetsDefinition:
     return dataset
 
 
+def _read(
+    dataset: Dataset, names: Sequence[str], rows: object, values: Mapping[str, object] | None
+) -> Iterator[tuple[str, ReadPartition | InvalidValue]]:
+    """Yield each partition as it is read from *rows*, or from its own of *values*."""
+    if values is None:
+        yield from read_partitions(dataset, names, rows)
+        return
+    for name in names:
+        yield from read_partitions(dataset, [name], values[name])
+
+
 def _kept(
-    evaluation: Evaluation, partition: str, rows: object, folder: Path
+    read: ReadPartition | InvalidValue, folder: Path
 ) -> tuple[StoredDataset, Mapping[str, dg.MetadataValue], list[str]]:
-    """Read a partition and keep its examples and its bad rows; return what is to be told of them."""
-    try:
-        read = read_partition(evaluation.dataset, partition, rows)
-    except TooManyBadRows as error:
-        where = store_rejected(error.rejected, folder)
-        raise DspexError(f"{error}\nThey are in {where}") from error
+    """Keep a partition's examples and its bad rows; return what is to be told of them."""
+    if isinstance(read, TooManyBadRows):
+        raise DspexError(f"{read}\nThey are in {store_rejected(read.rejected, folder)}") from read
+    if isinstance(read, InvalidValue):
+        raise read
     stored = store_examples(read.examples, folder)
     rejected = store_rejected(read.rejected, folder, stored.digest) if read.rejected else None
     return stored, dataset_metadata(read, stored, rejected), _warnings(read, rejected)
@@ -126,7 +139,7 @@ def _warnings(read: ReadPartition, rejected: Path | None) -> list[str]:
         one = read.rejected[0].reason
         told.append(f"{_rows(len(read.rejected))} left out, the first: {one}. See {rejected}")
     if read.elsewhere:
-        values = ", ".join(repr(value) for value, _ in read.elsewhere.most_common(SAMPLES))
+        values = ", ".join(repr(value[:SHOWN]) for value, _ in read.elsewhere.most_common(SAMPLES))
         told.append(f"{_rows(read.elsewhere.total())} in no partition: {values}")
     return told
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -15,12 +14,15 @@ import pyarrow.parquet as pq
 
 from dspex_pipelines.errors import DspexError, InvalidValue, SerializationError
 from dspex_pipelines.model.evaluation import Dataset, Row
-from dspex_pipelines.model.payload import decode, digest, encode
+from dspex_pipelines.model.payload import canonical, decode, digest
 from dspex_pipelines.model.trial import Example
-from dspex_pipelines.orchestration.sources import BadRow, NumberedRow, as_text, partition_of, read_rows
+from dspex_pipelines.orchestration.rows import BadRow, NumberedRow, as_text, is_missing, read_file, tellable
+from dspex_pipelines.orchestration.sources import files_left_out, is_partition, partition_of, read_rows, source_files
 
 _TOLD = 10
 """Bad rows that an error names."""
+_NAMED = 20
+"""Partitions that an error names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,41 +62,83 @@ class TooManyBadRows(InvalidValue):
 def read_partition(dataset: Dataset, partition: str, given: object = None) -> ReadPartition:
     """Return the examples of *partition* in the source's order, and what was left out.
 
-    *given* is the value of an upstream asset. Raises `InvalidValue` for a source that cannot be read and a partition
-    without rows, and `TooManyBadRows`, which names row, column and fix: a missing column, an empty input, a
-    value that is not a number or cannot be sent to a worker, a missing or repeated id.
+    *given* is the value of an upstream asset. Raises `InvalidValue` for a source that cannot be read or lacks a column
+    and for a partition without rows, and `TooManyBadRows`, which names row, column and fix: an empty input, a value
+    that is not a number or cannot be sent to a worker, a missing or repeated id.
     """
-    read = ReadPartition(examples=[], rejected=[], elsewhere=Counter())
-    found: set[str] = set()
-    seen: set[str] = set()
-    for one in read_rows(dataset, partition, given):
-        if isinstance(one, NumberedRow) and dataset.partition_by and dataset.partition_by in one.row:
-            name = partition_of(dataset, one.row)
-            found.add(name)
-            if not _is_partition(dataset, name):
-                read.elsewhere[str(one.row[dataset.partition_by])] += 1
-            if name != partition:
-                continue
-        example = one if isinstance(one, BadRow) else _example(dataset, one, seen)
-        if isinstance(example, BadRow):
-            read.rejected.append(example)
-        else:
-            seen.add(example.example_id)
-            read.examples.append(example)
-    rows = len(read.examples) + len(read.rejected)
-    allowed = int(dataset.max_bad_rows if dataset.max_bad_rows >= 1 else dataset.max_bad_rows * rows)
-    if len(read.rejected) > allowed or (read.rejected and not read.examples):
-        raise TooManyBadRows(read.rejected, rows=rows, allowed=allowed)
-    if not rows:
-        there = "the source is empty"
-        if dataset.partition_by:
-            there = f"column {dataset.partition_by!r} has {', '.join(sorted(found - {''})) or 'no values'}"
-        raise InvalidValue(field="partition", value=partition, fix=f"it has no examples; {there}")
+    ((_, read),) = read_partitions(dataset, [partition], given)
+    if isinstance(read, InvalidValue):
+        raise read
     return read
 
 
-def _is_partition(dataset: Dataset, name: str) -> bool:
-    return name in dataset.partitions if isinstance(dataset.partitions, tuple) else bool(name)
+def read_partitions(
+    dataset: Dataset, partitions: Sequence[str], given: object = None
+) -> Iterator[tuple[str, ReadPartition | InvalidValue]]:
+    """Yield of each of *partitions* what `read_partition` returns or raises; the source is read once for all of them.
+
+    Raises `InvalidValue` for a source that cannot be read at all.
+    """
+    if dataset.a_partition_is_a_file:
+        files = {file.stem: file for file in source_files(dataset)}
+        left_out = files_left_out(dataset)
+        for name in partitions:
+            there = left_out.get(name, "the source is empty" if name in files else "there is no file of that name")
+            try:
+                rows = read_file(dataset, files[name]) if name in files else iter(())
+                yield name, _verdict(dataset, name, _divided(dataset, [name], rows)[name], there)
+            except InvalidValue as error:
+                yield name, error
+        return
+    found: set[str] = set()
+    divided = _divided(dataset, partitions, read_rows(dataset, given), found)
+    there = "the source is empty"
+    if dataset.partition_by:
+        names = sorted(found - {""})
+        more = [f"and {len(names) - _NAMED:,} more"] if len(names) > _NAMED else []
+        there = f"column {dataset.partition_by!r} has {', '.join([*names[:_NAMED], *more]) or 'no values'}"
+    for name in partitions:
+        yield name, _verdict(dataset, name, divided[name], there)
+
+
+def _divided(
+    dataset: Dataset, partitions: Sequence[str], rows: Iterable[NumberedRow | BadRow], found: set[str] | None = None
+) -> dict[str, ReadPartition]:
+    """Return the rows by partition, a bad one in all that it may belong to; *found* gets the names that rows say."""
+    elsewhere: Counter[str] = Counter()
+    divided = {name: ReadPartition(examples=[], rejected=[], elsewhere=elsewhere) for name in partitions}
+    seen: dict[str, set[str]] = {name: set() for name in partitions}
+    known: dict[str, bool] = {}
+    for one in rows:
+        names: Sequence[str] = partitions
+        if isinstance(one, NumberedRow) and dataset.partition_by and dataset.partition_by in one.row:
+            name = partition_of(dataset, one.row)
+            if name not in known:
+                known[name] = is_partition(dataset, name)
+            if not known[name]:
+                elsewhere[str(one.row[dataset.partition_by])] += 1
+            names = (name,) if name in divided else ()
+        for name in names:
+            example = one if isinstance(one, BadRow) else _example(dataset, one, seen[name])
+            if isinstance(example, BadRow):
+                divided[name].rejected.append(example)
+            else:
+                seen[name].add(example.example_id)
+                divided[name].examples.append(example)
+    if found is not None:
+        found.update(known)
+    return divided
+
+
+def _verdict(dataset: Dataset, partition: str, read: ReadPartition, there: str) -> ReadPartition | InvalidValue:
+    """Return what was read, or why it cannot be used; *there* is what the source has instead."""
+    rows = len(read.examples) + len(read.rejected)
+    allowed = int(dataset.max_bad_rows if dataset.max_bad_rows >= 1 else dataset.max_bad_rows * rows)
+    if len(read.rejected) > allowed or (read.rejected and not read.examples):
+        return TooManyBadRows(read.rejected, rows=rows, allowed=allowed)
+    if not rows:
+        return InvalidValue(field="partition", value=partition, fix=f"it has no examples; {there}")
+    return read
 
 
 def _example(dataset: Dataset, one: NumberedRow, seen: set[str]) -> Example | BadRow:
@@ -102,17 +146,17 @@ def _example(dataset: Dataset, one: NumberedRow, seen: set[str]) -> Example | Ba
     row = one.row
 
     def bad(column: str, value: object, fix: str) -> BadRow:
-        return BadRow(where=one.where, column=column, value=value, fix=fix, content=as_text(row))
+        return BadRow(where=one.where, column=column, value=tellable(value), fix=fix, content=as_text(row))
 
     needed = (*dataset.inputs, *dataset.labels, dataset.example_id, dataset.group, dataset.partition_by)
     for name in needed:
         if name and name not in row:
-            return bad(name, None, f"the columns are {', '.join(row)}")
+            return bad(name, None, f"the columns are {', '.join(map(str, row))}")
     for name in dataset.inputs:
-        if row[name] is None or row[name] == "" or _is_nan(row[name]):
+        if is_missing(row[name]) or (isinstance(row[name], str) and not row[name]):
             return bad(name, row[name], "give every example its input")
     for name in dataset.labels:
-        if _is_nan(row[name]):
+        if row[name] is not None and is_missing(row[name]):
             return bad(name, row[name], "give a number, or null for no label")
     example_id = _text(row[dataset.example_id]) if dataset.example_id else one.number
     if not example_id or example_id in seen:
@@ -124,6 +168,10 @@ def _example(dataset: Dataset, one: NumberedRow, seen: set[str]) -> Example | Ba
         group=_text(row[dataset.group]) if dataset.group else "",
     )
     try:
+        if any(isinstance(row[name], Mapping | list | tuple) for name in (*dataset.inputs, *dataset.labels)):
+            # What is packed may be what nobody unpacks.
+            decode(example.payload)
+            _ = example.digest
         _ = example.payload
     except SerializationError as error:
         return next(
@@ -139,32 +187,29 @@ def _example(dataset: Dataset, one: NumberedRow, seen: set[str]) -> Example | Ba
 
 def _unsendable(row: Row, name: str) -> str:
     try:
-        encode(row[name])
+        decode(canonical(row[name]))
     except SerializationError as error:
         return error.reason
     return ""
 
 
 def _text(value: object) -> str:
-    return "" if value is None or _is_nan(value) else str(value)
-
-
-def _is_nan(value: object) -> bool:
-    return isinstance(value, float) and math.isnan(value)
+    return "" if is_missing(value) else str(value)
 
 
 def store_examples(examples: Sequence[Example], folder: Path) -> StoredDataset:
-    """Write *examples* to ``<folder>/<digest>.parquet``, renamed into place; a file there is kept."""
-    content = digest(*(example.payload for example in examples)).hex()
+    """Write *examples* to ``<folder>/<digest>.parquet``, renamed into place; a whole file there is kept."""
+    payloads = [example.payload for example in examples]
+    content = digest(*payloads).hex()
     path = folder / f"{content}.parquet"
-    if not path.exists():
+    if not _holds(path, "payload", payloads):
         table = pa.table(
             {
                 "example_id": [example.example_id for example in examples],
                 "group": [example.group for example in examples],
                 "inputs": [as_text(example.inputs) for example in examples],
                 "labels": [as_text(example.labels) for example in examples],
-                "payload": pa.array([example.payload for example in examples], pa.binary()),
+                "payload": pa.array(payloads, pa.binary()),
             }
         )
         write_table(table, path)
@@ -173,14 +218,27 @@ def store_examples(examples: Sequence[Example], folder: Path) -> StoredDataset:
 
 def store_rejected(rejected: Sequence[BadRow], folder: Path, content: str = "") -> Path:
     """Write the rows that were left out of the data set with digest *content*, or of none; return where they are."""
-    told = [(one.where, one.column, one.reason, one.content) for one in rejected]
-    own = digest(*("\0".join(one).encode(errors="replace") for one in told)).hex()
+    told = [tuple(_writable(text) for text in (one.where, one.column, one.reason, one.content)) for one in rejected]
+    own = digest(*("\0".join(one).encode() for one in told)).hex()
     path = folder / f"{content or own}.rejected-{own}.parquet"
-    if not path.exists():
-        names = ("row", "column", "reason", "content")
-        columns = zip(*told, strict=True)
-        write_table(pa.table({name: pa.array(column) for name, column in zip(names, columns, strict=True)}), path)
+    names = ("row", "column", "reason", "content")
+    columns = {name: list(column) for name, column in zip(names, zip(*told, strict=True), strict=True)}
+    if not _holds(path, "content", columns["content"]):
+        write_table(pa.table(columns), path)
     return path
+
+
+def _writable(text: str) -> str:
+    """Return the text with what UTF-8 cannot write, such as half an emoji, as an escape."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _holds(path: Path, column: str, values: Sequence[object]) -> bool:
+    """Return whether the file is there and whole."""
+    try:
+        return pq.read_table(path, columns=[column])[column].to_pylist() == values
+    except (OSError, pa.ArrowException):
+        return False
 
 
 def load_examples(folder: Path, content: str, *, limit: int | None) -> list[Example]:
@@ -188,7 +246,10 @@ def load_examples(folder: Path, content: str, *, limit: int | None) -> list[Exam
     path = folder / f"{content}.parquet"
     if not path.exists():
         raise DspexError(f"{path} is gone; materialise the data set asset again")
-    payloads = cast("list[bytes]", pq.read_table(path, columns=["payload"])["payload"].to_pylist())
+    try:
+        payloads = cast("list[bytes]", pq.read_table(path, columns=["payload"])["payload"].to_pylist())
+    except (OSError, pa.ArrowException) as error:
+        raise DspexError(f"{path} is damaged ({error}); materialise the data set asset again") from error
     examples: list[Example] = []
     for payload in payloads[:limit]:
         example_id, inputs, labels, group, metadata = cast("list[Any]", decode(payload))
@@ -197,8 +258,16 @@ def load_examples(folder: Path, content: str, *, limit: int | None) -> list[Exam
 
 
 def write_table(table: Any, path: Path) -> None:
-    """Write Parquet beside *path* and rename it into place, so that nobody sees half a file."""
+    """Write Parquet beside *path* and rename it into place, so that nobody sees half a file, even after a crash."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    pq.write_table(table, unfinished)
+    with unfinished.open("wb") as file:
+        pq.write_table(table, file)
+        file.flush()
+        os.fsync(file.fileno())
     unfinished.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

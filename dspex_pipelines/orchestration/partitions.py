@@ -11,8 +11,10 @@ from dspex_pipelines.errors import InvalidValue
 from dspex_pipelines.model.evaluation import Evaluation, Upstream
 from dspex_pipelines.model.partitions import Dates, Dynamic
 from dspex_pipelines.model.payload import digest_of
-from dspex_pipelines.orchestration.sources import source_digests
+from dspex_pipelines.orchestration.sources import files_left_out, source_digests
 
+_TOLD = 10
+"""Files that an error names."""
 _DATES = {
     "day": dg.DailyPartitionsDefinition,
     "week": dg.WeeklyPartitionsDefinition,
@@ -76,7 +78,8 @@ def present_partitions(evaluation: Evaluation, instance: dg.DagsterInstance) -> 
         raise InvalidValue(field="dataset.source", value=source.asset, fix=fix)
     found = tuple(source_digests(evaluation.dataset))
     if not found:
-        raise InvalidValue(field="dataset.source", value=str(source), fix="it has no partition yet")
+        why = "".join(f"; {what}" for what in list(files_left_out(evaluation.dataset).values())[:_TOLD])
+        raise InvalidValue(field="dataset.source", value=str(source), fix=f"it has no partition yet{why}")
     add_partitions(evaluation, instance, found)
     return found
 

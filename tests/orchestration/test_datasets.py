@@ -5,7 +5,10 @@ from __future__ import annotations
 import datetime as dt
 import json
 import math
-from collections.abc import Callable
+import os
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +21,10 @@ from hypothesis import strategies as st
 
 from dspex_pipelines.errors import DspexError, InvalidValue
 from dspex_pipelines.model.evaluation import Dataset
+from dspex_pipelines.model.partitions import Dynamic
 from dspex_pipelines.model.trial import Example
-from dspex_pipelines.orchestration.datasets import load_examples, read_partition, store_examples
+from dspex_pipelines.orchestration.datasets import load_examples, read_partition, store_examples, store_rejected
+from dspex_pipelines.orchestration.sources import source_digests
 from tests.orchestration.conftest import Lab, failure
 from tests.orchestration.declared import declare, rows
 
@@ -27,12 +32,21 @@ NAN = math.nan
 
 
 def dataset(source: Any, **changes: Any) -> Dataset:
-    given = {"inputs": ("x",), "labels": ("y",), "example_id": "id", "group": "group", **changes}
+    given: dict[str, Any] = {"inputs": ("x",), "labels": ("y",), "example_id": "id", "group": "group", **changes}
     return Dataset(source=source if isinstance(source, Path) else lambda: source, **given)
 
 
 def row(**changes: Any) -> dict[str, Any]:
     return {"id": "a", "x": 1, "y": 1, "group": "g", **changes}
+
+
+def write(path: Path, table: list[dict[str, Any]]) -> None:
+    kinds: dict[str, Callable[[], object]] = {
+        ".csv": lambda: pd.DataFrame(table).to_csv(path, index=False),
+        ".jsonl": lambda: path.write_text("\n".join(json.dumps(one) for one in table) + "\n\n"),
+        ".parquet": lambda: pq.write_table(pa.Table.from_pylist(table), path),
+    }
+    kinds[path.suffix]()
 
 
 @pytest.mark.parametrize(
@@ -45,8 +59,13 @@ def row(**changes: Any) -> dict[str, Any]:
         pytest.param([row(y=NAN)], "row 1, column 'y': nan is not accepted; give a number, or null", id="nan-label"),
         pytest.param(
             [{"id": "a", "y": 1, "group": "g"}],
-            "column 'x': None is not accepted; the columns are id, y, group",
+            "has no column 'x' (inputs); the columns are id, y, group",
             id="no-column",
+        ),
+        pytest.param(
+            [row(), {"id": "b", "y": 1, "group": "g"}],
+            "row 2, column 'x': None is not accepted; the columns are id, y, group",
+            id="no-column-in-one-row",
         ),
         pytest.param(
             [row(), row()], "row 2, column 'id': 'a' is not accepted; give each example an id of its own", id="twice"
@@ -66,13 +85,38 @@ def test_a_bad_row_is_named(source: list[dict[str, Any]], message: str) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        pytest.param("a.csv", b"id,x,y,group\na,1,2,g,more\n", "dataset row 1: ['more']", id="csv-long-row"),
-        pytest.param("a.csv", b"id,x,y,group\na,\xff,2,g\n", "it cannot be read", id="csv-not-utf8"),
+        pytest.param("a.csv", b"id,x,y,group\na,1,2,g,more\n", "a.csv row 1: ['more']", id="csv-long-row"),
+        pytest.param("a.csv", b"id,x,y,group\na,\xff,2,g\n", "save it as UTF-8", id="csv-not-utf8"),
+        pytest.param("a.csv", b"id,x,y,group\na,1\n", "a.csv row 1: ['a', '1']", id="csv-short-row"),
+        pytest.param("a.csv", b"id,x,x,y,group\n", "a.csv has two columns 'x'; rename one", id="csv-column-twice"),
+        pytest.param("a.csv", b"id;x;y;group\na;1,5;2;g\n", "it seems to be separated by semicolons", id="semicolons"),
+        pytest.param("a.csv", b"id\tx\ty\tgroup\na\t1\t2\tg\n", "separated by tabs", id="tabs"),
+        pytest.param(
+            "a.csv",
+            b"id,x,Y,group\n" + b"a,1,2,g\n" * 20,
+            "a.csv has no column 'y' (labels); the columns are id, x, Y, group",
+            id="csv-no-column",
+        ),
+        pytest.param(
+            "a.csv",
+            b'id,x,y,group\na,1,2,g\nb,"1,2,g\n' + b"c,1,2,g\n" * 997,
+            "a.csv' is not accepted; a quote (\") in line 3 is not closed",
+            id="csv-quote-to-the-end",
+        ),
+        pytest.param(
+            "a.csv",
+            b'id,x,y,group\na,1,2,g\nb,"1,2,g\n' + b"c,1,2,g\n" * 9 + b'd,"1",2,g\n',
+            "a.csv' is not accepted; a quote (\") in line 3 is not closed",
+            id="csv-quote-to-another",
+        ),
+        pytest.param(
+            "a.jsonl", b'{"id": "a", "x": ' + b"[" * 99_999, 'a.jsonl line 1: \'{"id": "a"', id="jsonl-too-deep"
+        ),
         pytest.param("a.csv", b"id,x,y,group\n", "the source is empty", id="csv-header-alone"),
         pytest.param(
             "a.jsonl",
             b'{"id": "a", "x": 1, "y": 1, "group": ""}\n{"id"',
-            "dataset line 2: '{\"id\"' is not accepted; write JSON",
+            "a.jsonl line 2: '{\"id\"' is not accepted; write JSON",
             id="jsonl-half",
         ),
         pytest.param("a.jsonl", b"[1, 2]\n", "write a JSON object", id="jsonl-list"),
@@ -96,6 +140,146 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     assert "there is no such file" in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        pytest.param("lable", "has no column 'lable' (labels); did you mean label? ", id="label"),
+        pytest.param("weather", "has no column 'weather' (labels); the columns are id, x, label", id="unlike-any"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_a_column_that_no_row_has_is_told_once(tmp_path: Path, kind: str, name: str, message: str) -> None:
+    path = tmp_path / f"given.{kind}"
+    write(path, [{"id": f"e{x}", "x": x, "label": x} for x in range(20)])
+    with pytest.raises(InvalidValue) as refused:
+        read_partition(dataset(path, labels=(name,), group=""), "all")
+    assert str(refused.value).startswith(f"{path} {message}")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_file_in_no_folder_but_its_own_is_said_to_be_missing_there(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path, there in ((tmp_path / "gone.csv", "such file"), (Path("gone.csv"), f"such file in {tmp_path}")):
+        with pytest.raises(InvalidValue) as refused:
+            read_partition(dataset(path), "all")
+        assert str(refused.value).endswith(there)
+
+
+def test_a_row_with_too_few_cells_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("id,x,y,group\n" + "".join(f"e{x},{x},1,g\n" for x in range(9)) + "e9,9")
+    read = read_partition(dataset(path), "all")
+    assert len(read.examples) == 9
+    (bad,) = read.rejected
+    assert (bad.where, bad.content) == ("a.csv row 10", '["e9", "9"]')
+    assert "fewer cells" in bad.fix
+
+
+def test_a_quote_that_spoils_one_line_costs_that_row(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("id,x,y,group\n" + "".join(f"e{x},{x},1,g\n" for x in range(9)) + 'z,"a"b,1,g\ny,"a\nb",1,g\n')
+    read = read_partition(dataset(path), "all")
+    assert [one.inputs["x"] for one in read.examples][-1] == "a\nb"
+    assert [(one.where, "quote" in one.fix) for one in read.rejected] == [("a.csv row 10", True)]
+
+
+def test_a_cell_may_be_long(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(f"id,x,y,group\na,{'x' * 200_000},1,g\n")
+    (one,) = read_partition(dataset(path), "all").examples
+    assert len(one.inputs["x"]) == 200_000
+
+
+def test_a_path_that_is_there_is_no_pattern(tmp_path: Path) -> None:
+    for name, x in (("c[1].csv", "own"), ("c1.csv", "other")):
+        (tmp_path / name).write_text(f"id,x,y,group\na,{x},1,g\n")
+    (one,) = read_partition(dataset(tmp_path / "c[1].csv"), "all").examples
+    assert one.inputs["x"] == "own"
+    (one,) = read_partition(dataset(tmp_path / "c[0-9].csv"), "all").examples
+    assert one.inputs["x"] == "other"
+    folder = tmp_path / "f[1]"
+    folder.mkdir()
+    (folder / "A.CSV").write_text("id,x,y,group\na,1,1,g\n")
+    assert list(source_digests(dataset(folder, partitions=Dynamic()))) == ["A"]
+
+
+class Unshowable:
+    def __repr__(self) -> str:
+        raise RuntimeError
+
+
+def nested(levels: int) -> dict[str, Any]:
+    return {"a": nested(levels - 1)} if levels else {}
+
+
+CIRCULAR: list[Any] = []
+CIRCULAR.append(CIRCULAR)
+
+
+@pytest.mark.parametrize(
+    ("value", "column"),
+    [
+        pytest.param(CIRCULAR, "x", id="circular"),
+        pytest.param({(1, 2): 3}, "x", id="tuple-key"),
+        pytest.param(Unshowable(), "x", id="unshowable"),
+        pytest.param("cut emoji \ud83d", "x", id="lone-surrogate"),
+        pytest.param(nested(480), "x", id="deep"),
+    ],
+)
+def test_a_value_that_cannot_be_kept_costs_its_row(tmp_path: Path, value: object, column: str) -> None:
+    source = [row(id=f"e{x}") for x in range(9)] + [row(x=value)]
+    read = read_partition(dataset(source), "all")
+    assert len(read.examples) == 9
+    assert [(one.where, one.column) for one in read.rejected] == [("dataset row 10", column)]
+    assert read.rejected[0].reason
+    kept = pd.read_parquet(store_rejected(read.rejected, tmp_path))
+    assert kept["row"].tolist() == ["dataset row 10"]
+    stored = store_examples(read.examples, tmp_path)
+    assert load_examples(tmp_path, stored.digest, limit=None) == read.examples
+
+
+def test_a_row_whose_columns_are_no_texts_is_left_out() -> None:
+    read = read_partition(dataset([row(id=f"e{x}") for x in range(9)] + [{5: 77}]), "all")
+    assert [one.fix for one in read.rejected] == ["the columns are 5"]
+
+
+def test_half_an_emoji_in_a_file_costs_its_row(lab: Lab, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row(id=f"e{x}", x="\ud83d" if x == 3 else x)) + "\n" for x in range(9)))
+    evaluation = declare("fifth_raises")
+    lab.declare(replace(evaluation, dataset=replace(evaluation.dataset, source=path)))
+    result = lab.run([lab.dataset_key])
+    assert result.success, failure(result)
+    assert lab.metadata(lab.dataset_key, "all")["rows rejected"] == 1
+
+
+def raising() -> list[Any]:
+    msg = "no such table"
+    raise RuntimeError(msg)
+
+
+def breaking_off() -> Iterator[Any]:
+    yield row()
+    raising()
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        pytest.param(raising, "`{module}:raising` raised RuntimeError: no such table", id="raises"),
+        pytest.param(breaking_off, "`{module}:breaking_off` raised RuntimeError: no such table", id="breaks-off"),
+        pytest.param(lambda: 5, "returned int; give an iterable of rows", id="integer"),
+        pytest.param(lambda: None, "returned NoneType; give an iterable of rows", id="nothing"),
+        pytest.param(lambda: {"x": 1}, "returned dict; give an iterable of rows", id="one-map"),
+    ],
+)
+def test_what_a_function_does_wrong_is_told_in_a_line(source: Callable[[], Any], message: str) -> None:
+    with pytest.raises(InvalidValue) as refused:
+        read_partition(Dataset(source=source, inputs=("x",)), "all")
+    assert message.format(module=__name__) in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
 def test_a_partition_without_rows_says_which_there_are() -> None:
     source = [row(topic="text"), row(id="b", topic=None), row(id="c", topic="data")]
     with pytest.raises(InvalidValue) as refused:
@@ -114,12 +298,7 @@ def test_examples_without_a_group_are_clusters_of_their_own(group: object) -> No
 def test_every_kind_of_file_gives_the_same_examples(tmp_path: Path, kind: str) -> None:
     table = [{"id": "a", "x": "1, 2", "y": "é\n", "group": "g"}, {"id": "b", "x": "3", "y": "4", "group": ""}]
     path = tmp_path / f"given.{kind}"
-    write: dict[str, Callable[[], object]] = {
-        "csv": lambda: pd.DataFrame(table).to_csv(path, index=False),
-        "jsonl": lambda: path.write_text("\n".join(json.dumps(one) for one in table) + "\n\n"),
-        "parquet": lambda: pq.write_table(pa.Table.from_pylist(table), path),
-    }
-    write[kind]()
+    write(path, table)
     assert read_partition(dataset(path), "all") == read_partition(dataset(table), "all")
 
 
@@ -160,6 +339,37 @@ def test_a_stored_data_set_is_never_written_again(tmp_path: Path) -> None:
     assert again == first
     assert (first.path.stat().st_ino, first.path.stat().st_mtime_ns) == before
     assert [path.name for path in tmp_path.iterdir()] == [f"{first.digest}.parquet"]
+
+
+@pytest.mark.parametrize("left", [0, 99])
+def test_a_file_that_was_cut_is_written_again(tmp_path: Path, left: int) -> None:
+    examples = [Example(example_id=f"e{x}", inputs={"x": x}) for x in range(5)]
+    path = store_examples(examples, tmp_path).path
+    whole = path.read_bytes()
+    path.write_bytes(whole[:left])
+    with pytest.raises(DspexError, match="is damaged .*; materialise the data set asset again"):
+        load_examples(tmp_path, path.stem, limit=None)
+    stored = store_examples(examples, tmp_path)
+    assert path.read_bytes() == whole
+    assert load_examples(tmp_path, stored.digest, limit=None) == examples
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: Any) -> None:
+    done: list[str] = []
+    fsync, replace_ = os.fsync, Path.replace
+
+    def synced(handle: int) -> None:
+        done.append("folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "file")
+        fsync(handle)
+
+    def renamed(self: Path, target: Path) -> Path:
+        done.append("name")
+        return replace_(self, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "replace", renamed)
+    store_examples([Example(example_id="a", inputs={"x": 1})], tmp_path)
+    assert done == ["file", "name", "folder"]
 
 
 def test_a_data_set_that_is_gone_says_what_to_do(tmp_path: Path) -> None:

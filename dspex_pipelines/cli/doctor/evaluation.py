@@ -14,8 +14,8 @@ from dspex_pipelines.cli.targets import DECLARATION, find_evaluation
 from dspex_pipelines.engine.programs import inspect_program, resolve
 from dspex_pipelines.errors import DspexError, InvalidValue
 from dspex_pipelines.model.evaluation import Evaluation, Upstream
-from dspex_pipelines.orchestration.datasets import read_partition
-from dspex_pipelines.orchestration.sources import source_digests
+from dspex_pipelines.orchestration.datasets import ReadPartition, read_partitions
+from dspex_pipelines.orchestration.sources import files_left_out, source_digests
 from dspex_pipelines.redaction import LISTED, is_secret_variable
 
 _VARIABLE = re.compile(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)+")
@@ -87,21 +87,21 @@ def dataset(evaluation: Evaluation) -> Iterator[Finding]:
         yield ok(f"it is the asset {source.asset}, which only Dagster loads")
         return
     try:
-        partitions = tuple(source_digests(evaluation.dataset))
+        for what in files_left_out(evaluation.dataset).values():
+            yield warning(f"a file is left out: {what}", "mend it, or take it out of the folder")
+        for name, read in read_partitions(evaluation.dataset, tuple(source_digests(evaluation.dataset))):
+            yield _partition(name, read)
     except DspexError as error:
         yield _refused(error)
-        return
-    for name in partitions:
-        try:
-            read = read_partition(evaluation.dataset, name)
-        except DspexError as error:
-            yield _refused(error)
-            continue
-        if read.rejected:
-            what = f"{name}: {len(read.rejected):,} of {len(read.rejected) + len(read.examples):,} rows are left out"
-            yield warning(what, f"mend them: {read.rejected[0].reason}")
-        else:
-            yield ok(f"{name}: {len(read.examples):,} examples")
+
+
+def _partition(name: str, read: ReadPartition | InvalidValue) -> Finding:
+    if isinstance(read, InvalidValue):
+        return refused(read)
+    if read.rejected:
+        what = f"{name}: {len(read.rejected):,} of {len(read.rejected) + len(read.examples):,} rows are left out"
+        return warning(what, f"mend them: {read.rejected[0].reason}")
+    return ok(f"{name}: {len(read.examples):,} examples")
 
 
 def files(evaluation: Evaluation) -> Iterator[Finding]:
