@@ -18,10 +18,10 @@ from dspex_pipelines.orchestration.datasets import (
     store_rejected,
 )
 from dspex_pipelines.orchestration.failing import step_failure
+from dspex_pipelines.orchestration.freshness import reading_digests
 from dspex_pipelines.orchestration.partitions import backfill_policy, partitions_def, version_of
 from dspex_pipelines.orchestration.resources import ProgressResource, ResultStore
 from dspex_pipelines.orchestration.secrecy import without_secrets
-from dspex_pipelines.orchestration.sources import source_digests
 from dspex_pipelines.orchestration.tags import SOURCE
 
 SAMPLES = 20
@@ -59,7 +59,7 @@ def dataset_asset(evaluation: Evaluation) -> dg.AssetsDefinition:
         with without_secrets():
             try:
                 # Before the rows are read: a file that changes meanwhile is seen to have changed.
-                digests = source_digests(evaluation.dataset) if isinstance(source, Path) else {}
+                digests = reading_digests(evaluation.dataset) if isinstance(source, Path) else {}
                 for partition in names:
                     folder = store.datasets(context.instance, evaluation.name, partition)
                     of_it = rows if values is None else values[partition]
