@@ -18,10 +18,11 @@ from dspex_pipelines.orchestration.datasets import (
     store_rejected,
 )
 from dspex_pipelines.orchestration.failing import step_failure
+from dspex_pipelines.orchestration.freshness import reading_digests
 from dspex_pipelines.orchestration.partitions import backfill_policy, partitions_def, version_of
 from dspex_pipelines.orchestration.resources import ProgressResource, ResultStore
 from dspex_pipelines.orchestration.secrecy import without_secrets
-from dspex_pipelines.orchestration.sources import files_left_out, source_digests
+from dspex_pipelines.orchestration.sources import files_left_out
 from dspex_pipelines.orchestration.tags import SOURCE
 
 SAMPLES = 20
@@ -61,7 +62,7 @@ def dataset_asset(evaluation: Evaluation) -> dg.AssetsDefinition:
         with without_secrets():
             try:
                 # Before the rows are read: a file that changes meanwhile is seen to have changed.
-                digests = source_digests(evaluation.dataset, names) if isinstance(source, Path) else {}
+                digests = reading_digests(evaluation.dataset, names) if isinstance(source, Path) else {}
                 for what in list(files_left_out(evaluation.dataset).values())[:SAMPLES]:
                     context.log.warning(f"left out: {what}")
                 for partition, read in _read(evaluation.dataset, names, rows, values):

@@ -7,6 +7,7 @@ that makes stale, and ranks again.
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from dagster._core.instance.types import DynamicPartitionsStoreAfterRequests
 from dagster_shared.record import copy
 
 from dspex_pipelines.errors import DspexError
-from dspex_pipelines.model.evaluation import Evaluation
-from dspex_pipelines.model.partitions import Dynamic
+from dspex_pipelines.model.evaluation import Dataset, Evaluation
+from dspex_pipelines.model.partitions import Dates, Dynamic
+from dspex_pipelines.model.payload import digest_of
 from dspex_pipelines.orchestration.naming import keys
 from dspex_pipelines.orchestration.partitions import dynamic_partitions, known_partitions
 from dspex_pipelines.orchestration.sources import source_digests
@@ -60,6 +62,9 @@ class KeepFreshSensor(dg.AutomationConditionSensorDefinition):
 
     def __init__(self, evaluation: Evaluation) -> None:
         self._evaluation = evaluation
+        looks = isinstance(evaluation.dataset.source, Path)
+        noticed = "notices new and changed files of the data set by their content, " if looks else ""
+        unread = "" if looks else "The data set has no files to look at: runs that something else starts read it. "
         super().__init__(
             name=f"{evaluation.name}_keep_fresh",
             target=list(keys(evaluation)),
@@ -68,9 +73,8 @@ class KeepFreshSensor(dg.AutomationConditionSensorDefinition):
             minimum_interval_seconds=evaluation.automation.look_every_s,
             default_status=dg.DefaultSensorStatus(OFF),
             run_tags={**evaluation.tags, **RETRIES},
-            description=f"Keeps {evaluation.name} fresh: notices new and changed files of the data set by their "
-            "content, evaluates each partition whose data or program has changed, and ranks again. Off until it is "
-            "turned on here.",
+            description=f"Keeps {evaluation.name} fresh: {noticed}evaluates each partition whose data or program has "
+            f"changed, and ranks again. {unread}Off until it is turned on here.",
         )
 
     def evaluate_tick(self, context: SensorEvaluationContext) -> SensorExecutionData:
@@ -78,10 +82,11 @@ class KeepFreshSensor(dg.AutomationConditionSensorDefinition):
         evaluation = self._evaluation
         try:
             new, stale = look(evaluation, context.instance)
-        except DspexError as error:
+        except (DspexError, OSError) as error:
             # What is there already is kept fresh all the same.
-            context.log.error(str(error))  # noqa: TRY400 - it says itself what to do
+            context.log.error(f"the files of the data set cannot be looked at: {error}")  # noqa: TRY400 - it says it all
             new, stale = list[str](), list[dg.RunRequest]()
+        _forget_rubbish(context)
         data = super().evaluate_tick(context)
         added = [dynamic_partitions(evaluation).build_add_request(new)] if new else []
         # What gives a request for a partition its tags; those of the conditions have been through it.
@@ -104,18 +109,19 @@ class KeepFreshSensor(dg.AutomationConditionSensorDefinition):
 def look(evaluation: Evaluation, instance: dg.DagsterInstance) -> tuple[list[str], list[dg.RunRequest]]:
     """Return the partitions that files have brought, and a request to read each whose files are not what was read.
 
-    Raises `InvalidValue` for a source that is not there.
+    Raises `InvalidValue` for a source that is not there, and `OSError` for a file that cannot be read, or no more.
     """
     if not isinstance(evaluation.dataset.source, Path):
         return [], []
-    digests = source_digests(evaluation.dataset)
+    digests = reading_digests(evaluation.dataset)
     known = set(known_partitions(evaluation, instance))
     new = [name for name in digests if name not in known] if isinstance(evaluation.dataset.partitions, Dynamic) else []
     dataset, _, _ = keys(evaluation)
+    wiped = _last_wipe(instance, dataset)
     return new, [
         dg.RunRequest(
             # A file that is changed back is read again, and one that was refused is not, until it changes.
-            run_key=f"{name}:{digest}:{number}",
+            run_key=f"{name}:{digest}:{number or wiped}",
             partition_key=name,
             asset_selection=[dataset],
             tags=dict(evaluation.tags),
@@ -127,6 +133,26 @@ def look(evaluation: Evaluation, instance: dg.DagsterInstance) -> tuple[list[str
     ]
 
 
+def reading_digests(dataset: Dataset, only: Collection[str] | None = None) -> Mapping[str, str]:
+    """Return the partitions that a source has now, or *only* those, each with a digest of files and reading.
+
+    What is empty where `source_digests` is; raises as it does.
+    """
+    by = dataset.partitions
+    declared = [
+        dataset.inputs,
+        dataset.labels,
+        dataset.example_id,
+        dataset.group,
+        dataset.partition_by,
+        # A partition of the same name has other rows by another period; that there are more partitions changes none.
+        by.every if isinstance(by, Dates) else "",
+        dataset.max_bad_rows,
+    ]
+    how = digest_of(declared).hex()
+    return {name: f"{digest}:{how}" if digest else "" for name, digest in source_digests(dataset, only).items()}
+
+
 def _last_read(instance: dg.DagsterInstance, dataset: dg.AssetKey, partition: str) -> tuple[int, str]:
     """Return which materialisation was the partition's last, and the digest of the files that it was read from."""
     wanted = dg.AssetRecordsFilter(asset_key=dataset, asset_partitions=[partition])
@@ -134,6 +160,29 @@ def _last_read(instance: dg.DagsterInstance, dataset: dg.AssetKey, partition: st
         metadata = record.asset_materialization.metadata if record.asset_materialization else {}
         return record.storage_id, str(metadata[SOURCE].value) if SOURCE in metadata else ""
     return 0, ""
+
+
+def _last_wipe(instance: dg.DagsterInstance, dataset: dg.AssetKey) -> int:
+    """Return which event was the last that wiped the data set; 0 for none."""
+    wanted = dg.EventRecordsFilter(dg.DagsterEventType.ASSET_WIPED, asset_key=dataset)
+    return next((one.storage_id for one in instance.event_log_storage.get_event_records(wanted, limit=1)), 0)
+
+
+def _forget_rubbish(context: SensorEvaluationContext) -> None:
+    """Have the conditions start anew where their cursor cannot be read: every tick would fail."""
+    # A second to import, which the sensor's own tick imports too.
+    from dagster._daemon.asset_daemon import asset_daemon_cursor_from_instigator_serialized_cursor
+
+    graph = context.repository_def.asset_graph if context.repository_def else None
+    try:
+        asset_daemon_cursor_from_instigator_serialized_cursor(context.cursor, graph)
+    except Exception as error:  # noqa: BLE001 - whatever base64, zlib and Dagster say to it
+        context.log.warning(
+            f"the sensor's cursor cannot be read ({error}), and is begun anew: what changed before is not evaluated by "
+            "itself; materialise what the UI shows as stale"
+        )
+        # Not by `update_cursor`: the conditions give a new one, and there may be only one.
+        context._cursor = None  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
 
 
 def _tagged(evaluation: Evaluation, request: dg.RunRequest) -> dg.RunRequest:

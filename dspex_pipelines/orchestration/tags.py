@@ -21,7 +21,7 @@ RESULTS = "evaluation"
 PARTIAL = "partial"
 """Name of the metadata that says which trials a run did not get to, and why; complete results have none."""
 SOURCE = "source digest"
-"""Name of the metadata that says which content of its files a data set was read from."""
+"""Name of the metadata that says which content of its files a data set was read from, and how."""
 RETRIES = {"dagster/max_retries": "2", "dagster/retry_strategy": "ALL_STEPS"}
 """Tags of a run that Dagster is to start again, as a whole: what is done is not done again."""
 OFF = "STOPPED"

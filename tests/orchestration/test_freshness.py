@@ -11,9 +11,10 @@ import dagster as dg
 import pytest
 from dagster._core.definitions.partitions.context import partition_loading_context
 
-from dspex_pipelines.model.evaluation import Dataset, Evaluation
+from dspex_pipelines.model.evaluation import Dataset, Evaluation, Upstream
 from dspex_pipelines.model.partitions import Dates, Dynamic
-from dspex_pipelines.orchestration.freshness import KeepFreshSensor
+from dspex_pipelines.orchestration import sources
+from dspex_pipelines.orchestration.freshness import KeepFreshSensor, reading_digests
 from tests.orchestration.conftest import Lab
 from tests.orchestration.declared import PROGRAMS, SPACE
 
@@ -80,7 +81,7 @@ def data(tmp_path: Path) -> Path:
     return folder
 
 
-def declared(source: Path, **changes: Any) -> Evaluation:
+def declared(source: Any, **changes: Any) -> Evaluation:
     return Evaluation(
         name="tested",
         dataset=Dataset(
@@ -199,6 +200,117 @@ def test_a_source_that_is_gone_is_told_and_what_is_there_is_kept_fresh(lab: Lab,
     (data / "monday.csv").unlink()
     data.rmdir()
     assert daemon.rest() == ["evaluation monday", "leaderboard -"]
+
+
+def test_a_file_that_goes_during_the_look_is_told_and_what_is_there_is_kept_fresh(
+    lab: Lab, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(data / "monday.csv", ("a", 1, 1))
+    lab.declare(declared(data))
+    daemon = Daemon(lab)
+    assert daemon.tick() == ["dataset monday"]
+
+    def gone(_: Path) -> str:
+        raise FileNotFoundError(2, "gone", "tuesday.csv")
+
+    with monkeypatch.context() as during:
+        during.setattr(sources, "file_digest", gone)
+        assert daemon.tick() == ["evaluation monday"]
+    assert "the files of the data set cannot be looked at: [Errno 2] gone: 'tuesday.csv'" in capsys.readouterr().err
+    assert daemon.rest() == ["leaderboard -"]
+
+
+@pytest.mark.parametrize("cursor", ["rubbish", "0rubbish", "0eJw=", "1", "{", "12"])
+def test_a_cursor_that_cannot_be_read_is_told_and_begun_anew(
+    daemon: Daemon, data: Path, cursor: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(data / "monday.csv", ("a", 1, 1))
+    daemon.rest()
+    assert "cursor" not in capsys.readouterr().err
+    daemon.cursor = cursor
+    assert daemon.rest() == []
+    assert capsys.readouterr().err.count("the sensor's cursor cannot be read") == 1
+    write(data / "monday.csv", ("a", 2, 2))
+    assert daemon.rest() == ["dataset monday", "evaluation monday", "leaderboard -"]
+
+
+def test_a_data_set_that_is_wiped_is_read_again_each_time(daemon: Daemon, data: Path, lab: Lab) -> None:
+    write(data / "monday.csv", ("a", 1, 1))
+    daemon.rest()
+    for _ in range(2):
+        lab.instance.wipe_assets([lab.dataset_key])
+        assert "dataset monday" in daemon.rest()
+
+
+def test_a_file_that_is_refused_is_read_once_after_a_wipe(daemon: Daemon, data: Path, lab: Lab) -> None:
+    (data / "monday.csv").write_text("id,x,y\na,,1\n")
+    assert daemon.rest() == ["dataset monday failed"]
+    lab.instance.wipe_assets([lab.dataset_key])
+    assert daemon.rest() == ["dataset monday failed"]
+
+
+CHANGES: dict[str, Any] = {
+    "labels": ("z",),
+    "inputs": ("x", "z"),
+    "example_id": "z",
+    "group": "z",
+    "max_bad_rows": 0.5,
+}
+
+
+@pytest.mark.parametrize("changed", CHANGES)
+def test_another_declaration_reads_every_partition_again(lab: Lab, data: Path, changed: str) -> None:
+    for day in ("monday", "tuesday"):
+        (data / f"{day}.csv").write_text("id,x,y,z\na,1,1,2\n")
+    lab.declare(declared(data))
+    daemon = Daemon(lab)
+    daemon.rest()
+    lab.declare(
+        replace(lab.evaluation, dataset=replace(lab.evaluation.dataset, description="told otherwise")),
+    )
+    assert daemon.rest() == []
+    lab.declare(replace(lab.evaluation, dataset=replace(lab.evaluation.dataset, **{changed: CHANGES[changed]})))
+    ran = daemon.rest()
+    assert sorted(ran)[:2] == ["dataset monday", "dataset tuesday"]
+    evaluated = any(one.startswith("evaluation monday") for one in ran)
+    assert evaluated == (changed != "max_bad_rows"), "by its content"
+
+
+def test_a_refused_file_is_read_again_when_the_declaration_allows_it(daemon: Daemon, data: Path, lab: Lab) -> None:
+    write(data / "monday.csv", ("a", 1, 1))
+    (data / "monday.csv").write_text("id,x,y\na,,1\nb,1,1\n")
+    assert daemon.rest() == ["dataset monday failed"]
+    lab.declare(replace(lab.evaluation, dataset=replace(lab.evaluation.dataset, max_bad_rows=1)))
+    assert daemon.rest() == ["dataset monday", "evaluation monday", "leaderboard -"]
+
+
+def test_one_more_partition_reads_no_other_again(lab: Lab, data: Path) -> None:
+    file = data / "all.csv"
+    file.write_text("id,x,y,topic\na,1,1,text\nb,2,2,files\n")
+    lab.declare(declared(file, partition_by="topic", partitions=("text",)))
+    daemon = Daemon(lab)
+    daemon.rest()
+    lab.declare(declared(file, partition_by="topic", partitions=("text", "files")))
+    assert daemon.rest() == ["dataset files", "evaluation files", "leaderboard -"]
+
+
+def test_partitions_of_another_period_are_read_again(data: Path) -> None:
+    file = data / "all.csv"
+    file.write_text("id,x,y,day\na,1,1,2026-01-01\nb,2,2,2026-01-02\n")
+    day, month = (
+        reading_digests(declared(file, partition_by="day", partitions=Dates(start="2026-01-01", every=every)).dataset)
+        for every in ("day", "month")
+    )
+    assert day["2026-01-01"] != month["2026-01-01"]
+
+
+@pytest.mark.parametrize("source", [lambda: iter([]), Upstream("raw/rows")], ids=["function", "asset"])
+def test_of_a_data_set_without_files_it_says_that_it_does_not_look(data: Path, source: Any) -> None:
+    files, none = (KeepFreshSensor(declared(one, partitions=("all",))).description or "" for one in (data, source))
+    assert "notices new and changed files" in files
+    assert "no files to look at" not in files
+    assert "The data set has no files to look at: runs that something else starts read it." in none
+    assert "notices" not in none
 
 
 def test_one_file_with_a_column_of_partitions_reads_all_and_evaluates_what_has_changed(lab: Lab, data: Path) -> None:
