@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from dspex_pipelines.analysis.leaderboard import SLACK, Estimate, leaderboard, paired_difference
+from dspex_pipelines.analysis.leaderboard import Estimate, leaderboard, outside_range, paired_difference, slack
 from dspex_pipelines.model.checks import Check, Coverage, FailureRate, NoRegression, ScoreFloor
 from dspex_pipelines.model.outcome import ErrorType
 
@@ -18,6 +18,10 @@ _OUTCOME = ("status", "error_type")
 _TRIAL = ("partition", "group", "example_id", "repeat", "configuration")
 _METRIC_CHANGED = "; the metric's source has changed too, so it may be that"
 _NOT_RUN = ErrorType.BUDGET_EXHAUSTED.value
+_SMALLER = "have the metric return smaller numbers"
+_DECLARE = (
+    "declare a `score_range` that every score lies in, and run the check again: *Execute* on its page, or evaluate"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +36,8 @@ class Finding:
     """What the bound is about; NaN where there is nothing that it could be."""
     facts: dict[str, Fact] = field(default_factory=dict[str, Fact])
     """What else helps to judge it, by name."""
+    fix: str = ""
+    """What to do, where it is not what one does about any check of the kind that fails."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +50,14 @@ class Baseline:
     """Ids of the examples whose content is what it was; None: all that are in both."""
     metric_changed: bool = False
     """Whether the source that the metric's version is a digest of has changed since."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotLookedAt:
+    """Earlier results that there may be, beyond those that have been looked at."""
+
+    why: str
+    fix: str
 
 
 def columns_of(checks: Sequence[Check], names: Sequence[str]) -> list[str]:
@@ -60,7 +74,7 @@ def judge(
     trials: pd.DataFrame,
     *,
     score_range: tuple[float, float],
-    baseline: Baseline | str = "there are no earlier results",
+    baseline: Baseline | NotLookedAt | str = "there are no earlier results",
 ) -> Finding:
     """Return what *trials*, the results of one partition (one row for each planned trial), say to *check*.
 
@@ -68,42 +82,74 @@ def judge(
     """
     match check:
         case ScoreFloor():
-            return _score_floor(check, trials, score_range)
+            return _untold(check, trials, score_range) or _score_floor(check, trials, score_range)
         case FailureRate():
             return _failure_rate(check, trials)
         case Coverage():
             return _coverage(check, trials)
         case NoRegression():
-            return _no_regression(check, trials, score_range, baseline)
+            return _untold(check, trials, score_range) or _no_regression(check, trials, score_range, baseline)
+
+
+def lacks_scores(trials: pd.DataFrame, metric: str) -> bool:
+    """Return whether *trials* have no such score though some succeeded."""
+    return f"score.{metric}" not in trials and bool((trials["status"] == "ok").any())
+
+
+def _untold(check: ScoreFloor | NoRegression, trials: pd.DataFrame, score_range: tuple[float, float]) -> Finding | None:
+    """Return what keeps *trials* from telling anything of the check's metric; None for nothing.
+
+    Outside the range a failed trial is not the worst: results could pass for failing more.
+    """
+    if lacks_scores(trials, check.metric):
+        said = f"no trial has a score called {check.metric}; a dict's scores are called metric.key"
+        return Finding(passed=False, bound=_bound(check), said=said)
+    if f"score.{check.metric}" in trials and (
+        outside := outside_range(trials[f"score.{check.metric}"], check.metric, score_range)
+    ):
+        return _cannot_tell(check, outside, _DECLARE)
+    return None
+
+
+def _cannot_tell(check: ScoreFloor | NoRegression, why: str, fix: str, **facts: Fact) -> Finding:
+    return Finding(passed=False, bound=_bound(check), said=f"cannot tell: {why}", fix=fix, facts=facts)
+
+
+def _bound(check: ScoreFloor | NoRegression) -> str:
+    if isinstance(check, ScoreFloor):
+        return f"at least {check.at_least:g}"
+    return f"not shown to be below {-check.margin or 0.0:g}"
 
 
 def _score_floor(check: ScoreFloor, trials: pd.DataFrame, score_range: tuple[float, float]) -> Finding:
-    bound = f"at least {check.at_least:g}"
     column = f"score.{check.metric}"
     if column not in trials:
-        if (trials["status"] == "ok").any():
-            return _no_such_score(check.metric, bound)
         trials = trials.assign(**{column: math.nan})
     best = leaderboard(trials, metric=check.metric, score_range=score_range).standings[0]
     # The mean that the leaderboard ranks by.
     value = best.bounds[0]
+    if not math.isfinite(value):
+        return _cannot_tell(check, f"the mean {check.metric} is more than a float holds", _SMALLER)
+    facts: dict[str, Fact] = {
+        "trials of the best configuration": best.n,
+        "failures of the best configuration": best.failures,
+        "trials of the best configuration that were not run": best.not_run,
+    }
+    if best.scores[check.metric].n:
+        successes = str(best.scores[check.metric])
+        facts |= {"best configuration": best.configuration, "mean of the best configuration's successes": successes}
+    bound = _bound(check)
     return Finding(
-        passed=value >= check.at_least - SLACK * (score_range[1] - score_range[0]),
+        passed=value >= check.at_least - slack(score_range),
         value=value,
         bound=bound,
         said=f"the best configuration's mean {check.metric} is {value:.4g}, {bound} is asked for",
-        facts={
-            "configuration": best.configuration,
-            "of its successes": str(best.scores[check.metric]),
-            "its trials": best.n,
-            "its failures": best.failures,
-            "its trials that were not run": best.not_run,
-        },
+        facts=facts,
     )
 
 
 def _failure_rate(check: FailureRate, trials: pd.DataFrame) -> Finding:
-    bound = f"at most {check.at_most:g}"
+    bound = f"at most {_share(check.at_most)}"
     run, failed = len(trials) - _not_run(trials), _failures(trials)
     facts: dict[str, Fact] = {"failed": failed, "trials run": run}
     if not run:
@@ -112,38 +158,42 @@ def _failure_rate(check: FailureRate, trials: pd.DataFrame) -> Finding:
         passed=failed / run <= check.at_most,
         value=failed / run,
         bound=bound,
-        said=f"{failed:,} of {run:,} trials failed: {failed / run:.4g}, {bound} is asked for",
+        said=f"{failed:,} of {run:,} trials failed: {_share(failed / run)}, {bound} is asked for",
         facts=facts,
     )
 
 
 def _coverage(check: Coverage, trials: pd.DataFrame) -> Finding:
-    bound = f"at least {check.at_least:g}"
+    bound = f"at least {_share(check.at_least)}"
     run = len(trials) - _not_run(trials)
     value = run / len(trials)
     return Finding(
         passed=value >= check.at_least,
         value=value,
         bound=bound,
-        said=f"{run:,} of {len(trials):,} planned trials were run: {value:.4g}, {bound} is asked for",
+        said=f"{run:,} of {len(trials):,} planned trials were run: {_share(value)}, {bound} is asked for",
         facts={"trials run": run, "planned": len(trials)},
     )
 
 
 def _no_regression(
-    check: NoRegression, trials: pd.DataFrame, score_range: tuple[float, float], baseline: Baseline | str
+    check: NoRegression,
+    trials: pd.DataFrame,
+    score_range: tuple[float, float],
+    baseline: Baseline | NotLookedAt | str,
 ) -> Finding:
-    bound = f"not shown to be below {-check.margin or 0.0:g}"
+    bound = _bound(check)
     facts: dict[str, Fact] = {"margin": check.margin}
+    if isinstance(baseline, NotLookedAt):
+        return _cannot_tell(check, baseline.why, baseline.fix, **facts)
     if isinstance(baseline, str):
         return Finding(passed=True, bound=bound, said=f"nothing to compare with: {baseline}", facts=facts)
     facts["previous run"] = baseline.run_id
     column = f"score.{check.metric}"
-    if column not in trials and (trials["status"] == "ok").any():
-        return _no_such_score(check.metric, bound)
-    worst, best = score_range
-    now = _scored(trials, column, worst)
-    before = _scored(baseline.trials, column, worst)
+    before = _scored(baseline.trials, column, score_range[0])
+    if outside := outside_range(before[column], check.metric, score_range):
+        return _cannot_tell(check, f"in the previous run: {outside}", _DECLARE, **facts)
+    now = _scored(trials, column, score_range[0])
     if baseline.unchanged is not None:
         before = before[before["example_id"].isin(baseline.unchanged)]
     pairs = now.merge(before[["example_id"]].drop_duplicates(), on="example_id")["example_id"].nunique()
@@ -157,12 +207,14 @@ def _no_regression(
     }
     if not difference.n:
         return Finding(passed=True, bound=bound, said="nothing to compare with: no trial has a pair", facts=facts)
+    # Without an interval, of one group, the mean itself has to do.
+    certain = difference.clusters > 1
+    if not math.isfinite(difference.high if certain else difference.mean):
+        return _cannot_tell(check, f"differences of {check.metric} are more than a float holds", _SMALLER, **facts)
     facts["mean difference"] = difference.mean
-    if math.isnan(difference.low):
-        said = f"{check.metric} by {difference.mean:+.4g}, without an interval: all examples are of one group"
-        return Finding(passed=True, value=difference.mean, bound=bound, said=said, facts=facts)
-    facts |= {"95% interval, low": difference.low, "95% interval, high": difference.high}
-    worse = difference.high < -check.margin - SLACK * (best - worst)
+    if certain:
+        facts |= {"95% interval, low": difference.low, "95% interval, high": difference.high}
+    worse = (difference.high if certain else difference.mean) < -check.margin - slack(score_range)
     return Finding(
         passed=not worse,
         value=difference.mean,
@@ -177,12 +229,14 @@ def _verdict(difference: Estimate, check: NoRegression, *, worse: bool) -> str:
     more = f" by more than {check.margin:g}" if check.margin else ""
     if worse:
         return f"worse{more}"
-    if difference.low >= -check.margin:
+    if math.isnan(difference.low) or difference.low >= -check.margin:
         return f"not worse{more}"
     return f"not shown to be worse{more}, though it may be, by up to {-difference.low:.4g}"
 
 
 def _interval(difference: Estimate) -> str:
+    if math.isnan(difference.low):
+        return f"{difference.mean:+.4g} (no interval: all examples are of one group)"
     return f"{difference.mean:+.4g} (95%: {difference.low:+.4g} … {difference.high:+.4g})"
 
 
@@ -193,9 +247,8 @@ def _scored(trials: pd.DataFrame, column: str, worst: float) -> pd.DataFrame:
     return run.assign(**{column: scores.fillna(worst)})
 
 
-def _no_such_score(metric: str, bound: str) -> Finding:
-    said = f"no trial has a score called {metric}; a dict's scores are called metric.key"
-    return Finding(passed=False, bound=bound, said=said)
+def _share(value: float) -> str:
+    return f"{100 * value:.6g}%"
 
 
 def _failures(trials: pd.DataFrame) -> int:

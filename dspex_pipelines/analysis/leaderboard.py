@@ -143,7 +143,7 @@ def leaderboard(
     found.sort(key=lambda one: (-one[6][0], -_or(one[5][metric].mean, -math.inf), one[0]))
     best = frames[found[0][0]]
     return Leaderboard(
-        outside=_outside(trials[f"score.{metric}"], metric, score_range),
+        outside=outside_range(trials[f"score.{metric}"], metric, score_range),
         metric=metric,
         metrics=metrics,
         standings=tuple(
@@ -169,12 +169,18 @@ def ranking_columns(names: Iterable[str]) -> list[str]:
     return [name for name in names if name in looked_at or name.startswith(("var.", "score."))]
 
 
-def _outside(scores: pd.Series[float], metric: str, score_range: tuple[float, float]) -> str:
+def slack(score_range: tuple[float, float]) -> float:
+    """Return what sums of scores may be off by."""
     worst, best = score_range
-    slack = SLACK * (best - worst)
+    return SLACK * best - SLACK * worst  # the range itself may be more than a float holds
+
+
+def outside_range(scores: pd.Series[float], metric: str, score_range: tuple[float, float]) -> str:
+    """Return which *scores* of *metric* lie outside *score_range*, and what to do; empty where none does."""
+    worst, best = score_range
     low, high = float(scores.min()), float(scores.max())
-    below = low < worst - slack
-    if not (below or high > best + slack):
+    below = low < worst - slack(score_range)
+    if not (below or high > best + slack(score_range)):
         return ""
     wrong = [*(["failures do not rank as the worst"] if below else []), "bounds are too narrow"]
     return (

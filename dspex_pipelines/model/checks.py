@@ -112,7 +112,8 @@ class NoRegression:
     Pairs are trials of one example, configuration and repeat, over all configurations. An example whose content is not
     what it was has none, nor has a trial that was not run. A failed trial counts as the worst of `score_range`, on both
     sides: a program that fails more often is worse. The interval is the leaderboard's, clustered by group, so that an
-    example's many configurations do not pass for as many observations.
+    example's many configurations do not pass for as many observations. Where all examples are of one group there is
+    none, and the mean difference itself is held against ``-margin``.
 
     What it is held against are the newest earlier results of the partition that asked the same (limit, configurations,
     repeats and seed, whatever the program) and that this check has not failed: evaluating a worse program twice does

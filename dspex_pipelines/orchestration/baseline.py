@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import dagster as dg
+import pandas as pd
 import pyarrow.parquet as pq
 from dagster import EventLogRecord
 from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationTargetMaterializationData
 from dagster._core.event_api import PartitionKeyFilter  # what asks for one partition's checks is not public
 
-from dspex_pipelines.analysis.checks import Baseline, columns_of
-from dspex_pipelines.model.checks import NoRegression
+from dspex_pipelines.analysis.checks import Baseline, NotLookedAt, columns_of, lacks_scores
+from dspex_pipelines.model.checks import Check, NoRegression
 from dspex_pipelines.model.plan import Plan
 from dspex_pipelines.model.trial import MetricSpec
-from dspex_pipelines.orchestration.io_managers import PLAN, PLAN_FILE
+from dspex_pipelines.orchestration.io_managers import PLAN, PLAN_FILE, UNREADABLE, damaged
 
 MOST = 200
-"""Earlier materialisations that are looked at, and verdicts on them."""
+"""Earlier results that are looked at, however often each was materialised; those deleted take no time to look at."""
 _PAGE = 20
+_VERDICTS = 200
+"""Read at once."""
 _CONTENT = ["example_id", "payload"]
 
 
@@ -58,8 +61,13 @@ class Materialised:
         )
 
     def plan(self) -> Plan:
-        """Return the plan whose trials they are of."""
+        """Return the plan whose trials they are of; raises one of `UNREADABLE` for a damaged file."""
         return Plan.from_json(self.plan_path.read_text(encoding="utf-8"))
+
+    def trials(self, checks: Sequence[Check]) -> pd.DataFrame:
+        """Return what *checks* are told by; raises one of `UNREADABLE` for a damaged file."""
+        columns = columns_of(checks, pq.read_schema(self.path).names)
+        return pq.read_table(self.path, columns=columns).to_pandas()
 
 
 def materialised(instance: dg.DagsterInstance, key: dg.AssetKey, partition: str) -> Iterator[Materialised]:
@@ -78,39 +86,62 @@ def materialised(instance: dg.DagsterInstance, key: dg.AssetKey, partition: str)
 
 def find_baseline(
     instance: dg.DagsterInstance, folder: Path, newest: Materialised, key: dg.AssetCheckKey, check: NoRegression
-) -> Baseline | str:
+) -> Baseline | NotLookedAt | str:
     """Return the newest earlier results that *newest* is held against, or why there are none.
 
     They asked the same, *check* has not failed them, and they are others: results that are materialised again, as by a
     retry, are no standard for themselves, so what the check says of them stays. Data sets are looked for in *folder*.
+    Raises `DspexError` where the plan of *newest* cannot be read.
     """
-    plan = newest.plan()
+    try:
+        plan = newest.plan()
+    except UNREADABLE as error:
+        raise damaged(newest.plan_path, error) from error
     failed = _failed(instance, key, plan.partition)
     why = "there are no earlier results"
-    for one in islice(materialised(instance, key.asset_key, plan.partition), MOST):
+    looked_at: set[Path] = set()
+    for one in materialised(instance, key.asset_key, plan.partition):
         if one.storage_id >= newest.storage_id or one.path == newest.path:
             continue
         if not (one.path.exists() and one.plan_path.exists()):
             why = "the earlier results have been deleted"
             continue
-        earlier = one.plan()
-        if earlier.question != plan.question:
-            why = "earlier results are of another limit or seed, or of other configurations or repeats"
-        elif (judge := _metric(earlier, check)) is None:
-            why = f"earlier results have no scores of {check.metric}"
-        elif one.storage_id in failed:
-            why = "this check has failed all earlier results"
-        elif not _is_kept(folder, earlier, plan):
-            why = "the data set has changed, and what it was is deleted"
-        else:
-            names = pq.read_schema(one.path).names
-            return Baseline(
-                trials=pq.read_table(one.path, columns=columns_of([check], names)).to_pandas(),
-                run_id=one.run_id,
-                unchanged=_unchanged(folder, earlier, plan),
-                metric_changed=judge != _metric(plan, check),
+        if one.path not in looked_at and len(looked_at) == MOST:
+            return NotLookedAt(
+                why=f"of the newest {MOST:,} earlier results none will do ({why}), and older ones are not looked at",
+                fix="`dspex journal prune --results TARGET` deletes earlier results: what then passes is the standard",
             )
+        looked_at.add(one.path)
+        try:
+            found = _held(folder, one, plan, check, failed)
+        except UNREADABLE:
+            found = "the earlier results are damaged"
+        if isinstance(found, Baseline):
+            return found
+        why = found
     return why
+
+
+def _held(folder: Path, one: Materialised, plan: Plan, check: NoRegression, failed: AbstractSet[int]) -> Baseline | str:
+    """Return earlier results as what those of *plan* are held against, or why they cannot be."""
+    earlier = one.plan()
+    if earlier.question != plan.question:
+        return "earlier results are of another limit or seed, or of other configurations or repeats"
+    if (judge := _metric(earlier, check)) is None:
+        return f"earlier results have no scores of {check.metric}"
+    if one.storage_id in failed:
+        return "this check has failed all earlier results"
+    if not _is_kept(folder, earlier, plan):
+        return "the data set has changed, and what it was is deleted"
+    trials = one.trials([check])
+    if lacks_scores(trials, check.metric):
+        return f"earlier results have no scores of {check.metric}"
+    return Baseline(
+        trials=trials,
+        run_id=one.run_id,
+        unchanged=_unchanged(folder, earlier, plan),
+        metric_changed=judge != _metric(plan, check),
+    )
 
 
 def _metric(plan: Plan, check: NoRegression) -> MetricSpec | None:
@@ -121,13 +152,15 @@ def _metric(plan: Plan, check: NoRegression) -> MetricSpec | None:
 def _failed(instance: dg.DagsterInstance, key: dg.AssetCheckKey, partition: str) -> set[int]:
     """Return the storage ids of the materialisations of which the check has last said that they fail."""
     passed: dict[int, bool] = {}
-    for record in instance.event_log_storage.get_asset_check_execution_history(
-        key, limit=MOST, partition_filter=PartitionKeyFilter(key=partition)
-    ):
-        event = record.event.dagster_event if record.event else None
-        told = event.event_specific_data if event else None
-        if isinstance(told, dg.AssetCheckEvaluation) and told.target_materialization_data:
-            passed.setdefault(told.target_materialization_data.storage_id, told.passed)
+    history = instance.event_log_storage.get_asset_check_execution_history
+    cursor: int | None = None
+    while records := history(key, limit=_VERDICTS, cursor=cursor, partition_filter=PartitionKeyFilter(key=partition)):
+        for record in records:
+            event = record.event.dagster_event if record.event else None
+            told = event.event_specific_data if event else None
+            if isinstance(told, dg.AssetCheckEvaluation) and told.target_materialization_data:
+                passed.setdefault(told.target_materialization_data.storage_id, told.passed)
+        cursor = records[-1].id
     return {storage_id for storage_id, held in passed.items() if not held}
 
 

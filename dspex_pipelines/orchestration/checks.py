@@ -6,14 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import dagster as dg
-import pyarrow.parquet as pq
 
-from dspex_pipelines.analysis.checks import Finding, columns_of, judge
+from dspex_pipelines.analysis.checks import Finding, judge
 from dspex_pipelines.errors import DspexError
 from dspex_pipelines.model.checks import Check, Coverage, FailureRate, NoRegression, ScoreFloor
 from dspex_pipelines.model.evaluation import Evaluation
 from dspex_pipelines.orchestration.baseline import Materialised, find_baseline, materialised
 from dspex_pipelines.orchestration.failing import stay_failed, step_failure
+from dspex_pipelines.orchestration.io_managers import UNREADABLE, damaged
 from dspex_pipelines.orchestration.partitions import partitions_def
 from dspex_pipelines.orchestration.resources import ResultStore
 from dspex_pipelines.orchestration.secrecy import without_secrets
@@ -140,8 +140,10 @@ def _judged(
     newest = next(materialised(instance, key, partition), None)
     if newest is None or not newest.path.exists():
         raise DspexError(f"{evaluation.name} has no results of {partition!r}; materialise them")
-    columns = columns_of(checks, pq.read_schema(newest.path).names)
-    trials = pq.read_table(newest.path, columns=columns).to_pandas()
+    try:
+        trials = newest.trials(checks)
+    except UNREADABLE as error:
+        raise damaged(newest.path, error) from error
     folder = store.datasets(instance, evaluation.name, partition)
     verdicts: list[_Verdict] = []
     for check in checks:
@@ -169,6 +171,6 @@ def _metadata(check: Check, finding: Finding) -> Mapping[str, dg.MetadataValue]:
         metadata["previous run"] = dg.MetadataValue.dagster_run(str(finding.facts["previous run"]))
     if not finding.passed:
         metadata["what to do"] = dg.MetadataValue.md(
-            f"{_ADVICE[type(check)]}. TARGET is what `dspex evaluate` is given."
+            f"{finding.fix or _ADVICE[type(check)]}. TARGET is what `dspex evaluate` is given."
         )
     return metadata

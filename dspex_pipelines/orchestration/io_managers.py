@@ -1,6 +1,5 @@
 """Results as Parquet, a folder for each version: ``<evaluation>/<partition>/<data_version>/``."""
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,15 +10,18 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dspex_pipelines.errors import DspexError
 from dspex_pipelines.model.payload import digest
 from dspex_pipelines.model.plan import Plan
-from dspex_pipelines.orchestration.datasets import write_table
 from dspex_pipelines.orchestration.resources import ResultStore
 from dspex_pipelines.orchestration.tags import PARTIAL, RESULTS
+from dspex_pipelines.wire.durable import durably, sync_folder
 
 TRIALS_FILE = "trials.parquet"
 PLAN_FILE = "plan.json"
 SHORT = 12
+UNREADABLE = (OSError, ValueError, LookupError, TypeError, pa.ArrowException, DspexError)
+"""What reading a damaged plan or table raises."""
 _TELLING = ["trial_id", "error_type", "error_message"]
 PLAN = "plan file"
 """Name of the metadata that says where the plan is whose trials the results are of."""
@@ -83,34 +85,57 @@ class NewestResults:
         )
 
     def load(self) -> pd.DataFrame:
-        """Return their trials, one row each."""
-        frames = [pq.read_table(path).to_pandas() for path in self.paths.values()]
-        return pd.concat(frames, ignore_index=True)
+        """Return their trials, one row each; raises `DspexError` where they cannot be read."""
+        return pd.concat([_loaded(path) for path in self.paths.values()], ignore_index=True)
 
     def plan_file(self, partition: str) -> Path:
         """Return the file that holds the partition's plan."""
         return self.paths[partition].with_name(PLAN_FILE)
 
 
+def damaged(path: Path, error: Exception) -> DspexError:
+    """Return the error that says what to do about newest results that cannot be read."""
+    what = f"{type(error).__name__}: {error}"
+    return DspexError(f"{path} is damaged ({what}); evaluate the partition again, which writes it anew")
+
+
+def _loaded(path: Path) -> pd.DataFrame:
+    try:
+        return pq.read_table(path).to_pandas()
+    except UNREADABLE as error:
+        raise damaged(path, error) from error
+
+
 def _kept_plan(plan: Plan, folder: Path) -> Path:
     """Return the file in *folder* with the plan: equal results may come of other programs, and so of other trials."""
     # When failures are run again is no part of which trials there are.
     plan = replace(plan, failures_since=0.0)
-    text = plan.to_json()
-    first = folder / PLAN_FILE
-    if replace(Plan.from_json(first.read_text(encoding="utf-8")), failures_since=0.0) == plan:
-        return first
-    path = folder / f"plan-{digest(text.encode()).hex()}.json"
-    if not path.exists():
-        unfinished = folder / f".{path.name}-{os.getpid()}"
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(path)
+    text = plan.to_json().encode()
+    path = folder / PLAN_FILE
+    kept = _plan_at(path)
+    if kept and replace(kept, failures_since=0.0) != plan:
+        path = folder / f"plan-{digest(text).hex()}.json"
+        kept = _plan_at(path)
+    if not kept:
+        with durably(path) as file:
+            file.write(text)
     return path
 
 
-def _tells_otherwise(path: Path, trials: Any) -> bool:
-    """Return whether the results at *path* are of other trials than *trials*, or of other errors."""
-    return path.exists() and _told(pq.read_table(path, columns=_TELLING)) != _told(trials)
+def _plan_at(path: Path) -> Plan | None:
+    """Return the plan that is there; None for no file, or a damaged one."""
+    try:
+        return Plan.from_json(path.read_text(encoding="utf-8"))
+    except UNREADABLE:
+        return None
+
+
+def _told_at(path: Path) -> str:
+    """Return what tells the results there from others; empty for no file, or a damaged one."""
+    try:
+        return _told(pq.read_table(path, columns=_TELLING))
+    except UNREADABLE:
+        return ""
 
 
 def _told(trials: Any) -> str:
@@ -133,27 +158,34 @@ class TrialsIOManager(dg.IOManager):
             context.step_context.add_asset_metadata(paths, partition_key=one.plan.partition)
 
     def _written(self, context: dg.OutputContext, obj: EvaluatedPartition) -> dict[str, Path]:
-        """Write the version's folder unless it is there: equal versions have equal results.
+        """Write the version's folder unless it is there, and whole: equal versions have equal results.
 
         Which trials they are of, and what the failed ones said, is not in the version: where that differs, as after an
         edit that changes one error for another of its type, the folder's name says so.
         """
         instance = context.step_context.instance
         folder = self._store.results(instance, obj.plan.evaluation, obj.plan.partition) / obj.data_version
-        if _tells_otherwise(folder / TRIALS_FILE, obj.trials):
-            folder = folder.with_name(f"{obj.data_version}-{_told(obj.trials)}")
-        if not (folder / TRIALS_FILE).exists():
+        told = _told(obj.trials)
+        kept = _told_at(folder / TRIALS_FILE)
+        if kept and kept != told:
+            folder = folder.with_name(f"{obj.data_version}-{told}")
+            kept = _told_at(folder / TRIALS_FILE)
+        if not kept:
             unfinished = folder.with_name(f".{folder.name}-{context.run_id}")
             unfinished.mkdir(parents=True, exist_ok=True)
-            (unfinished / PLAN_FILE).write_text(obj.plan.to_json(), encoding="utf-8")
-            write_table(obj.trials, unfinished / TRIALS_FILE)
+            with durably(unfinished / PLAN_FILE) as file:
+                file.write(obj.plan.to_json().encode())
+            with durably(unfinished / TRIALS_FILE) as file:
+                pq.write_table(obj.trials, file)
             try:
                 unfinished.rename(folder)
             except OSError:
-                # Another run was first, with equal results; or the folder has lost a file, and gets it back.
+                # Another run was first, with equal results; or a file was lost or damaged, and is whole again.
                 for name in (PLAN_FILE, TRIALS_FILE):
                     (unfinished / name).replace(folder / name)
                 unfinished.rmdir()
+                sync_folder(folder)
+            sync_folder(folder.parent)
         return {"path": folder / TRIALS_FILE, PLAN: _kept_plan(obj.plan, folder)}
 
     def load_input(self, context: dg.InputContext) -> EvaluatedPartitions:
@@ -161,8 +193,12 @@ class TrialsIOManager(dg.IOManager):
         newest = NewestResults.find(context.instance, context.asset_key.path[0], context.asset_partition_keys)
         if not newest.paths:
             raise dg.Failure("no partition has been evaluated yet; materialise one first")
+        try:
+            trials = newest.load()
+        except DspexError as error:
+            raise dg.Failure(str(error)) from error
         return EvaluatedPartitions(
-            trials=newest.load(),
+            trials=trials,
             partitions=tuple(newest.paths),
             left_out=newest.left_out,
             partial=newest.partial,

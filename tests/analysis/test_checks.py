@@ -46,11 +46,13 @@ def frame(rows: list[Row]) -> pd.DataFrame:
     )
 
 
-def found(check: Any, trials: list[Row] | pd.DataFrame, baseline: Any = "none") -> Finding:
+def found(
+    check: Any, trials: list[Row] | pd.DataFrame, baseline: Any = "none", score_range: tuple[float, float] = RANGE
+) -> Finding:
     trials = trials if isinstance(trials, pd.DataFrame) else frame(trials)
     if not isinstance(baseline, str):
         baseline = Baseline(trials=baseline if isinstance(baseline, pd.DataFrame) else frame(baseline), run_id="r")
-    return judge(check, trials, score_range=RANGE, baseline=baseline)
+    return judge(check, trials, score_range=score_range, baseline=baseline)
 
 
 @settings(max_examples=25, deadline=None)
@@ -116,7 +118,7 @@ def test_a_tolerated_difference_is_seldom_taken_for_more(difference: float, marg
         group = np.repeat(generator.normal(scale=0.1, size=20), 6)
         example = np.repeat(generator.normal(scale=0.1, size=60), 2)
         changed = trials.assign(**{"score.good": 0.5 + difference + group + example})
-        wrong += not found(NoRegression(metric="good", margin=margin), changed, trials).passed
+        wrong += not found(NoRegression(metric="good", margin=margin), changed, trials, (-1.0, 2.0)).passed
     assert wrong / 100 <= most
 
 
@@ -162,4 +164,74 @@ def test_a_failed_trial_scores_the_worst_of_the_declared_range() -> None:
     rows: list[Row] = [(0, "a", 1.0), (1, "a", "program_exception")]
     finding = judge(ScoreFloor(metric="good", at_least=0.5), frame(rows), score_range=(-1.0, 1.0))
     assert (finding.value, finding.passed) == (0.0, False)
-    assert dataclasses.asdict(finding)["facts"]["its failures"] == 1
+    assert dataclasses.asdict(finding)["facts"]["failures of the best configuration"] == 1
+
+
+@pytest.mark.parametrize(
+    "check", [ScoreFloor(metric="good", at_least=-4), NoRegression(metric="good")], ids=lambda check: check.name
+)
+@pytest.mark.parametrize("failures", [0, 4])
+@pytest.mark.parametrize("score", [-5.0, 1.5, 1e308])
+def test_scores_outside_their_range_cannot_tell(check: Any, failures: int, score: float) -> None:
+    """A failure that counts as 0 beside scores of -5 would be a gain."""
+    before = [(example, "a", score) for example in range(6)]
+    after = [(example, "a", "program_exception" if example < failures else score) for example in range(6)]
+    finding = found(check, after, before)
+    assert not finding.passed
+    assert finding.said.startswith(f"cannot tell: Scores of good go from {score:g} to {score:g}")
+    assert "score_range is (0, 1)" in finding.said
+    assert "Declare it: Evaluation(..., score_range=(worst, best))" in finding.said
+    assert "score_range" in finding.fix
+    assert math.isnan(finding.value)
+    assert not found(check, after).passed, "nor without a baseline: what passes is the standard"
+
+
+def test_earlier_scores_outside_their_range_cannot_tell_either() -> None:
+    before: list[Row] = [(example, "a", -5.0) for example in range(6)]
+    finding = found(NoRegression(metric="good"), [(example, "a", 0.5) for example in range(6)], before)
+    assert not finding.passed
+    assert finding.said.startswith("cannot tell: in the previous run: Scores of good go from -5 to -5")
+    assert finding.facts["previous run"] == "r"
+
+
+def test_what_is_more_than_a_float_holds_does_not_pass() -> None:
+    rows: list[Row] = [(example, "a", 1.7e308) for example in range(6)]
+    before = frame([(example, "a", -1.7e308) for example in range(6)])
+    for check in (ScoreFloor(metric="good", at_least=0.5), NoRegression(metric="good")):
+        finding = found(check, rows, before, (-1.7e308, 1.7e308))
+        assert not finding.passed
+        assert finding.said.startswith("cannot tell: ")
+        assert finding.fix == "have the metric return smaller numbers"
+
+
+@pytest.mark.parametrize(
+    ("scores", "margin", "passed", "verdict"),
+    [
+        ((0.5, 0.25), 0.0, False, "good by -0.25 (no interval: all examples are of one group) in 2 pairs: worse"),
+        ((0.5, 0.25), 0.2, False, "worse by more than 0.2"),
+        ((0.5, 0.25), 0.25, True, "not worse by more than 0.25"),
+        ((0.5, 0.5), 0.0, True, "good by +0 (no interval: all examples are of one group) in 2 pairs: not worse"),
+    ],
+)
+def test_without_an_interval_the_mean_is_held_against_the_margin(
+    scores: tuple[float, float], margin: float, passed: bool, verdict: str
+) -> None:
+    before, after = ([(example, "a", score) for example in (0, 1)] for score in scores)  # both of group g0
+    finding = found(NoRegression(metric="good", margin=margin), after, before)
+    assert (finding.passed, finding.value) == (passed, scores[1] - scores[0])
+    assert finding.said.endswith(verdict)
+    assert "95% interval, low" not in finding.facts
+
+
+def test_shares_are_told_in_percent() -> None:
+    rows: list[Row] = [(example, "a", 1.0) for example in range(300)]
+    assert found(Coverage(), rows).said == "300 of 300 planned trials were run: 100%, at least 100% is asked for"
+    rows[0] = (0, "a", "program_exception")
+    said = found(FailureRate(at_most=0.005), rows).said
+    assert said == "1 of 300 trials failed: 0.333333%, at most 0.5% is asked for"
+
+
+def test_where_nothing_succeeded_no_configuration_is_best() -> None:
+    facts = found(ScoreFloor(metric="good", at_least=0.5), [(0, "a", "program_exception")]).facts
+    assert facts["failures of the best configuration"] == 1
+    assert "best configuration" not in facts

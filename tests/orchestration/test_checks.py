@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import dagster as dg
+import pyarrow.parquet as pq
 import pytest
 from dagster._core.event_api import PartitionKeyFilter
 
@@ -65,7 +67,7 @@ def test_a_value_is_held_against_its_bound(
     held, said, metadata = judged(fallible(lab, check, **program))
     assert held is passed, said
     assert metadata["value"] == pytest.approx(value)
-    assert f"{value:.4g}" in said
+    assert (f"{value:.4g}" if isinstance(check, ScoreFloor) else f"{value:.0%}") in said
     assert metadata["bound"] in said
     assert ("what to do" in metadata) is not passed
 
@@ -80,7 +82,8 @@ def test_a_stopped_run_is_covered_in_part(lab: Lab) -> None:
     assert 5 <= run < 120
     assert verdicts["failure_rate"].metadata["value"].value == 1.0, "what was not run has not failed"
     floor = verdicts["score_floor_right"]
-    assert floor.metadata["its trials that were not run"].value + floor.metadata["its failures"].value == 60
+    lost = ("trials of the best configuration that were not run", "failures of the best configuration")
+    assert sum(int(str(floor.metadata[name].value)) for name in lost) == 60
     assert told(lab.evaluate())["coverage"].passed
 
 
@@ -217,12 +220,76 @@ def test_deleted_results_are_not_compared(lab: Lab) -> None:
     assert (passed, said) == (True, "nothing to compare with: the earlier results have been deleted")
 
 
-def test_examples_of_one_group_have_no_interval(lab: Lab) -> None:
+@pytest.mark.parametrize("name", ["trials.parquet", "plan.json"])
+@pytest.mark.parametrize("size", [0, 100])
+def test_damaged_results_are_not_compared(lab: Lab, name: str, size: int) -> None:
+    judged(fallible(lab, REGRESSION))
+    (path,) = lab.folder.glob(f"results/*/*/*/{name}")
+    os.truncate(path, size)
+    passed, said, _ = judged(fallible(lab, REGRESSION, wrong=4))
+    assert (passed, said) == (True, "nothing to compare with: the earlier results are damaged")
+
+
+@pytest.mark.parametrize("name", ["trials.parquet", "plan.json"])
+@pytest.mark.parametrize("size", [0, 100])
+def test_newest_results_that_are_damaged_say_what_to_do_and_that_mends_them(lab: Lab, name: str, size: int) -> None:
+    judged(fallible(lab, REGRESSION))
+    (path,) = lab.folder.glob(f"results/*/*/*/{name}")
+    whole = path.read_bytes()
+    os.truncate(path, size)
+    said = failure(only_checks(lab, REGRESSION.name))
+    assert f"{path} is damaged" in said
+    assert "evaluate the partition again" in said
+    assert judged(lab)[0]
+    assert path.stat().st_size == pytest.approx(len(whole), abs=100), "times are not in the version"
+    assert only_checks(lab, REGRESSION.name).success
+    assert [one.name for one in path.parent.iterdir() if one.name.startswith(".")] == []
+
+
+def test_earlier_results_without_the_score_are_not_compared(lab: Lab) -> None:
+    check = NoRegression(metric="parts.alpha")
+    metrics = (f"{PROGRAMS}:parts",)
+    judged(fallible(lab, check, metrics=metrics))
+    (path,) = lab.folder.glob("results/*/*/*/trials.parquet")
+    pq.write_table(pq.read_table(path).drop_columns(["score.parts.alpha"]), path)
+    passed, said, _ = judged(fallible(lab, check, metrics=metrics, version="again"))
+    assert (passed, said) == (True, "nothing to compare with: earlier results have no scores of parts.alpha")
+
+
+def test_results_materialised_again_and_again_stay_worse(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dspex_pipelines.orchestration.baseline.MOST", 2)
+    monkeypatch.setattr("dspex_pipelines.orchestration.baseline._VERDICTS", 2)
+    assert judged(fallible(lab, REGRESSION))[0]
+    fallible(lab, REGRESSION, wrong=4)
+    assert [judged(lab)[0] for _ in range(5)] == [False] * 5
+    assert not judged(fallible(lab, REGRESSION, wrong=3))[0], "other results, held against the same"
+
+
+def test_where_not_all_earlier_results_are_looked_at_nothing_passes(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dspex_pipelines.orchestration.baseline.MOST", 2)
+    assert judged(fallible(lab, REGRESSION))[0]
+    for wrong in (3, 4):
+        assert not judged(fallible(lab, REGRESSION, wrong=wrong))[0]
+    passed, said, metadata = judged(fallible(lab, REGRESSION, wrong=5))
+    assert not passed
+    assert said == (
+        "cannot tell: of the newest 2 earlier results none will do (this check has failed all earlier results), "
+        "and older ones are not looked at"
+    )
+    assert metadata["what to do"].startswith("`dspex journal prune --results")
+    for path in lab.folder.glob("results/*/*/*/trials.parquet"):
+        if str(path) != lab.metadata(lab.results_key, "all")["path"]:
+            path.unlink()
+    passed, said, _ = judged(lab)
+    assert (passed, said) == (True, "nothing to compare with: the earlier results have been deleted")
+
+
+def test_examples_of_one_group_are_held_against_the_margin_without_an_interval(lab: Lab) -> None:
     source = [{**row, "group": "one"} for row in rows(20)]
     judged(fallible(lab, REGRESSION, source=source))
     passed, said, metadata = judged(fallible(lab, REGRESSION, source=source, wrong=4))
-    assert passed
-    assert said == "right by -0.225, without an interval: all examples are of one group"
+    assert not passed
+    assert said == "right by -0.225 (no interval: all examples are of one group) in 40 pairs: worse"
     assert "95% interval, low" not in metadata
 
 
