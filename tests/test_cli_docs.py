@@ -74,7 +74,7 @@ class Reader:
         if self.foreground is not None:
             self.foreground.terminate()
             self.foreground.communicate()
-        self.paste("dspex pool stop")
+        self.paste("dspex pool stop --all")
 
 
 @pytest.fixture

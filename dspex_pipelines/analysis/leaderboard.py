@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,7 +64,7 @@ class Standing:
 
     def label(self, names: Sequence[str]) -> str:
         """Return the variables of these *names* in one line."""
-        return " ".join(f"{name}={_shown(self.variables[name])}" for name in names)
+        return label(self.variables, names)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,12 +79,11 @@ class Leaderboard:
 
     def rows(self, limit: int | None = None) -> list[dict[str, str]]:
         """Return one row of readable text per configuration; variables that never differ are left out."""
-        names = varying(self.standings)
         partial = any(standing.not_run for standing in self.standings)
         return [
             {
                 "#": str(standing.rank),
-                "configuration": standing.label(names) or standing.configuration,
+                "configuration": self.label(standing),
                 "n": f"{standing.n:,}",
                 **{name: str(standing.scores[name]) for name in self.metrics},
                 "failures": f"{standing.failures:,}",
@@ -96,6 +95,10 @@ class Leaderboard:
             }
             for standing in self.standings[:limit]
         ]
+
+    def label(self, standing: Standing) -> str:
+        """Return the values of those variables that differ between configurations; its digest where none does."""
+        return standing.label(varying(self.standings)) or standing.configuration
 
     def to_markdown(self, limit: int | None = None) -> str:
         """Return the rows as a Markdown table."""
@@ -126,7 +129,7 @@ def leaderboard(
     if metric not in columns:
         raise InvalidValue(field="metric", value=metric, fix=f"give one of {', '.join(columns)}")
     metrics = (metric, *(name for name in columns if name != metric))
-    names = [name for name in trials.columns if name.startswith("var.")]
+    variables_of = configurations(trials)
     found: list[tuple[Any, ...]] = []
     frames: dict[str, pd.DataFrame] = {}
     for configuration, frame in trials.groupby("configuration", sort=True):
@@ -137,9 +140,10 @@ def leaderboard(
         total = float(ok[f"score.{metric}"].sum())
         unknown = len(frame) - int(ok[f"score.{metric}"].count())
         bounds = tuple((total + unknown * score) / len(frame) for score in score_range)
-        variables = {name.removeprefix("var."): _plain(frame[name].iloc[0]) for name in names}
         frames[str(configuration)] = ok
-        found.append((str(configuration), variables, len(frame), failures, not_run, scores, bounds))
+        found.append(
+            (str(configuration), variables_of[str(configuration)], len(frame), failures, not_run, scores, bounds)
+        )
     found.sort(key=lambda one: (-one[6][0], -_or(one[5][metric].mean, -math.inf), one[0]))
     best = frames[found[0][0]]
     return Leaderboard(
@@ -161,6 +165,16 @@ def leaderboard(
             for rank, (configuration, variables, n, failures, not_run, scores, bounds) in enumerate(found, start=1)
         ),
     )
+
+
+def configurations(trials: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """Return the variables of each configuration of *trials*, by its digest."""
+    columns = [name for name in trials.columns if name.startswith("var.")]
+    first = trials.drop_duplicates("configuration").sort_values("configuration")
+    return {
+        str(row["configuration"]): {name.removeprefix("var."): _plain(row[name]) for name in columns}
+        for row in first[["configuration", *columns]].to_dict("records")
+    }
 
 
 def ranking_columns(names: Iterable[str]) -> list[str]:
@@ -255,7 +269,17 @@ def _shown(value: Any) -> str:
     return text if len(text) <= SHOWN_LENGTH else f"{text[: SHOWN_LENGTH - 1]}…"
 
 
+def label(variables: Mapping[str, Any], names: Iterable[str]) -> str:
+    """Return the values of these *names* in one line."""
+    return " ".join(f"{name}={_shown(variables[name])}" for name in names)
+
+
 def varying(standings: Sequence[Standing]) -> list[str]:
     """Return the variables that differ between *standings*."""
-    names = list(standings[0].variables) if standings else []
-    return [name for name in names if len({repr(one.variables[name]) for one in standings}) > 1]
+    return varying_names([standing.variables for standing in standings])
+
+
+def varying_names(variables: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the names whose values are not the same in all of *variables*."""
+    names = list(variables[0]) if variables else []
+    return [name for name in names if len({repr(one[name]) for one in variables}) > 1]

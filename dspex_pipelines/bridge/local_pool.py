@@ -122,12 +122,12 @@ def status(*, runtime_root: Path | None = None) -> tuple[LocalPoolStatus, ...]:
     return tuple(pool for pool in found if pool is not None)
 
 
-def stop(*, runtime_root: Path | None = None) -> int:
-    """End the pools of this user on this machine, whoever uses them; return how many.
+def stop(pools: Sequence[LocalPoolStatus] | None = None, *, runtime_root: Path | None = None) -> int:
+    """End these *pools*, or all of this user on this machine, whoever uses them; return how many.
 
     Those at a stated address have `DRAIN_S` to finish what they have accepted.
     """
-    pools = status(runtime_root=runtime_root)
+    pools = status(runtime_root=runtime_root) if pools is None else pools
     if not _ended(pools, within_s=DRAIN_S) and not _ended(pools, within_s=STOP_S - DRAIN_S):
         left = next((pool for pool in pools if started_at(pool.pid)), pools[0])
         raise PoolUnreachable(address=left.address, waited_s=STOP_S, reason="it does not end")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from rich.cells import cell_len
@@ -51,9 +52,13 @@ def leaderboard_table(board: Leaderboard, limit: int | None, *, width: int) -> t
 
 
 def leaderboard_documents(board: Leaderboard, limit: int | None) -> list[dict[str, Any]]:
-    """Return the rows of the table, each with its numbers as numbers under ``numbers``."""
-    rows = board.rows(limit)
-    return [{**row, "numbers": _numbers(one)} for row, one in zip(rows, board.standings, strict=False)]
+    """Return the rows of the table, each with its values by variable, and its numbers under ``numbers``."""
+    documents = zip(board.rows(limit), board.standings, strict=False)
+    return [{**row, **_counts(row), "values": one.variables, "numbers": _numbers(one)} for row, one in documents]
+
+
+def _counts(row: Mapping[str, str]) -> dict[str, int]:
+    return {name: int(text.replace(",", "")) for name, text in row.items() if name in _RIGHT}
 
 
 def _numbers(standing: Standing) -> dict[str, Any]:

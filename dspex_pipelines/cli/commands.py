@@ -116,9 +116,9 @@ def evaluate(
 ) -> None:
     """Evaluate every partition, then print the leaderboard and the declared checks that fail.
 
-    Failed trials do not fail the command. Exit codes: 0 done; 2 something was refused, or the run failed; 3 done, but
-    a check of severity error failed, or it is not what --fail-under or --fail-on-errors asks for; 130 interrupted, and
-    what was done is kept.
+    Failed trials do not fail the command. Exit codes: 0 done; 2 something was refused, or the run of a partition
+    failed; 3 done, but a check of severity error failed, or it is not what --fail-under or --fail-on-errors asks for;
+    130 interrupted, and what was done is kept.
     """
     from dspex_pipelines.cli.evaluating import evaluate_partitions
     from dspex_pipelines.cli.judging import Demands
@@ -126,7 +126,8 @@ def evaluate(
     from dspex_pipelines.orchestration.config import config_of
 
     demands = Demands.parse(fail_under or (), fail_on_errors)
-    evaluation = find_evaluation(target)
+    evaluation = find_evaluation(target, check=True)
+    demands.check_metrics(evaluation.metric_names)
     config = config_of(
         {
             "limit": limit,
@@ -167,6 +168,8 @@ def evaluate(
     console.print(f"Results: {results.folder}", soft_wrap=True, highlight=False)
     for check in results.failed_checks:
         _say(str(check), "red" if check.is_error else "yellow")
+    if results.errors:
+        _fail("\nerror: ".join(results.errors), exits.REFUSED)
     if missed := list(demands.missed(results.board, results.partial)):
         _fail("; ".join(missed), exits.MISSED)
     if any(check.is_error for check in results.failed_checks):

@@ -45,7 +45,8 @@ def complete_outcome(incomplete: str) -> list[str]:
 Target = Annotated[
     str,
     typer.Argument(
-        help="A shipped evaluation (stdlib_search, qa_rag), or module:attribute; default: ./evaluation.py.",
+        help="A shipped evaluation (stdlib_search, qa_rag), module:attribute, or the folder of a defs.yaml; "
+        "default: ./evaluation.py.",
         autocompletion=complete_target,
     ),
 ]

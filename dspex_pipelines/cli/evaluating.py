@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import dagster as dg
 from dagster_shared.error import SerializableErrorInfo
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from dspex_pipelines.analysis.failures import FailureKind, failure_kinds
 from dspex_pipelines.analysis.leaderboard import Leaderboard, leaderboard
@@ -67,6 +76,12 @@ class EvaluatedPartitionsSummary:
     failed: int = 0
     """Trials that were run and failed; `failures` has those of earlier runs too."""
     failed_checks: tuple[FailedCheck, ...] = ()
+    errors: tuple[str, ...] = ()
+    """What is wrong with partitions that could not be evaluated, each after the names of those it is true of."""
+
+
+class _OwnError(DspexError):
+    """A partition cannot be evaluated for what lies in its own data; the others can."""
 
 
 # The run's log is in the instance; here the progress bar speaks.
@@ -80,7 +95,10 @@ class BarReporter(ProgressReporter):
         self._bars = bars
         self._tasks: dict[str, TaskID] = {}
         self._done: dict[str, int] = {}
+        self._reused: dict[str, int] = {}
         self._partition = ""
+        self._rate = ""
+        """Of the last batch that ran any."""
         self._batch = 0
         self._failed: dict[str, int] = {}
         self._failed_now = 0
@@ -105,9 +123,9 @@ class BarReporter(ProgressReporter):
 
     def expect(self, partition: str) -> None:
         """A partition is about to be evaluated."""
-        self._partition = partition
+        self._partition, self._rate = partition, ""
         self._tasks[partition] = self._bars.add_task(partition, total=None, note="planning")
-        self._done[partition] = self._failed[partition] = self._failed_now = 0
+        self._done[partition] = self._reused[partition] = self._failed[partition] = self._failed_now = 0
 
     def started(self, partition: str, planned: int) -> None:
         """One more batch of the partition begins."""
@@ -120,12 +138,15 @@ class BarReporter(ProgressReporter):
     def moved(self, progress: executor.Progress) -> None:
         """Outcomes have come in."""
         self._failed_now = progress.failed
-        all_failed = self._failed[self._partition] + progress.failed
-        failed = f", {all_failed:,} failed" if all_failed else ""
-        spent = self.usage.spent()
-        note = f"{progress.rate_per_s:,.0f} trials/s{failed}{f', {spent}' if spent else ''}"
+        if progress.done:
+            self._rate = f"{progress.rate_per_s:,.0f} trials/s"
         done = self._done[self._partition] + progress.done
-        self._bars.update(self._tasks[self._partition], completed=done, note=note)
+        self._bars.update(self._tasks[self._partition], completed=done, note=self._note())
+
+    def _note(self) -> str:
+        failed, reused = self._failed[self._partition] + self._failed_now, self._reused[self._partition]
+        facts = [self._rate, f"{failed:,} failed" if failed else "", f"{reused:,} reused" if reused else ""]
+        return ", ".join(filter(None, [*facts, self.usage.spent()]))
 
     def used(self, usage: Usage) -> None:
         """What the batch has used so far: its bar says what that costs."""
@@ -145,15 +166,17 @@ class BarReporter(ProgressReporter):
             self._said.add((self._partition, once))
             self._bars.console.print(line, style="yellow", highlight=False, soft_wrap=True, markup=False)
 
-    def ended(self, *, complete: bool) -> None:
-        """The batch is over; what was reused counts as done too."""
+    def ended(self, *, complete: bool, reused: int) -> None:
+        """The batch is over; what was reused counts as done too, and the bar says how much that is."""
         self._failed[self._partition] += self._failed_now
         self._failed_now = 0
         if not complete:
             self._bars.update(self._tasks[self._partition], note="stopped")
             return
         self._done[self._partition] += self._batch
-        self._bars.update(self._tasks[self._partition], completed=self._done[self._partition])
+        self._reused[self._partition] += reused
+        done, task = self._done[self._partition], self._tasks[self._partition]
+        self._bars.update(task, completed=done, note=self._note())
 
     def failed(self) -> None:
         """The partition's run has failed: its bar says so, and one that never had a length goes."""
@@ -161,6 +184,17 @@ class BarReporter(ProgressReporter):
         # Where there are no colours, a bar without a length looks full.
         known = self._bars.tasks[self._bars.task_ids.index(task)].total is not None
         self._bars.update(task, note="failed", visible=known)
+
+
+def columns() -> tuple[ProgressColumn, ...]:
+    """Return what a bar shows: how far it is, the time that is left or, once it is full, was taken, and its note."""
+    return (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        TextColumn("{task.fields[note]}", markup=False),
+    )
 
 
 def evaluate_partitions(
@@ -174,8 +208,9 @@ def evaluate_partitions(
 ) -> EvaluatedPartitionsSummary:
     """Materialise data set and evaluation of the partitions, then the leaderboard.
 
-    Raises `DspexError` with the first failed step's own message when a run fails. Where a blocking check fails, the
-    leaderboard asset stays as it was.
+    A partition whose own data cannot be evaluated is left out, and its error is in the result. Raises `DspexError` with
+    the first failed step's own message when a run fails for what fails every partition, or when all are left out. Where
+    a blocking check fails, the leaderboard asset stays as it was.
     """
     if not 0 <= workers <= MOST_WORKERS:
         raise InvalidValue(
@@ -183,16 +218,10 @@ def evaluate_partitions(
             value=workers,
             fix=f"give 0 (one for each core) to {MOST_WORKERS:,} workers of a local pool",
         )
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", markup=False),
-    )
-    with instance() as opened, Progress(*columns, console=console) as bars:
+    with instance() as opened, Progress(*columns(), console=console) as bars:
         end_abandoned_runs(opened)
         known = present_partitions(evaluation, opened)
+        wanted = partitions or known
         for what in files_left_out(evaluation.dataset).values():
             bars.console.print(
                 f"warning: left out: {what}", style="yellow", highlight=False, soft_wrap=True, markup=False
@@ -211,7 +240,8 @@ def evaluate_partitions(
         dataset, results, board_key = keys(evaluation)
         job = definitions.resolve_implicit_global_asset_job_def()
         failed_checks: list[FailedCheck] = []
-        for partition in partitions or known:
+        wrong: dict[str, list[str]] = {}
+        for partition in wanted:
             reporter.expect(partition)
             try:
                 result = _execute(
@@ -222,10 +252,20 @@ def evaluate_partitions(
                     config=run_config(evaluation, config),
                     tags=run_tags([{**pool_tag(address), **evaluation_tags(evaluation)}], partition),
                 )
-            except DspexError:
+            except _OwnError as error:
+                reporter.failed()
+                wrong.setdefault(str(error), []).append(partition)
+                continue
+            except Interrupted:
                 reporter.failed()
                 raise
+            except DspexError as error:
+                reporter.failed()
+                raise DspexError("\n".join([*_told(wrong), str(error)])) from error
             failed_checks += _failed_checks(result)
+        errors = _told(wrong)
+        if sum(map(len, wrong.values())) == len(wanted):
+            raise DspexError("\n".join(errors))
         if not any(check.blocking for check in failed_checks):
             _execute(job, opened, [board_key], partition=None, config={}, tags={})
         newest = NewestResults.find(opened, evaluation.name, known_partitions(evaluation, opened))
@@ -241,7 +281,12 @@ def evaluate_partitions(
         failed=reporter.failures,
         not_counted=tuple(reporter.usage.warnings(budget_of(config, evaluation)).values()),
         failed_checks=tuple(failed_checks),
+        errors=errors,
     )
+
+
+def _told(wrong: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    return tuple(f"{', '.join(partitions)}: {what}" for what, partitions in wrong.items())
 
 
 def _execute(
@@ -290,29 +335,30 @@ def _reason(result: dg.ExecuteInProcessResult) -> DspexError:
     for event in result.all_events:
         if event.is_step_failure:
             data = event.step_failure_data
+            kind = DspexError if _OF_ALL.search(event.step_key or "") else _OwnError
             if data.user_failure_data and data.user_failure_data.description:
-                return DspexError(str(data.user_failure_data.description))
+                return kind(str(data.user_failure_data.description))
             if data.error and data.error.cls_name == dg.DagsterExecutionInterruptedError.__name__:
                 return Interrupted()
             if data.error:
-                return _said(data.error, event.step_key or "step")
+                return kind(_said(data.error, event.step_key or "step"))
     # A resource starts before any step; what it raised is in the event of the engine or of the run.
     for event in result.all_events:
         said = getattr(event.event_specific_data, "error", None)
         if isinstance(said, SerializableErrorInfo):
-            return _said(said, "the run failed")
+            return DspexError(_said(said, "the run failed"))
     return DspexError("the run failed; see its log with `dagster dev`")
 
 
-def _said(error: SerializableErrorInfo, where: str) -> DspexError:
-    """Return an error of ours by its own words alone; any other with the place that it comes from."""
+def _said(error: SerializableErrorInfo, where: str) -> str:
+    """Return the words alone of an error of ours; those of any other with the place that it comes from."""
     cause: SerializableErrorInfo | None = error
     while cause is not None:
         if cause.cls_name in _OURS:
-            return DspexError(cause.message.strip().partition(": ")[2])
+            return cause.message.strip().partition(": ")[2]
         cause = cause.cause
     cause = error.cause or error
-    return DspexError(f"{where}: {cause.message.strip()}\n{''.join(cause.stack[-2:])}")
+    return f"{where}: {cause.message.strip()}\n{''.join(cause.stack[-2:])}"
 
 
 def _names(kind: type[DspexError]) -> frozenset[str]:
@@ -320,4 +366,6 @@ def _names(kind: type[DspexError]) -> frozenset[str]:
 
 
 _OURS = _names(DspexError)
+_OF_ALL = re.compile(r"\.(plan_trials|run_trials)\b")
+"""Steps that fail alike in every partition: for what is declared or asked, the pool, or a provider."""
 _BLOCKED = "DagsterAssetCheckFailedError"

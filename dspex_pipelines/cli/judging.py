@@ -28,6 +28,13 @@ class Demands:
         """Return what is asked by ``METRIC=VALUE`` and a share."""
         return cls(least=dict(_bound(one) for one in least), most_failed=most_failed)
 
+    def check_metrics(self, declared: Sequence[str]) -> None:
+        """Raise `InvalidValue` for a metric that no evaluation with these *declared* ones can have scores of."""
+        for metric in self.least:
+            if metric.partition(".")[0] not in declared:
+                fix = f"give one of {', '.join(declared)}; what a metric returns in a dict is metric.key"
+                raise InvalidValue(field="fail_under", value=metric, fix=fix)
+
     def missed(self, board: Leaderboard, partial: Mapping[str, str]) -> Iterator[str]:
         """Yield a line for each demand that the results do not meet; raises `InvalidValue` for an unknown metric."""
         for metric, least in self.least.items():
@@ -38,7 +45,7 @@ class Demands:
             mean = best.scores[metric].mean
             if math.isnan(mean) or mean < least:
                 told = "no" if math.isnan(mean) else f"{mean:.4g}"
-                yield f"{metric} of the best configuration ({best.configuration}) is {told}, under {least:g}"
+                yield f"{metric} of the best configuration ({board.label(best)}) is {told}, under {least:g}"
         if self.least and partial:
             yield f"results are partial, so nothing is said of the whole: {', '.join(partial)}"
         if self.most_failed is not None and (share := _failed(board)) > self.most_failed:

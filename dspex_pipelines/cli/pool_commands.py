@@ -18,7 +18,7 @@ from dspex_pipelines.engine.worker_options import (
     SLOTS,
     SLOTS_HELP,
 )
-from dspex_pipelines.errors import DspexError
+from dspex_pipelines.errors import DspexError, InvalidValue
 
 pool_app = typer.Typer(
     help="The worker pools of this machine: those that evaluations start by themselves, and those that stay.",
@@ -62,7 +62,8 @@ def start(
     if detach:
         started = leave_running(pool)
         _say_address(started.address)
-        _say(f"pid {started.pid}, log {started.runtime_dir / 'pool.log'}; it stays until: dspex pool stop")
+        ends = f"dspex pool stop {started.address}"
+        _say(f"pid {started.pid}, log {started.runtime_dir / 'pool.log'}; it stays until: {ends}")
         return
     if code := run_here(pool, _tell):
         sys.exit(code)
@@ -85,11 +86,22 @@ def status(*, as_json: Annotated[bool, typer.Option("--json", help="Print JSON i
 
 
 @pool_app.command("stop")
-def stop() -> None:
-    """End all pools of this machine that are yours, and their workers with them."""
+def stop(
+    pool: Annotated[str, typer.Argument(help="Its address or pid; may be left out where only one runs.")] = "",
+    *,
+    every: Annotated[bool, typer.Option("--all", help="End all pools of yours on this machine.")] = False,
+) -> None:
+    """End a pool of yours on this machine, and its workers with it."""
     from dspex_pipelines.bridge import local_pool
 
-    console.print(f"{local_pool.stop()} ended", highlight=False)
+    pools = local_pool.status()
+    chosen = [one for one in pools if pool in ("", one.address, str(one.pid))]
+    running = "\n".join(f"  pid {one.pid}  {one.address}" for one in pools) or "  none"
+    if pool and not chosen:
+        raise InvalidValue(field="pool", value=pool, fix=f"give the address or pid of one that runs:\n{running}")
+    if len(chosen) > 1 and not every:
+        raise DspexError(f"{len(chosen)} pools run; give the address or pid of one, or --all:\n{running}")
+    console.print(f"{local_pool.stop(chosen)} ended", highlight=False)
 
 
 def worker(

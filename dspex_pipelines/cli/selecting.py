@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Sequence
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
+from dspex_pipelines.analysis.leaderboard import configurations, label, varying_names
 from dspex_pipelines.cli.completing import OUTCOMES
 from dspex_pipelines.errors import InvalidValue
 from dspex_pipelines.model.outcome import ErrorType
 
+MOST_LISTED = 20
+"""Configurations that an error lists."""
 SCORE = "score"
 """Sorts by the first metric."""
 _OPERATORS: dict[str, Callable[[Any, float], Any]] = {
@@ -36,7 +40,7 @@ class Selection:
     outcomes: Sequence[str] = ()
     """``ok`` or types of error, any of them."""
     configuration: str = ""
-    """The first characters of its digest."""
+    """The first characters of its digest, or values such as ``words=2 ellipsis=False``."""
     example: str = ""
     partition: str = ""
     scores: Sequence[str] = ()
@@ -44,6 +48,7 @@ class Selection:
 
     def of(self, trials: pd.DataFrame) -> pd.DataFrame:
         """Return the trials that meet it; raises `InvalidValue` for a name that there is not."""
+        configured = _configured(trials, self.configuration) if self.configuration else ()
         if self.partition:
             _check_name("partition", self.partition, sorted(set(trials["partition"])))
             trials = trials[trials["partition"] == self.partition]
@@ -54,7 +59,7 @@ class Selection:
         for condition in self.scores:
             trials = trials[_meets(trials, condition)]
         if self.configuration:
-            trials = trials[trials["configuration"].str.startswith(self.configuration)]
+            trials = trials[trials["configuration"].isin(configured)]
         if self.example:
             trials = trials[trials["example_id"].astype(str) == self.example]
         return trials
@@ -63,7 +68,7 @@ class Selection:
         """Return it in the words of the command line."""
         told = [f"--outcome {one}" for one in self.outcomes] + [f"--score '{one}'" for one in self.scores]
         names = ("configuration", "example", "partition")
-        told += [f"--{name} {getattr(self, name)}" for name in names if getattr(self, name)]
+        told += [f"--{name} {shlex.quote(getattr(self, name))}" for name in names if getattr(self, name)]
         return " ".join([*(["--failed"] if self.failed else []), *told])
 
 
@@ -81,6 +86,32 @@ def worst_first(trials: pd.DataFrame, by: str) -> pd.DataFrame:
 def metrics(trials: pd.DataFrame) -> list[str]:
     """Return the names of the scores, the first one first."""
     return [str(name).removeprefix("score.") for name in trials.columns if str(name).startswith("score.")]
+
+
+def labels(trials: pd.DataFrame) -> Mapping[str, str]:
+    """Return each configuration by its digest as the leaderboard shows it."""
+    found = configurations(trials)
+    names = varying_names(list(found.values()))
+    return {digest: label(variables, names) or digest for digest, variables in found.items()}
+
+
+def _configured(trials: pd.DataFrame, wanted: str) -> Sequence[str]:
+    """Return the digests of the configurations that begin so, or have all of these values."""
+    values = set(wanted.split())
+    told = configurations(trials)
+    found = [
+        digest
+        for digest, variables in told.items()
+        if digest.startswith(wanted) or values <= set(label(variables, variables).split())
+    ]
+    if not found:
+        lines = [f"  {digest}  {name}" for digest, name in labels(trials).items()]
+        more = [f"  and {len(lines) - MOST_LISTED:,} more"] if len(lines) > MOST_LISTED else []
+        fix = "\n".join(
+            ["give the values, or the first characters of the digest, of one of", *lines[:MOST_LISTED], *more]
+        )
+        raise InvalidValue(field="configuration", value=wanted, fix=fix)
+    return found
 
 
 def _outcome(trials: pd.DataFrame) -> pd.Series[Any]:

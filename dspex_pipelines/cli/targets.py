@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import os
 import traceback
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 from dspex_pipelines.engine.programs import resolve_value
@@ -15,11 +17,16 @@ from dspex_pipelines.wire.import_path import add_folder
 
 DECLARATION = "evaluation.py"
 COMPONENTS = ("defs.yaml", "defs.yml")
+MOST_NAMED = 5
+"""Folders of a defs.yaml that an error names."""
+_DEPTH = 6
+_NO_SOURCES = ("node_modules", "site-packages", "venv")
 
 
-def find_evaluation(target: str) -> Evaluation:
+def find_evaluation(target: str, *, check: bool = False) -> Evaluation:
     """Return a shipped evaluation by name, one at ``module:attribute``, in a folder of a defs.yaml, or ./evaluation.py.
 
+    With *check* what a defs.yaml names is imported, so that what is wrong with it is told by its line.
     Raises `InvalidValue` or `ProgramUnavailable`, which say what there is, and `DspexError` with file and line where
     the declaration itself raises.
     """
@@ -33,11 +40,16 @@ def find_evaluation(target: str) -> Evaluation:
     if Path(target).name in COMPONENTS or any((Path(target) / name).exists() for name in COMPONENTS if target):
         from dspex_pipelines.orchestration.component_file import evaluation_at
 
-        return evaluation_at(Path(target))
+        _import_as_dg(Path(target))
+        return evaluation_at(Path(target), check=check)
     from dspex_pipelines.declarations import EVALUATIONS
 
     if target in EVALUATIONS:
         return EVALUATIONS[target]
+    if not Path(DECLARATION).exists() and not target:
+        below = list(islice(_declared_below(), MOST_NAMED))
+        fix = f"name one that is declared below: {', '.join(below)}" if below else "run `dspex init` to write one"
+        raise DspexError(f"no {DECLARATION} here; {fix}, or a shipped one: {', '.join(EVALUATIONS)}")
     if not Path(DECLARATION).exists():
         known = f"{', '.join(EVALUATIONS)}, module:attribute, the folder of a defs.yaml"
         fix = f"give one of {known}, or run `dspex init` to write {DECLARATION}"
@@ -52,6 +64,27 @@ def find_evaluation(target: str) -> Evaluation:
         names = ", ".join(evaluation.name for evaluation in declared) or "no evaluation"
         raise InvalidValue(field="target", value=target, fix=f"{DECLARATION} declares {names}; name one of them")
     return named[0]
+
+
+def _declared_below() -> Iterator[str]:
+    """Yield the folders below this one that have a defs.yaml, without looking everywhere."""
+    for folder, names, files in os.walk("."):
+        path = Path(folder)
+        within = len(path.parts) < _DEPTH
+        names[:] = sorted(name for name in names if within and not name.startswith(".") and name not in _NO_SOURCES)
+        if any(name in files for name in COMPONENTS):
+            yield str(path)
+
+
+def _import_as_dg(path: Path) -> None:
+    """Have modules of the dg project around *path* found as `dg` finds them."""
+    from dagster_shared.utils.config import discover_config_file
+
+    settings = discover_config_file(path)
+    if settings is None:
+        return
+    sources = settings.parent / "src"
+    add_folder(sources if sources.exists() else settings.parent)
 
 
 @contextmanager

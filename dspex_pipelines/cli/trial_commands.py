@@ -15,6 +15,8 @@ from dspex_pipelines.cli.output import console, shortened
 from dspex_pipelines.errors import InvalidValue
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from dspex_pipelines.cli.selecting import Selection
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -37,7 +39,9 @@ def trials(
             metavar="CONDITION", help="Only with such a score: 'METRIC<0.5', or <= > >= == !=; may be repeated."
         ),
     ] = None,
-    configuration: Annotated[str, typer.Option(help="Only this configuration (its short digest).")] = "",
+    configuration: Annotated[
+        str, typer.Option(help="Only this configuration: its values, as 'words=2 ellipsis=False', or its digest.")
+    ] = "",
     example: Annotated[str, typer.Option(help="Only this example, by its id.")] = "",
     partition: Annotated[str, typer.Option(help="Only this partition.", autocompletion=complete_partition)] = "",
     sort: Annotated[
@@ -48,7 +52,7 @@ def trials(
 ) -> None:
     """List trials of the newest results: outcome, scores, and how to look closer."""
     from dspex_pipelines.cli.results import newest_results
-    from dspex_pipelines.cli.selecting import Selection, worst_first
+    from dspex_pipelines.cli.selecting import Selection, labels, worst_first
     from dspex_pipelines.cli.targets import find_evaluation
 
     check_limit(limit)
@@ -61,6 +65,7 @@ def trials(
         partition=partition,
     )
     frame, _ = newest_results(find_evaluation(target))
+    named = labels(frame)
     frame = selection.of(frame)
     if sort:
         frame = worst_first(frame, sort)
@@ -72,9 +77,11 @@ def trials(
         console.print(_nothing(selection), highlight=False, soft_wrap=True)
         return
     beside = sort if sort in frame.columns else ""
-    table = Table("trial", "configuration", "example", "outcome", *filter(None, [beside]), "message")
+    table = Table()
+    for name in ("trial", "configuration", "example", "outcome", *filter(None, [beside]), _last_column(shown)):
+        table.add_column(name, no_wrap=name == "trial", overflow="fold")
     for row in shown.to_dict("records"):
-        table.add_row(*_cells(row, beside))
+        table.add_row(*_cells(row, beside, named))
     console.print(table)
     console.print(f"{len(shown):,} of {len(frame):,} trials shown", highlight=False)
     if failed:
@@ -125,7 +132,14 @@ def check_limit(limit: int) -> None:
         raise InvalidValue(field="limit", value=limit, fix="give how many to print, 0 for all")
 
 
-def _cells(row: Mapping[Any, Any], beside: str) -> list[str]:
+def _last_column(trials: pd.DataFrame) -> str:
+    succeeded = trials["status"] == "ok"
+    if succeeded.all():
+        return "scores"
+    return "scores or error" if succeeded.any() else "error"
+
+
+def _cells(row: Mapping[Any, Any], beside: str, named: Mapping[str, str]) -> list[str]:
     scores = " ".join(
         f"{name.removeprefix('score.')}={value:.3g}"
         for name, value in ((str(key), one) for key, one in row.items())
@@ -133,7 +147,7 @@ def _cells(row: Mapping[Any, Any], beside: str) -> list[str]:
     )
     return [
         row["trial_id"][:12],
-        row["configuration"],
+        named[row["configuration"]],
         str(row["example_id"]),
         _text(row["error_type"]) or "ok",
         *([_number(row[beside], beside)] if beside else []),
@@ -149,8 +163,6 @@ def _nothing(selection: Selection) -> str:
     asked = str(selection)
     if asked in ("", "--failed"):
         return "No trial failed."
-    if asked.removeprefix("--failed ") == f"--configuration {selection.configuration}":
-        return f"No {'failed ' if selection.failed else ''}trial is of that configuration."
     return f"No trial meets {asked}."
 
 

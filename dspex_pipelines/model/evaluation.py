@@ -169,13 +169,17 @@ class Evaluation:
         if type(self.partitions_per_run) is not int or self.partitions_per_run < 0:
             fix = "give an integer of 1 or more, or 0 for all of them in one run"
             raise InvalidValue(field="partitions_per_run", value=self.partitions_per_run, fix=fix)
-        names = [_metric_name(metric) for metric in self.metrics]
-        checks = checked_checks(self.checks, metrics=names, score_range=self.score_range)
+        checks = checked_checks(self.checks, metrics=self.metric_names, score_range=self.score_range)
         object.__setattr__(self, "checks", checks)
         _check_secrets(self)
         policy = self.calls
         object.__setattr__(self, "limits", policy.limits)
         object.__setattr__(self, "prices", policy.prices)
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """Return the names that scores are listed by; where a metric returns a dict, their beginnings before a dot."""
+        return tuple(_metric_name(metric) for metric in self.metrics)
 
     @property
     def calls(self) -> CallPolicy:

@@ -1,6 +1,8 @@
 """An evaluation declared in YAML: a Dagster component with the fields of the declaration."""
 
 import os
+from collections.abc import Generator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, Self, cast
@@ -19,6 +21,20 @@ from dspex_pipelines.orchestration.scaffolding import EvaluationScaffolder
 _CHECKING = "DAGSTER_IS_DEFS_VALIDATION_CLI"
 """Set by `dg check defs` and `dagster definitions validate`."""
 _model_of = cache(as_written)
+
+
+@contextmanager
+def checking() -> Generator[None]:
+    """Have the components that are loaded within import what they name, as `dg check defs` does."""
+    before = os.environ.get(_CHECKING)
+    os.environ[_CHECKING] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_CHECKING]
+        else:
+            os.environ[_CHECKING] = before
 
 
 @dg.scaffold_with(EvaluationScaffolder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from dspex_pipelines.model.payload import canonical, decode, digest
 from dspex_pipelines.model.trial import Example
 from dspex_pipelines.orchestration.rows import BadRow, NumberedRow, as_text, is_missing, read_file, tellable
 from dspex_pipelines.orchestration.sources import files_left_out, is_partition, partition_of, read_rows, source_files
+from dspex_pipelines.wire.durable import durably
 
 _TOLD = 10
 """Bad rows that an error names."""
@@ -260,14 +260,5 @@ def load_examples(folder: Path, content: str, *, limit: int | None) -> list[Exam
 def write_table(table: Any, path: Path) -> None:
     """Write Parquet beside *path* and rename it into place, so that nobody sees half a file, even after a crash."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    with unfinished.open("wb") as file:
+    with durably(path) as file:
         pq.write_table(table, file)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

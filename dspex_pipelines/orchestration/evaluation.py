@@ -291,7 +291,7 @@ def run_trials(
                 summary = loop.run(run(spans))
         except DspexError as error:
             raise step_failure(context.instance, context.run.run_id, error) from error
-    reporter.ended(complete=not summary.stopped)
+    reporter.ended(complete=not summary.stopped, reused=summary.reused)
     context.log.info(
         f"{summary.planned:,} trials: {summary.ran:,} run ({summary.failed:,} failed), "
         f"{summary.rescored:,} scored again, {summary.reused:,} reused, in {summary.elapsed_s:.1f} s"

@@ -149,8 +149,8 @@ class ProgressReporter:
     def warns(self, what: str, about: str) -> None:
         """The user should know before the run is over; *about* is the same where only the numbers are others."""
 
-    def ended(self, *, complete: bool) -> None:
-        """The batch is over: all of it, or what its budget was enough for."""
+    def ended(self, *, complete: bool, reused: int) -> None:
+        """The batch is over: all of it, or what its budget was enough for. So many outcomes are of earlier runs."""
 
 
 @dataclass(frozen=True, slots=True)

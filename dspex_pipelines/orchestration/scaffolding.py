@@ -31,7 +31,7 @@ attributes:
 
   search: grid # or {{samples: 50, seed: 1}}: so many drawn at random
 
-  # What else there is: dg docs, or docs/component.md of dspex_pipelines.
+  # What else there is: dg utils inspect-component {type}, or docs/component.md of dspex_pipelines.
   # timeout_s: 60
   # budget: {{max_errors: 0.2, max_time_s: 600}}
   # automation: {{schedule: 0 3 * * *}}

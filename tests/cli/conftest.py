@@ -61,7 +61,7 @@ def results(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             paths={"all": Path("trials.parquet")}, left_out=left_out, missing=(), partial=partial or {}
         )
         frame = pd.DataFrame(list(rows))
-        monkeypatch.setattr("dspex_pipelines.cli.targets.find_evaluation", lambda _: EVALUATION)
+        monkeypatch.setattr("dspex_pipelines.cli.targets.find_evaluation", lambda *_, **__: EVALUATION)
         monkeypatch.setattr("dspex_pipelines.cli.results.newest_results", lambda _: (frame, newest))
 
     return give

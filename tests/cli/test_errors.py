@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import dagster as dg
 import pytest
 
 from dspex_pipelines.bridge.local_pool import lease
@@ -15,6 +17,7 @@ from dspex_pipelines.cli.results import instance
 from dspex_pipelines.cli.starter import DECLARATION
 from dspex_pipelines.cli.targets import find_evaluation
 from dspex_pipelines.errors import DspexError, InvalidValue, PoolUnreachable
+from dspex_pipelines.orchestration.scaffolding import EvaluationScaffolder
 from tests.cli.conftest import Run
 
 MAIN = "from dspex_pipelines.cli.commands import main; main()"
@@ -66,6 +69,87 @@ def test_a_declaration_that_raises_is_named_with_its_line(
 def test_an_evaluation_with_two_names_counts_once(folder: Path) -> None:
     (folder / "evaluation.py").write_text(DECLARATION + "\nSAME = EVALUATION\n")
     assert find_evaluation("").name == "shorten"
+
+
+PROJECT = '[tool.dg]\ndirectory_type = "project"\n[tool.dg.project]\nroot_module = "found_by_dg"\n'
+
+
+@pytest.fixture
+def declared(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder of a defs.yaml in a project of dg that nobody has installed."""
+    monkeypatch.setenv("PYTHONPATH", "")
+    (folder / "pyproject.toml").write_text(PROJECT)
+    defs = folder / "src" / "found_by_dg" / "defs"
+    (defs / "short").mkdir(parents=True)
+    (defs.parent / "__init__.py").touch()
+    (defs / "__init__.py").touch()
+    request = dg.ScaffoldRequest(
+        type_name="dspex_pipelines.EvaluationComponent",
+        target_path=defs / "short",
+        scaffold_format="yaml",
+        project_root=folder,
+        params=None,
+    )
+    EvaluationScaffolder().scaffold(request)
+    yield defs / "short"
+    for name in [name for name in sys.modules if name.split(".")[0] == "found_by_dg"]:
+        del sys.modules[name]
+
+
+def test_modules_of_a_dg_project_are_found_as_dg_finds_them(declared: Path, folder: Path) -> None:
+    assert find_evaluation(str(declared.relative_to(folder)), check=True).name == "short"
+    assert find_evaluation(str(declared)).program == "found_by_dg.defs.short.program:shorten"
+    assert os.environ["PYTHONPATH"] == str(folder / "src"), "for the workers, and once"
+
+
+def test_a_dg_project_without_src_is_its_own_path(declared: Path, folder: Path) -> None:
+    (folder / "src" / "found_by_dg").rename(folder / "found_by_dg")
+    (folder / "src").rmdir()
+    moved = folder / "found_by_dg" / "defs" / "short"
+    assert find_evaluation(str(moved), check=True).name == "short"
+    assert os.environ["PYTHONPATH"] == str(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "line", "says"),
+    [
+        pytest.param(("program:shorten", "program:shortn"), 12, "did you mean shorten", id="program"),
+        pytest.param(("    ellipsis: {type: boolean}\n", ""), 12, "nobody supplies it", id="parameter"),
+        pytest.param(("EvaluationComponent", "EvaluationComponen"), 1, "has no attribute", id="type"),
+        pytest.param(("dspex_pipelines.Eval", "nowhere.Eval"), 1, "No module named 'nowhere'", id="module-of-type"),
+    ],
+)
+def test_what_is_wrong_with_a_declaration_in_yaml_is_told_by_file_and_line(
+    declared: Path, change: tuple[str, str], line: int, says: str
+) -> None:
+    file = declared / "defs.yaml"
+    assert change[0] in file.read_text()
+    file.write_text(file.read_text().replace(change[0], change[1], 1))
+    with pytest.raises(DspexError) as caught:
+        find_evaluation(str(declared), check=True)
+    assert str(caught.value).startswith(f"{file}:{line} - ")
+    assert says in str(caught.value)
+    assert "DAGSTER_IS_DEFS_VALIDATION_CLI" not in os.environ
+
+
+def test_evaluate_imports_what_a_declaration_names_and_what_only_lists_does_not(declared: Path, run: Run) -> None:
+    (declared / "program.py").write_text("1 / 0\n")
+    assert "defs.yaml:12 - " in str(run("evaluate", declared).exception)
+    assert "has no results yet" in str(run("leaderboard", declared).exception)
+
+
+def test_where_nothing_is_declared_what_is_declared_below_is_named(declared: Path, folder: Path, run: Run) -> None:
+    (folder / ".venv" / "hidden").mkdir(parents=True)
+    (folder / ".venv" / "hidden" / "defs.yaml").touch()
+    told = str(run("leaderboard").exception)
+    assert told.startswith("no evaluation.py here; name one that is declared below: src/found_by_dg/defs/short, or")
+    (declared / "defs.yaml").unlink()
+    assert "no evaluation.py here; run `dspex init` to write one" in str(run("leaderboard").exception)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "trials", "leaderboard"])
+def test_the_help_names_the_folder_of_a_declaration_in_yaml(run: Run, command: str) -> None:
+    assert "the folder of a defs.yaml" in " ".join(run(command, "--help").output.split())
 
 
 @pytest.mark.parametrize("text", ["[/b] closes nothing", "[bold]kept[/bold]", "[/]", ":smile: [link=x]"])

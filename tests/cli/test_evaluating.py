@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,8 +18,8 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn
 
 from dspex_pipelines.analysis.failures import FailureKind
 from dspex_pipelines.analysis.leaderboard import leaderboard
-from dspex_pipelines.cli import evaluating, finding, replaying
-from dspex_pipelines.cli.evaluating import BarReporter, EvaluatedPartitionsSummary, FailedCheck
+from dspex_pipelines.cli import evaluating, exits, finding, replaying
+from dspex_pipelines.cli.evaluating import BarReporter, EvaluatedPartitionsSummary, FailedCheck, columns
 from dspex_pipelines.engine import executor
 from dspex_pipelines.errors import Interrupted
 from dspex_pipelines.model.evaluation import Evaluation
@@ -110,7 +111,7 @@ def test_the_bar_says_what_is_spent_and_why_nothing_moves() -> None:
             reporter.started("all", 2)
             reporter.used(Usage({"calls": 1, "cost_usd": cost_usd}))
             reporter.moved(PROGRESS)
-            reporter.ended(complete=True)
+            reporter.ended(complete=True, reused=0)
         spent = note(bars)
         reporter.started("all", 2)
         for second in (3, 6):
@@ -119,7 +120,7 @@ def test_the_bar_says_what_is_spent_and_why_nothing_moves() -> None:
         waits = note(bars)
         reporter.used(Usage({"calls": 3, "cost_usd": 1.0}))
         reporter.moved(PROGRESS)
-        reporter.ended(complete=False)
+        reporter.ended(complete=False, reused=0)
     assert spent == "5 trials/s, $0.75"
     assert waits == "waiting for 6 s"
     said = [line.strip() for line in written.getvalue().splitlines()]
@@ -137,10 +138,106 @@ def test_the_bar_counts_the_failures_of_all_its_batches() -> None:
             for _ in range(2):
                 reporter.started(partition, 1)
                 reporter.moved(replace(PROGRESS, done=1, failed=1))
-                reporter.ended(complete=True)
+                reporter.ended(complete=True, reused=0)
             told.append([task.fields["note"] for task in bars.tasks])
     assert told == [["5 trials/s, 2 failed"] * bars for bars in (1, 2)], "each bar its own"
     assert reporter.failures == 4
+
+
+@pytest.mark.parametrize(
+    ("batches", "said"),
+    [([2], "2 reused"), ([0, 2], "5 trials/s, 2 reused"), ([1, 1], "5 trials/s, 2 reused"), ([0], "5 trials/s")],
+)
+def test_the_bar_says_what_was_reused_instead_of_looking_idle(batches: list[int], said: str) -> None:
+    with Progress(TextColumn("{task.fields[note]}"), console=Console(file=io.StringIO())) as bars:
+        reporter = BarReporter(bars)
+        reporter.expect("all")
+        for reused in batches:
+            reporter.started("all", 2)
+            done = 2 - reused
+            reporter.moved(replace(PROGRESS, done=done, rate_per_s=5.0 if done else 0.0))
+            reporter.ended(complete=True, reused=reused)
+        assert note(bars) == said
+
+
+def test_a_finished_bar_says_how_long_it_took() -> None:
+    now = 100.0
+    written = io.StringIO()
+    with Progress(*columns(), console=Console(file=written, width=80), get_time=lambda: now) as bars:
+        reporter = BarReporter(bars)
+        reporter.expect("all")
+        for _ in range(2):
+            reporter.started("all", 2)
+            now += 60
+            reporter.ended(complete=True, reused=2)
+    assert "4/4 0:02:00 4 reused" in written.getvalue()
+
+
+DECLARED = """
+from dspex_pipelines import Boolean, ConfigurationSpace, Dataset, Evaluation
+
+EVALUATION = Evaluation(
+    name="parts",
+    dataset=Dataset(source="data", example_id="id", inputs=("text",), labels=("expected",), partitions=Dynamic()),
+    program="program:shorten",
+    metrics=("program:same",),
+    space=ConfigurationSpace(variables=(Boolean(name="ellipsis"),)),
+)
+"""
+GOOD_ROWS = "id,text,expected\n1,a b c,a b\n2,d e f,d e\n"
+BAD_ROWS = "id,text,expected\n1,,x\n"
+
+
+@pytest.fixture
+def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Evaluate these partitions, of which some are bad."""
+    (tmp_path / "program.py").write_text(
+        "def shorten(text, ellipsis):\n    return ' '.join(text.split()[:2]) + ('…' if ellipsis else '')\n\n\n"
+        "def same(example, outputs):\n    return outputs == example.labels['expected']\n"
+    )
+    (tmp_path / "evaluation.py").write_text(DECLARED.replace("Evaluation\n", "Dynamic, Evaluation\n", 1))
+    (tmp_path / "data").mkdir()
+    environment = {name: value for name, value in os.environ.items() if name != "DAGSTER_HOME"}
+
+    def run(*arguments: str, **rows: str) -> subprocess.CompletedProcess[str]:
+        for name, text in rows.items():
+            (tmp_path / "data" / f"{name}.csv").write_text(text)
+        command = [str(Path(sys.executable).with_name("dspex")), "evaluate", "--workers", "1", *arguments]
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=110, check=False
+        )
+
+    return run
+
+
+def test_a_bad_partition_is_told_and_the_others_are_ranked(
+    parts: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    done = parts(a=GOOD_ROWS, b=BAD_ROWS, c=GOOD_ROWS, d=BAD_ROWS)
+    assert done.returncode == exits.REFUSED, done.stdout + done.stderr
+    assert done.stdout.count("4/4") == 2
+    assert "ellipsis=False │ 4 │ 1.000" in done.stdout
+    told = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert [line.partition(" row 1")[0] for line in told] == ["error: b: dataset", "error: d: dataset"], done.stderr
+
+
+def test_where_every_partition_is_bad_that_is_all_that_is_told(
+    parts: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    done = parts(b=BAD_ROWS)
+    assert done.returncode == exits.REFUSED
+    assert "configuration" not in done.stdout
+    assert done.stderr.startswith("error: b: dataset")
+
+
+def test_what_fails_every_partition_alike_ends_the_command_at_once(
+    parts: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    done = parts("--pool-address", f"unix:{tmp_path}/none", a=BAD_ROWS, b=GOOD_ROWS, c=GOOD_ROWS)
+    assert done.returncode == exits.REFUSED
+    assert "a: dataset" in done.stderr
+    assert done.stderr.count("no worker pool answered") == 1
+    assert "c " not in done.stdout
 
 
 PROGRESS = executor.Progress(total=2, done=1, failed=0, in_flight=1, elapsed_s=0.2, rate_per_s=5.0, eta_s=0.2)

@@ -70,7 +70,7 @@ def test_the_verdict_is_one_line_that_names_numbers(
         commands.main()
     assert ended.value.code == exits.MISSED
     assert capsys.readouterr().err == (
-        "error: same of the best configuration (c0ffee) is 0.75, under 0.9; 25.0% of the trials failed, more than "
+        "error: same of the best configuration (flag=True) is 0.75, under 0.9; 25.0% of the trials failed, more than "
         "10.0%\n"
     )
 
@@ -97,7 +97,7 @@ def test_trials_that_were_not_run_have_not_failed(run: Run, evaluated: Callable[
         ("--fail-under same", "fail_under", "give METRIC=VALUE"),
         ("--fail-under =1", "fail_under", "give METRIC=VALUE"),
         ("--fail-under same=nan", "fail_under", "give METRIC=VALUE"),
-        ("--fail-under other=1", "fail_under", "the metrics are same"),
+        ("--fail-under same.part=1", "fail_under", "the metrics are same"),
         ("--fail-on-errors 1.5", "fail_on_errors", "a share from 0 to 1"),
     ],
 )
@@ -109,6 +109,18 @@ def test_what_cannot_be_asked_is_refused(
     assert isinstance(done.exception, InvalidValue)
     assert done.exception.field == field
     assert says in done.exception.fix
+
+
+def test_a_metric_that_cannot_be_is_refused_before_anything_runs(
+    run: Run, results: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results(row("a"))
+    monkeypatch.setattr(evaluating, "evaluate_partitions", lambda *_, **__: pytest.fail("it has run"))
+    for metric in ("other", "other.same"):
+        done = run("evaluate", "--fail-under", f"{metric}=1")
+        assert isinstance(done.exception, InvalidValue)
+        assert (done.exception.field, done.exception.value) == ("fail_under", metric)
+        assert "give one of same; " in done.exception.fix
 
 
 def test_the_help_says_what_the_exit_codes_mean(run: Run) -> None:

@@ -51,10 +51,47 @@ def test_a_message_that_is_cut_ends_with_an_ellipsis(run: Run, results: Give) ->
 
 
 def test_no_failed_trial_of_a_configuration_is_said_as_such(run: Run, results: Give) -> None:
+    results(row("a"), row("a", configuration="beef", error=RAISED))
+    told = run("trials", "--failed", "--configuration", "flag=True").output
+    assert told == "No trial meets --failed --configuration flag=True.\n"
     results(row("a"))
-    assert "No failed trial is of that configuration." in run("trials", "--failed", "--configuration", "zzzz").output
-    assert "No trial is of that configuration." in run("trials", "--configuration", "zzzz").output
     assert "No trial failed." in run("trials", "--failed").output
+
+
+def test_a_configuration_that_there_is_not_is_refused_with_those_that_there_are(run: Run, results: Give) -> None:
+    results(row("a"), row("a", configuration="beef"))
+    for asked in ("zzzz", "flag=Maybe"):
+        done = run("trials", "--configuration", asked)
+        assert isinstance(done.exception, InvalidValue)
+        assert (done.exception.field, done.exception.value) == ("configuration", asked)
+        assert done.exception.fix.splitlines()[1:] == ["  beef  flag=False", "  c0ffee  flag=True"]
+
+
+def test_trials_tell_configurations_as_the_leaderboard_does(run: Run, results: Give) -> None:
+    rows = [row("a", **{"var.words": 2}), row("a", configuration="beef", **{"var.words": 2})]
+    results(*rows)
+    for command in ("trials", "leaderboard"):
+        told = run(command).output
+        assert "│ flag=True " in told
+        assert "words" not in told
+        assert "c0ffee " not in told
+    assert [one["configuration"] for one in json.loads(run("trials", "--json").output)] == ["c0ffee", "beef"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "named"),
+    [
+        ([row("a")], "scores"),
+        ([row("a", error=RAISED)], "error"),
+        ([row("a"), row("b", error=RAISED)], "scores or error"),
+    ],
+)
+def test_the_last_column_is_named_for_what_it_holds(
+    run: Run, results: Give, rows: list[dict[str, Any]], named: str
+) -> None:
+    results(*rows)
+    heads = run("trials").output.splitlines()[1].split("┃")
+    assert heads[-2].strip() == named
 
 
 @pytest.mark.parametrize("command", ["trials", "leaderboard"])
@@ -75,7 +112,9 @@ def test_the_leaderboard_says_which_results_it_is_of(run: Run, results: Give) ->
 def test_the_leaderboard_as_json_has_numbers(run: Run, results: Give) -> None:
     results(row("a"), row("b"), row("a", configuration="beef", error=RAISED))
     first, second = json.loads(run("leaderboard", "--json").output)
-    assert first["#"] == "1"
+    assert (first["#"], first["n"], first["failures"]) == (1, 2, 0)
+    assert first["values"] == {"flag": True}
+    assert first["same"] == "1.000 ± 0.000"
     assert first["numbers"]["scores"]["same"]["mean"] == 1.0
     assert second["numbers"]["scores"]["same"]["mean"] is None
     assert second["numbers"]["failures"] == 1

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from dspex_pipelines.bridge import local_pool
 from dspex_pipelines.bridge.local_pool import LocalPoolStatus
 from dspex_pipelines.bridge.pool_status import ModelStatus, PoolStatus, WorkerStatus
 from dspex_pipelines.cli import pools
@@ -111,6 +114,57 @@ def test_no_pool_is_said_as_such(run: Run, running: Callable[..., None]) -> None
     running()
     assert "No local pool runs" in run("pool", "status").output
     assert json.loads(run("pool", "status", "--json").output) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "ended"),
+    [
+        (["here"], ["here"]),
+        (["2"], ["there"]),
+        (["--all"], ["here", "there"]),
+    ],
+)
+def test_a_pool_is_ended_by_its_address_or_pid(
+    run: Run,
+    running: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    ended: list[str],
+) -> None:
+    running(here=STATUS, there=STATUS)
+    given: list[str] = []
+
+    def stop(chosen: Sequence[LocalPoolStatus]) -> int:
+        given.extend(one.address for one in chosen)
+        return len(chosen)
+
+    monkeypatch.setattr(pools.local_pool, "stop", stop)
+    assert run("pool", "stop", *arguments).output == f"{len(ended)} ended\n"
+    assert given == ended
+
+
+@pytest.mark.parametrize("argument", ["", "elsewhere"])
+def test_no_pool_is_ended_where_it_is_not_said_which(
+    run: Run, running: Callable[..., None], monkeypatch: pytest.MonkeyPatch, argument: str
+) -> None:
+    running(here=STATUS, there=STATUS)
+    monkeypatch.setattr(pools.local_pool, "stop", lambda *_: pytest.fail("something is ended"))
+    told = str(run("pool", "stop", *filter(None, [argument])).exception)
+    assert "\n  pid 1  here\n  pid 2  there" in told
+    assert ("elsewhere" if argument else "--all") in told
+
+
+def test_only_the_pools_that_are_named_are_ended(tmp_path: Path) -> None:
+    children = [subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) for _ in range(2)]
+    both = [LocalPoolStatus(pid=one.pid, address=str(one.pid), runtime_dir=tmp_path) for one in children]
+    try:
+        threading.Thread(target=children[0].wait, daemon=True).start()
+        assert local_pool.stop(both[:1]) == 1
+        assert children[1].poll() is None
+    finally:
+        for one in children:
+            one.kill()
+            one.wait()
 
 
 @pytest.fixture

@@ -135,7 +135,7 @@ class Listens(ProgressReporter):
     def moved(self, progress: Progress) -> None:
         self.events.append(("moved", progress.done, progress.failed))
 
-    def ended(self, *, complete: bool) -> None:
+    def ended(self, *, complete: bool, reused: int) -> None:
         self.events.append(("ended",))
 
 

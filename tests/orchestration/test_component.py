@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import re
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -252,6 +254,15 @@ def own_pool(tmp_path: Path) -> Iterator[str]:
         yield lease.address
     local_pool.stop(runtime_root=runtime)
     shutil.rmtree(runtime_root)
+
+
+def test_what_is_scaffolded_names_a_command_that_there_is(tmp_path: Path) -> None:
+    text = (scaffolded(tmp_path, "shortened") / "defs.yaml").read_text()
+    named = re.search(rf"dg (\w+) ([\w-]+) {re.escape(TYPE)}, or docs/component.md", text)
+    assert named
+    command = str(Path(sys.executable).with_name("dg"))
+    done = subprocess.run([command, *named.groups(), "--help"], capture_output=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_what_is_scaffolded_runs(tmp_path: Path, own_pool: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,10 +48,10 @@ def _of_pool(asked: AskedPool) -> Finding:
     found = f"pid {asked.pool.pid} at {asked.pool.address}"
     status = asked.status
     if status is None:
-        fix = f"see {asked.pool.runtime_dir / 'pool.log'}, and end it: dspex pool stop"
+        fix = f"see {asked.pool.runtime_dir / 'pool.log'}, and end it: dspex pool stop {asked.pool.pid}"
         return problem(f"{found}: {asked.problem}", fix)
     if status.package_version != dspex_pipelines.__version__:
-        fix = "end it, so that the next evaluation starts its own: dspex pool stop"
+        fix = f"end it, so that the next evaluation starts its own: dspex pool stop {asked.pool.pid}"
         return warning(f"{found} is of release {status.package_version}, this is {dspex_pipelines.__version__}", fix)
     if not status.workers:
         fix = f"wait for its workers; where none comes, see {asked.pool.runtime_dir / 'pool.log'}"
