@@ -76,6 +76,19 @@ class Leaderboard:
     standings: tuple[Standing, ...]
     outside: str = ""
     """Which scores lie outside the range that failures are ranked and bounded by; empty where none does."""
+    grouped: bool = False
+    """Whether examples are in groups; where they are not, each is a cluster of its own."""
+
+    @property
+    def best(self) -> Standing | None:
+        """The first one, unless nothing has succeeded."""
+        first = self.standings[0]
+        return first if first.scores[self.metric].n else None
+
+    @property
+    def interval(self) -> str:
+        """What the intervals are, in words."""
+        return f"{CONFIDENCE:.0%} interval{' clustered by group' if self.grouped else ''}"
 
     def rows(self, limit: int | None = None) -> list[dict[str, str]]:
         """Return one row of readable text per configuration; variables that never differ are left out."""
@@ -89,9 +102,7 @@ class Leaderboard:
                 "failures": f"{standing.failures:,}",
                 **({"not run": f"{standing.not_run:,}"} if partial else {}),
                 "bounds": f"{standing.bounds[0]:.3f}…{standing.bounds[1]:.3f}",
-                "vs best": "best"
-                if standing.rank == 1 and standing.scores[self.metric].n
-                else _signed(standing.difference),
+                "vs best": "best" if standing is self.best else _signed(standing.difference),
             }
             for standing in self.standings[:limit]
         ]
@@ -148,6 +159,7 @@ def leaderboard(
     best = frames[found[0][0]]
     return Leaderboard(
         outside=outside_range(trials[f"score.{metric}"], metric, score_range),
+        grouped=bool((trials["group"] != trials["example_id"]).any()),
         metric=metric,
         metrics=metrics,
         standings=tuple(

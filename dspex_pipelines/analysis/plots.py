@@ -25,7 +25,7 @@ def leaderboard_png(board: Leaderboard, *, top: int = 20) -> bytes:
     axes = figure.subplots()
     for row, standing in enumerate(standings):
         score = standing.scores[board.metric]
-        colour = _BEST if row == 0 else _REST
+        colour = _BEST if standing is board.best else _REST
         if standing.failures:
             axes.plot(standing.bounds, [row, row], color=_BOUNDS, linewidth=5, solid_capstyle="butt", zorder=1)
         if not math.isnan(score.low):
@@ -39,7 +39,7 @@ def leaderboard_png(board: Leaderboard, *, top: int = 20) -> bytes:
     axes.set_axisbelow(True)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
-    axes.set_xlabel(f"{board.metric}: mean and 95% interval clustered by group", fontsize=9)
+    axes.set_xlabel(f"{board.metric}: mean and {board.interval}", fontsize=9)
     failed = any(standing.failures for standing in standings)
     shown = "" if len(standings) == len(board.standings) else f", best {len(standings)} of {len(board.standings)}"
     axes.set_title(

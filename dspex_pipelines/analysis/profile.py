@@ -11,6 +11,9 @@ from typing import Any
 MOST_DISTINCT = 1_000
 """Values of a column that are told apart; beyond it the number is a lower bound."""
 
+_UNITS = {"str": " characters", "bytes": " bytes", "int": "", "float": ""}
+_UNMEASURED = ("bool",)
+
 
 @dataclass(slots=True)
 class ColumnProfile:
@@ -56,10 +59,12 @@ class ColumnProfile:
 
     @property
     def sizes(self) -> str:
-        """Least, mean and most; empty where there is nothing to measure."""
+        """Least, most and mean, with their unit; empty where there is nothing to measure."""
         if not self.measured:
             return ""
-        return f"{self.shortest:,.4g} … {self.total / self.measured:,.4g} … {self.longest:,.4g}"
+        units = {_UNITS.get(name, " items") for name in self.types if name not in _UNMEASURED}
+        unit = units.pop() if len(units) == 1 else ""
+        return f"{self.shortest:,.4g} to {self.longest:,.4g}{unit}, mean {self.total / self.measured:,.4g}"
 
     def balance(self, most: int) -> list[tuple[str, int]]:
         """Return the commonest *most* values and how often each is there; none where hardly any is there twice."""

@@ -34,7 +34,7 @@ def leaderboard_table(board: Leaderboard, limit: int | None, *, width: int) -> t
             break
         names.remove(name)
         dropped.append(name)
-    table = Table(title=f"By {board.metric}: mean and 95% interval clustered by group", title_justify="left")
+    table = Table(title=f"By {board.metric}: mean and {board.interval}", title_justify="left")
     for name in names:
         table.add_column(
             name,

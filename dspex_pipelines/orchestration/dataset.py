@@ -156,7 +156,7 @@ def _columns_table(columns: list[ColumnProfile]) -> dg.MetadataValue:
         "type": "types of its values, the commonest first",
         "missing": "rows without a value",
         "distinct": "values that differ",
-        "sizes": "least, mean and most: characters of a text, items of a list, or the number itself",
+        "sizes": "of its values: characters of a text, items of a list, or the number itself",
     }
     records = [
         dg.TableRecord(

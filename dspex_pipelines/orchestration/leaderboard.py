@@ -1,7 +1,6 @@
 """The leaderboard asset: every configuration over all evaluated partitions, ranked."""
 
 import base64
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +18,14 @@ SHOWN = 50
 """Configurations in the asset's metadata; the file has all."""
 TOP = 10
 """Configurations shown without a click."""
+_READING = """
+
+The rank is by the mean over all `n` planned trials, where one that failed, or was not run, counts as the worst score:
+failing on hard examples gains nothing. A score is the mean of the trials that succeeded, ± half of its 95% interval,
+clustered by group where examples are in groups. `bounds` are the mean had every trial without a score scored worst,
+and best. `vs best` is the mean difference to the first row over the examples where both succeeded, ± likewise: where
+that reaches 0, the two are not told apart.
+"""
 
 
 def leaderboard_asset(evaluation: Evaluation) -> dg.AssetsDefinition:
@@ -38,7 +45,7 @@ def leaderboard_asset(evaluation: Evaluation) -> dg.AssetsDefinition:
         kinds={"python"},
         owners=list(evaluation.owners),
         automation_condition=stale_leaderboard(),
-        description=f"The configurations of {evaluation.name}, best first, over all partitions.",
+        description=f"The configurations of {evaluation.name}, best first, over all partitions.{_READING}",
     )
     def ranked(context: dg.AssetExecutionContext, trials: EvaluatedPartitions) -> dg.MaterializeResult[Any]:
         board = leaderboard(trials.trials, score_range=evaluation.score_range)
@@ -70,9 +77,8 @@ def leaderboard_metadata(board: Leaderboard, trials: EvaluatedPartitions) -> Map
 def board_metadata(board: Leaderboard) -> Mapping[str, dg.MetadataValue]:
     """Return how the configurations compare: tables and a picture, of a size that does not grow with the trials."""
     picture = base64.b64encode(leaderboard_png(board)).decode()
-    best = board.standings[0].scores[board.metric].mean
     metadata: dict[str, dg.MetadataValue] = {
-        "best": dg.MetadataValue.text(board.rows(1)[0]["configuration"]),
+        "best": dg.MetadataValue.text(board.rows(1)[0]["configuration"] if board.best else "none: no trial succeeded"),
         "plot": dg.MetadataValue.md(f"![leaderboard](data:image/png;base64,{picture})"),
         "leaderboard": dg.MetadataValue.md(_unbroken(board.to_markdown(limit=SHOWN))),
         "top": _top(board),
@@ -80,8 +86,8 @@ def board_metadata(board: Leaderboard) -> Mapping[str, dg.MetadataValue]:
     if board.outside:
         metadata["outside score_range"] = dg.MetadataValue.text(board.outside)
     # A number of its own, which the UI plots over materialisations.
-    if not math.isnan(best):
-        metadata[f"best {board.metric}"] = dg.MetadataValue.float(round(best, 6))
+    if board.best:
+        metadata[f"best {board.metric}"] = dg.MetadataValue.float(round(board.best.scores[board.metric].mean, 6))
     return metadata
 
 
@@ -91,7 +97,7 @@ def _top(board: Leaderboard) -> dg.MetadataValue:
         "#": "rank",
         "configuration": "the variables that differ",
         "n": "trials, failures included",
-        board.metric: "mean of the successes, and its 95% interval clustered by group",
+        board.metric: f"mean of the successes, and its {board.interval}",
         "vs best": "paired difference to the best configuration, and its 95% interval",
     }
     if any(standing.not_run for standing in board.standings):

@@ -23,6 +23,20 @@ BY_TYPE = "failures by type"
 """Metadata entry: kinds of failures, the most frequent first."""
 NOT_COUNTED = "not counted"
 """Metadata entry: which calls are in no sum, and what to do about it."""
+_POOL = {
+    "what": "",
+    "in all": "of all trials together",
+    "median": "half of the trials had no more",
+    "95th percentile": "19 of 20 trials had no more",
+    "most": "of any one trial",
+}
+_OF_TRIALS = {
+    "attempts": "attempts",
+    "queue_s": "time in the queue",
+    "run_s": "time running",
+    "throttled_s": "time throttled",
+}
+_UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 
 
 def trials_metadata(
@@ -144,14 +158,18 @@ def _failures_by_type(failed: Any) -> dg.MetadataValue:
 def _pool_table(table: Any) -> dg.MetadataValue:
     """Return what the pool did for the results, whichever run it did it in."""
     compute: Any = pyarrow.compute
-    facts: dict[str, str] = {
-        "workers that answered": f"{compute.count_distinct(table['worker']).as_py():,}",
-        "attempts": f"{compute.sum(table['attempts']).as_py() or 0:,}",
-    }
-    for column, name in (("queue_s", "queue"), ("run_s", "run"), ("throttled_s", "throttled")):
-        middle, high, most = compute.quantile(table[column], q=[0.5, 0.95, 1.0]).to_pylist()
-        facts[f"{name} seconds: median, 95th percentile, most"] = " · ".join(
-            "–" if one is None else f"{one:.4g}" for one in (middle, high, most)
-        )
-    records = [dg.TableRecord({"of the trials": name, "": value}) for name, value in facts.items()]
-    return dg.MetadataValue.table(records)
+    rows = [{"what": "workers that answered", "in all": f"{compute.count_distinct(table['worker']).as_py():,}"}]
+    for column, what in _OF_TRIALS.items():
+        shown = "{:,.0f}".format if column == "attempts" else _seconds
+        found = [compute.sum(table[column]).as_py(), *compute.quantile(table[column], q=[0.5, 0.95, 1.0]).to_pylist()]
+        texts = ("–" if one is None else shown(one) for one in found)
+        rows.append({"what": what, **dict(zip(list(_POOL)[1:], texts, strict=True))})
+    records = [dg.TableRecord({name: row.get(name, "") for name in _POOL}) for row in rows]
+    columns = [dg.TableColumn(name, "string", text or None) for name, text in _POOL.items()]
+    return dg.MetadataValue.table(records, dg.TableSchema(columns=columns))
+
+
+def _seconds(value: float) -> str:
+    """Return seconds in the unit that they are read in."""
+    size, unit = next((one for one in _UNITS if value >= one[0] or not value), _UNITS[-1])
+    return f"{value / size:,.0f} {unit}" if value >= 100 * size else f"{value / size:.3g} {unit}"

@@ -188,6 +188,7 @@ def test_where_everything_failed_there_is_no_mean_and_everything_is_possible() -
     assert all(math.isnan(standing.scores["good"].mean) for standing in board.standings)
     assert [row["good"] for row in board.rows()] == ["–", "–"]
     assert [row["vs best"] for row in board.rows()] == ["–", "–"], "none is best"
+    assert board.best is None
 
 
 def test_scores_that_no_trial_has_are_left_out_where_others_are() -> None:
@@ -269,3 +270,9 @@ def test_scores_that_are_not_in_their_range_are_told() -> None:
     assert "rank" not in leaderboard(table, score_range=(-2.0, 1.0)).outside
     assert leaderboard(table, score_range=(-2.0, 7.5)).outside == ""
     assert leaderboard(frame([trial(score=1 + 2e-16), trial(score=1.0, example_id="f")])).outside == ""
+
+
+def test_groups_are_told_of_where_there_are_some() -> None:
+    alone = frame([trial(example_id=name, group=name) for name in "xy"])
+    assert leaderboard(alone).interval == "95% interval"
+    assert leaderboard(alone.assign(group="g")).interval == "95% interval clustered by group"

@@ -15,13 +15,14 @@ def column(*values: Any) -> ColumnProfile:
 def test_a_column_of_texts() -> None:
     texts = column("a", "bbb", "", "a", None)
     assert (texts.name, texts.role, texts.type) == ("x", "input", "str")
-    assert (texts.missing, texts.distinct, texts.sizes) == (2, "2", "1 … 1.667 … 3")
+    assert (texts.missing, texts.distinct, texts.sizes) == (2, "2", "1 to 3 characters, mean 1.667")
 
 
 def test_numbers_are_measured_themselves_and_lists_by_their_items() -> None:
-    assert column(2, 3.5, float("nan"), True).sizes == "2 … 2.75 … 3.5"
+    assert column(2, 3.5, float("nan"), True).sizes == "2 to 3.5, mean 2.75"
     assert column(2, 2.0, 3).type == "int, float"
-    assert column([1, 2], []).sizes == "0 … 1 … 2"
+    assert column([1, 2], []).sizes == "0 to 2 items, mean 1"
+    assert column([1, 2], "abc").sizes == "2 to 3, mean 2.5", "no one unit"
     assert column(None).sizes == ""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -144,6 +145,13 @@ def rendered(shown: Leaderboard, width: int) -> tuple[list[str], tuple[str, ...]
     table, dropped = leaderboard_table(shown, None, width=width)
     console.print(table, crop=False)
     return console.export_text().splitlines(), dropped
+
+
+def test_the_title_names_groups_only_where_there_are_some() -> None:
+    shown = board(("exact",))
+    assert rendered(shown, 100)[0][0].strip() == "By exact: mean and 95% interval"
+    (title, *_), _ = rendered(replace(shown, grouped=True), 100)
+    assert title.strip() == "By exact: mean and 95% interval clustered by group"
 
 
 @pytest.mark.parametrize("width", [80, 100, 150])

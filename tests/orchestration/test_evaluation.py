@@ -6,6 +6,7 @@ import base64
 import io
 import itertools
 import logging
+import re
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,9 @@ from dagster._core.loader import LoadingContextForTest
 from dspex_pipelines.model.search import Search
 from dspex_pipelines.model.space import ConfigurationSpace
 from dspex_pipelines.model.variables import Choice, Float, Integer
+from dspex_pipelines.orchestration.build import build_evaluation
 from dspex_pipelines.orchestration.resources import ProgressReporter, ProgressResource, WorkerPoolResource
+from dspex_pipelines.orchestration.summary import _seconds
 from tests.orchestration.conftest import Lab, failure, steps
 from tests.orchestration.declared import PROGRAMS, declare, rows
 
@@ -270,6 +273,41 @@ def test_every_trial_failed_and_there_is_still_a_leaderboard(lab: Lab) -> None:
     shown = lab.ranked()
     assert (shown["trials"], shown["failures"]) == (3, 3)
     assert "0.000…1.000" in readable(shown["leaderboard"])
+    assert shown["best"] == "none: no trial succeeded"
+    assert "best right" not in shown
+
+
+def test_the_leaderboards_page_says_how_to_read_it() -> None:
+    node = build_evaluation(declare("plain")).resolve_asset_graph().get(dg.AssetKey(["tested", "leaderboard"]))
+    for term in ("`n`", "±", "`bounds`", "`vs best`", "counts as the worst score"):
+        assert term in (node.description or "")
+
+
+def test_what_the_pool_did_is_told_in_words_and_units(lab: Lab) -> None:
+    _, metadata = lab.declare(declare("fifth_raises")).evaluated()
+    rows = {record.data["what"]: record.data for record in metadata["pool"].records}
+    assert list(rows) == ["workers that answered", "attempts", "time in the queue", "time running", "time throttled"]
+    assert rows["attempts"] == {"what": "attempts", "in all": "40", "median": "1", "95th percentile": "1", "most": "1"}
+    for name in ("time in the queue", "time running"):
+        for column in ("in all", "median", "95th percentile", "most"):
+            assert re.fullmatch(r"[0-9.,e-]+ (s|ms|µs)", str(rows[name][column])), rows[name]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (0.0, "0 s"),
+        (2e-7, "0.2 µs"),
+        (1.429e-05, "14.3 µs"),
+        (0.0123, "12.3 ms"),
+        (0.9999, "1,000 ms"),
+        (1.5, "1.5 s"),
+        (99.96, "100 s"),
+        (4321.0, "4,321 s"),
+    ],
+)
+def test_seconds_have_the_unit_that_they_are_read_in(seconds: float, shown: str) -> None:
+    assert _seconds(seconds) == shown
 
 
 def test_the_first_metric_ranks_even_when_it_gives_several_scores(lab: Lab) -> None:
