@@ -199,12 +199,12 @@ class TrialCalls:
         if call.used is None:
             return
         model, used = call.model.partition("@")[0], call.used
+        self._count_of(model, {"calls": 1})
         if used.cached:
             self._count(cached_calls=1)
-            self._count_of(model, {"calls": 1})
             return
         self._count(tokens=used.input_tokens + used.output_tokens)
-        amounts = {"calls": 1, "input_tokens": used.input_tokens, "output_tokens": used.output_tokens}
+        amounts = {"input_tokens": used.input_tokens, "output_tokens": used.output_tokens}
         price = self.caller.policy.price_of(model) if self.caller else None
         cost_usd = used.cost_usd
         if price is not None:

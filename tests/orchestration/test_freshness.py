@@ -202,22 +202,27 @@ def test_a_source_that_is_gone_is_told_and_what_is_there_is_kept_fresh(lab: Lab,
     assert daemon.rest() == ["evaluation monday", "leaderboard -"]
 
 
-def test_a_file_that_goes_during_the_look_is_told_and_what_is_there_is_kept_fresh(
-    lab: Lab, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("error", [FileNotFoundError(2, "gone"), OSError(5, "Input/output error")])
+def test_a_file_that_goes_during_the_look_or_cannot_be_read_costs_nobody_else(
+    lab: Lab, data: Path, monkeypatch: pytest.MonkeyPatch, error: OSError
 ) -> None:
     write(data / "monday.csv", ("a", 1, 1))
     lab.declare(declared(data))
     daemon = Daemon(lab)
-    assert daemon.tick() == ["dataset monday"]
+    assert daemon.rest() == ["dataset monday", "evaluation monday", "leaderboard -"]
+    write(data / "tuesday.csv", ("a", 1, 1))
+    write(data / "monday.csv", ("a", 2, 1))
+    digest = sources.file_digest
 
-    def gone(_: Path) -> str:
-        raise FileNotFoundError(2, "gone", "tuesday.csv")
+    def failing(file: Path) -> str:
+        if file.name == "tuesday.csv":
+            raise error
+        return digest(file)
 
     with monkeypatch.context() as during:
-        during.setattr(sources, "file_digest", gone)
-        assert daemon.tick() == ["evaluation monday"]
-    assert "the files of the data set cannot be looked at: [Errno 2] gone: 'tuesday.csv'" in capsys.readouterr().err
-    assert daemon.rest() == ["leaderboard -"]
+        during.setattr(sources, "file_digest", failing)
+        assert daemon.rest() == ["dataset monday", "evaluation monday", "leaderboard -"]
+    assert daemon.rest() == ["dataset tuesday", "evaluation tuesday", "leaderboard -"]
 
 
 @pytest.mark.parametrize("cursor", ["rubbish", "0rubbish", "0eJw=", "1", "{", "12"])
