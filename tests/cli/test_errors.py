@@ -18,6 +18,7 @@ from dspex_pipelines.cli.starter import DECLARATION
 from dspex_pipelines.cli.targets import find_evaluation
 from dspex_pipelines.errors import DspexError, InvalidValue, PoolUnreachable
 from dspex_pipelines.orchestration.scaffolding import EvaluationScaffolder
+from dspex_pipelines.wire.import_path import python_path
 from tests.cli.conftest import Run
 
 MAIN = "from dspex_pipelines.cli.commands import main; main()"
@@ -99,7 +100,7 @@ def declared(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_modules_of_a_dg_project_are_found_as_dg_finds_them(declared: Path, folder: Path) -> None:
     assert find_evaluation(str(declared.relative_to(folder)), check=True).name == "short"
     assert find_evaluation(str(declared)).program == "found_by_dg.defs.short.program:shorten"
-    assert os.environ["PYTHONPATH"] == str(folder / "src"), "for the workers, and once"
+    assert python_path(Path("/")).split(os.pathsep).count(str(folder / "src")) == 1, "for the workers, and once"
 
 
 def test_a_dg_project_without_src_is_its_own_path(declared: Path, folder: Path) -> None:
@@ -107,7 +108,7 @@ def test_a_dg_project_without_src_is_its_own_path(declared: Path, folder: Path) 
     (folder / "src").rmdir()
     moved = folder / "found_by_dg" / "defs" / "short"
     assert find_evaluation(str(moved), check=True).name == "short"
-    assert os.environ["PYTHONPATH"] == str(folder)
+    assert str(folder) in python_path(Path("/")).split(os.pathsep)
 
 
 @pytest.mark.parametrize(

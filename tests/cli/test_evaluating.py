@@ -218,7 +218,7 @@ def test_a_bad_partition_is_told_and_the_others_are_ranked(
     assert done.stdout.count("4/4") == 2
     assert "ellipsis=False │ 4 │ 1.000" in done.stdout
     told = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert [line.partition(" row 1")[0] for line in told] == ["error: b: dataset", "error: d: dataset"], done.stderr
+    assert [line.partition(" row 1")[0] for line in told] == ["error: b: b.csv", "error: d: d.csv"], done.stderr
 
 
 def test_where_every_partition_is_bad_that_is_all_that_is_told(
@@ -227,7 +227,7 @@ def test_where_every_partition_is_bad_that_is_all_that_is_told(
     done = parts(b=BAD_ROWS)
     assert done.returncode == exits.REFUSED
     assert "configuration" not in done.stdout
-    assert done.stderr.startswith("error: b: dataset")
+    assert done.stderr.startswith("error: b: b.csv row 1")
 
 
 def test_what_fails_every_partition_alike_ends_the_command_at_once(
@@ -235,7 +235,7 @@ def test_what_fails_every_partition_alike_ends_the_command_at_once(
 ) -> None:
     done = parts("--pool-address", f"unix:{tmp_path}/none", a=BAD_ROWS, b=GOOD_ROWS, c=GOOD_ROWS)
     assert done.returncode == exits.REFUSED
-    assert "a: dataset" in done.stderr
+    assert "a: a.csv row 1" in done.stderr
     assert done.stderr.count("no worker pool answered") == 1
     assert "c " not in done.stdout
 
