@@ -31,6 +31,7 @@ from dspex_pipelines.model.calls import CallPolicy
 from dspex_pipelines.model.outcome import ErrorType, TrialError, TrialOutcome
 from dspex_pipelines.model.payload import decode, encode
 from dspex_pipelines.model.trial import MetricSpec, ProgramSpec, TrialSpec
+from dspex_pipelines.wire.channels import connected
 from dspex_pipelines.wire.codec import (
     CHANNEL_OPTIONS,
     FRAME_BYTES,
@@ -120,7 +121,7 @@ class PoolClient:
         stubs = (session_pb2_grpc.SessionServiceStub(channel), pool_pb2_grpc.PoolServiceStub(channel))
         self._methods = {name: method for stub in stubs for name, method in vars(stub).items()}
         try:
-            await asyncio.wait_for(channel.channel_ready(), within_s)
+            await connected(channel, within_s=within_s)
             await self._ask(self._methods["GetPool"], pool_pb2.GetPoolRequest(protocol_version=PROTOCOL_VERSION))
             self._wake = asyncio.Event()
             stream = aiter(execution_pb2_grpc.ExecutionServiceStub(channel).ExecutePrograms(self._frames(self._wake)))

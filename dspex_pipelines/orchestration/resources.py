@@ -16,7 +16,7 @@ from dspex_pipelines.bridge.local_pool import lease
 from dspex_pipelines.engine.executor import Progress
 from dspex_pipelines.engine.journal import Journal
 from dspex_pipelines.engine.recycling import MAX_RSS_MB, Recycling
-from dspex_pipelines.errors import InvalidValue
+from dspex_pipelines.errors import InvalidValue, PoolUnreachable
 from dspex_pipelines.model.usage import Usage
 from dspex_pipelines.orchestration.importing import import_as_loaded
 from dspex_pipelines.redaction import LISTED, learn_environment
@@ -58,6 +58,7 @@ class WorkerPoolResource(dg.ConfigurableResource[Any]):
     connect_timeout_s: float = Field(default=10.0, description="How long to wait for the bridge.")
 
     _address: str = PrivateAttr(default="")
+    _unreachable: PoolUnreachable | None = PrivateAttr(default=None)
 
     @property
     def name(self) -> str:
@@ -67,6 +68,7 @@ class WorkerPoolResource(dg.ConfigurableResource[Any]):
     @contextlib.contextmanager
     def yield_for_execution(self, context: dg.InitResourceContext) -> Generator["WorkerPoolResource", None, None]:
         """Hold the local pool for as long as the step (in one process: the run) lasts."""
+        self._unreachable = None
         import_as_loaded(context.run)
         telemetry.check()
         environment = self._environment()
@@ -99,7 +101,16 @@ class WorkerPoolResource(dg.ConfigurableResource[Any]):
     @contextlib.asynccontextmanager
     async def connect(self) -> AsyncGenerator[PoolClient]:
         """Open the client; raises `PoolUnreachable` or `ProtocolMismatch`, which say what to do."""
-        async with PoolClient(self._address or self.address, connect_timeout_s=self.connect_timeout_s) as client:
+        if self._unreachable is not None:
+            raise self._unreachable
+        async with contextlib.AsyncExitStack() as stack:
+            client = PoolClient(self._address or self.address, connect_timeout_s=self.connect_timeout_s)
+            try:
+                await stack.enter_async_context(client)
+            except PoolUnreachable as error:
+                # The run fails for it; its other steps, which are tried all the same, need not wait again.
+                self._unreachable = error
+                raise
             yield client
 
 

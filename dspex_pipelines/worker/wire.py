@@ -23,6 +23,7 @@ import dspex_pipelines
 from dspex.v1 import types_pb2, worker_pb2, worker_pb2_grpc
 from dspex_pipelines.engine.recycling import Recycling
 from dspex_pipelines.errors import PoolUnreachable, ProtocolMismatch
+from dspex_pipelines.wire.channels import connected
 from dspex_pipelines.wire.codec import (
     CHANNEL_OPTIONS,
     FRAME_BYTES,
@@ -159,7 +160,7 @@ class WorkerWire:
     async def _attach(self) -> None:
         async with grpc.aio.insecure_channel(self._address, options=CHANNEL_OPTIONS) as channel:
             try:
-                await asyncio.wait_for(channel.channel_ready(), CONNECT_S)
+                await connected(channel, within_s=CONNECT_S)
             except TimeoutError as error:
                 raise PoolUnreachable(address=self._address, waited_s=CONNECT_S) from error
             stub: Any = worker_pb2_grpc.WorkerServiceStub(channel)

@@ -237,6 +237,7 @@ def test_what_fails_every_partition_alike_ends_the_command_at_once(
     assert done.returncode == exits.REFUSED
     assert "a: a.csv row 1" in done.stderr
     assert done.stderr.count("no worker pool answered") == 1
+    assert "Traceback" not in done.stderr
     assert "c " not in done.stdout
 
 

@@ -9,7 +9,9 @@ import pytest
 from dagster._core.events import RunFailureReason
 from dagster._core.execution.retries import auto_reexecution_should_retry_run
 
+from dspex_pipelines.bridge.client import PoolClient
 from dspex_pipelines.model.checks import ScoreFloor
+from dspex_pipelines.orchestration import resources
 from dspex_pipelines.orchestration.resources import WorkerPoolResource
 from dspex_pipelines.orchestration.tags import RETRIES
 from tests.orchestration.conftest import Lab, failure
@@ -24,12 +26,23 @@ def is_started_again(lab: Lab, result: dg.ExecuteInProcessResult) -> bool:
     return auto_reexecution_should_retry_run(lab.instance, run, RunFailureReason.STEP_FAILURE)
 
 
-def test_an_unreachable_pool_may_be_there_by_then(lab: Lab) -> None:
+def test_an_unreachable_pool_may_be_there_by_then(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     nowhere = WorkerPoolResource(address="unix:/nowhere/at/all", connect_timeout_s=0.2)
     lab.declare(declare("Fallible", name="again"), worker_pool=nowhere)
-    result = lab.evaluate(tags=RETRIES)
+    dialled = 0
+
+    class Counted(PoolClient):
+        async def __aenter__(self) -> PoolClient:
+            nonlocal dialled
+            dialled += 1
+            return await super().__aenter__()
+
+    monkeypatch.setattr(resources, "PoolClient", Counted)
+    result = lab.evaluate(tags=RETRIES, trials_per_op=10)
     assert "Outcomes so far are kept" in failure(result)
     assert is_started_again(lab, result)
+    failed = [event.step_key for event in result.all_events if event.is_step_failure]
+    assert (len(failed), dialled) == (4, 1), "of the steps only the first waits for it"
 
 
 def test_what_is_declared_wrongly_is_no_better_then(lab: Lab) -> None:
