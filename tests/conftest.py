@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -51,6 +52,14 @@ def own_pools() -> Iterator[None]:
         patch.setenv("XDG_RUNTIME_DIR", folder)
         yield
         local_pool.stop()
+
+
+@pytest.fixture(autouse=True)
+def own_import_path() -> Iterator[None]:
+    """What a test puts onto the path is gone with it: pools differ by where they import from."""
+    before = list(sys.path)
+    yield
+    sys.path[:] = before
 
 
 @pytest.fixture(scope="session")

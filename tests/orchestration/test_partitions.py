@@ -19,6 +19,7 @@ from dspex_pipelines.model.evaluation import Dataset
 from dspex_pipelines.model.partitions import Dates, Dynamic
 from dspex_pipelines.orchestration import sources
 from dspex_pipelines.orchestration.datasets import read_partition
+from dspex_pipelines.orchestration.freshness import reading_digests
 from dspex_pipelines.orchestration.partitions import known_partitions, present_partitions
 from dspex_pipelines.orchestration.sources import source_digests
 from tests.orchestration.conftest import Lab, failure
@@ -99,7 +100,7 @@ def test_a_run_looks_at_the_files_of_its_own_partitions(lab: Lab, tmp_path: Path
     monkeypatch.setattr(sources, "file_digest", counting)
     assert lab.run([lab.dataset_key], partition="p03").success
     assert looked == {"p03": 1}
-    digest = source_digests(lab.evaluation.dataset)["p03"]
+    digest = reading_digests(lab.evaluation.dataset)["p03"]
     assert lab.metadata(lab.dataset_key, "p03")["source digest"] == digest
 
 
