@@ -22,7 +22,10 @@ CASES = {
     "throughput": ["async", "threads"],
     "isolation": ["process"],
     "dspy_calls": ["thread", "coroutine"],
-    "providers": ["2 s, HTTP", "200 ms, HTTP", "200 ms, in process", "declared limit", "discovered limit"],
+    "providers": [
+        *("2 s, HTTP", "200 ms, HTTP", "200 ms, in process", "200 ms, in process, DSPy alone"),
+        *("declared limit", "discovered limit"),
+    ],
     "events": [f"{what} of 1,000 trials" for what in ("events", "event log", "largest materialisation")],
     "journal": [
         *("throughput into small", "throughput into large"),
