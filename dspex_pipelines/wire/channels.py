@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-
-import grpc
-import grpc.aio
+from typing import Any, Protocol
 
 _FIRST_S = 0.001
 _MOST_S = 0.05
 
 
-async def connected(channel: grpc.aio.Channel, *, within_s: float) -> None:
+class Channel(Protocol):
+    """What of gRPC's is looked at."""
+
+    def get_state(self, try_to_connect: bool = False) -> Any:  # noqa: FBT001, FBT002 - as gRPC has it
+        """Return how far it is connected."""
+        ...
+
+
+async def connected(channel: Channel, *, within_s: float) -> None:
     """Return once the channel is ready; raises `TimeoutError`.
 
     By looking, not by `channel_ready`: a look that is given up leaves nothing behind that comes in when the loop is
@@ -20,7 +26,7 @@ async def connected(channel: grpc.aio.Channel, *, within_s: float) -> None:
     loop = asyncio.get_running_loop()
     give_up_at = loop.time() + within_s
     wait_s = _FIRST_S
-    while channel.get_state(try_to_connect=True) is not grpc.ChannelConnectivity.READY:
+    while channel.get_state(try_to_connect=True).name != "READY":
         if loop.time() > give_up_at:
             raise TimeoutError
         await asyncio.sleep(wait_s)
