@@ -10,13 +10,13 @@ from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
+from dspex_pipelines.engine.documents import FILES
 from dspex_pipelines.engine.programs import resolve_value
 from dspex_pipelines.errors import DspexError, InvalidValue, ProgramUnavailable
 from dspex_pipelines.model.evaluation import Evaluation
 from dspex_pipelines.wire.import_path import add_folder
 
 DECLARATION = "evaluation.py"
-COMPONENTS = ("defs.yaml", "defs.yml")
 MOST_NAMED = 5
 """Folders of a defs.yaml that an error names."""
 _DEPTH = 6
@@ -37,7 +37,7 @@ def find_evaluation(target: str, *, check: bool = False) -> Evaluation:
         if not isinstance(found, Evaluation):
             raise InvalidValue(field="target", value=target, fix=f"it is a {type(found).__name__}, not an Evaluation")
         return found
-    if Path(target).name in COMPONENTS or any((Path(target) / name).exists() for name in COMPONENTS if target):
+    if Path(target).name in FILES or any((Path(target) / name).exists() for name in FILES if target):
         from dspex_pipelines.orchestration.component_file import evaluation_at
 
         _import_as_dg(Path(target))
@@ -72,7 +72,7 @@ def _declared_below() -> Iterator[str]:
         path = Path(folder)
         within = len(path.parts) < _DEPTH
         names[:] = sorted(name for name in names if within and not name.startswith(".") and name not in _NO_SOURCES)
-        if any(name in files for name in COMPONENTS):
+        if any(name in files for name in FILES):
             yield str(path)
 
 

@@ -23,6 +23,8 @@ from dspex_pipelines.model.variables import Variable, variable_from_json
 
 Document: TypeAlias = Mapping[str, Any]
 DocumentPath: TypeAlias = tuple[str | int, ...]
+FILES = ("defs.yaml", "defs.yml")
+"""What Dagster calls a file that declares a component."""
 SOURCES = ("source", "callable", "asset")
 """Where examples come from: one of these is given."""
 _CHECKS: Mapping[Any, Callable[..., Check]] = {

@@ -5,12 +5,11 @@ from pathlib import Path
 
 import dagster as dg
 
+from dspex_pipelines.engine.documents import FILES
 from dspex_pipelines.errors import DspexError, InvalidValue
 from dspex_pipelines.model.evaluation import Evaluation
 from dspex_pipelines.orchestration.component import EvaluationComponent, checking
 from dspex_pipelines.orchestration.component_errors import InvalidDeclaration
-
-FILES = ("defs.yaml", "defs.yml")
 
 
 def evaluation_at(path: Path, *, check: bool = False) -> Evaluation:
