@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,8 +22,17 @@ RESULTS = dg.AssetKey(["served", "evaluation"])
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory, runtime_root: Path, pool_address: str) -> Path:
-    """An instance as it is shipped, after one run of the job; the runs join the pool that is there."""
+def runtime_root() -> Iterator[Path]:
+    """Where the run's own local pool is, which its first step that needs one starts."""
+    # Beneath a short folder, as a socket's path has few bytes.
+    with tempfile.TemporaryDirectory(prefix="dspex-t-") as folder:
+        yield Path(folder)
+        local_pool.stop(runtime_root=Path(folder) / "dspex")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, runtime_root: Path) -> Path:
+    """An instance as it is shipped, after one run of the job."""
     folder = tmp_path_factory.mktemp("home")
     shutil.copy(ROOT / "dagster.yaml", folder)
     config = {"ops": {"served__evaluation": {"config": {"trials_per_op": 10}}}}
@@ -69,8 +79,8 @@ def test_the_job_succeeds_with_every_trial_in_its_table(instance: dg.DagsterInst
     assert record.asset_materialization.metadata["trials run"].value == 20
 
 
-def test_every_step_joined_the_pool_that_was_there(home: Path, runtime_root: Path, pool_address: str) -> None:
-    assert [pool.address for pool in local_pool.status(runtime_root=runtime_root / "dspex")] == [pool_address]
+def test_every_step_joined_the_pool_that_the_first_one_started(home: Path, runtime_root: Path) -> None:
+    assert len(local_pool.status(runtime_root=runtime_root / "dspex")) == 1
 
 
 def test_each_step_is_a_process_of_its_own(instance: dg.DagsterInstance) -> None:
