@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from dspex.v1 import types_pb2 as dspex_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x64spex/v1/execution.proto\x12\x08\x64spex.v1\x1a\x14\x64spex/v1/types.proto\"7\n\x15\x45xecuteProgramRequest\x12\x1e\n\x05trial\x18\x01 \x01(\x0b\x32\x0f.dspex.v1.Trial\"<\n\x16\x45xecuteProgramResponse\x12\"\n\x07outcome\x18\x01 \x01(\x0b\x32\x11.dspex.v1.Outcome\"z\n\x16\x45xecuteProgramsRequest\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x1f\n\x06trials\x18\x02 \x03(\x0b\x32\x0f.dspex.v1.Trial\x12\x12\n\ncancel_ids\x18\x03 \x03(\x04\x12\x11\n\tcommitted\x18\x04 \x01(\r\"n\n\x17\x45xecuteProgramsResponse\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x14\n\x0c\x63redit_limit\x18\x02 \x01(\r\x12#\n\x08outcomes\x18\x03 \x03(\x0b\x32\x11.dspex.v1.Outcome2\xc3\x01\n\x10\x45xecutionService\x12S\n\x0e\x45xecuteProgram\x12\x1f.dspex.v1.ExecuteProgramRequest\x1a .dspex.v1.ExecuteProgramResponse\x12Z\n\x0f\x45xecutePrograms\x12 .dspex.v1.ExecuteProgramsRequest\x1a!.dspex.v1.ExecuteProgramsResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x64spex/v1/execution.proto\x12\x08\x64spex.v1\x1a\x14\x64spex/v1/types.proto\"7\n\x15\x45xecuteProgramRequest\x12\x1e\n\x05trial\x18\x01 \x01(\x0b\x32\x0f.dspex.v1.Trial\"<\n\x16\x45xecuteProgramResponse\x12\"\n\x07outcome\x18\x01 \x01(\x0b\x32\x11.dspex.v1.Outcome\"\x8a\x01\n\x16\x45xecuteProgramsRequest\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x1f\n\x06trials\x18\x02 \x03(\x0b\x32\x0f.dspex.v1.Trial\x12\x12\n\ncancel_ids\x18\x03 \x03(\x04\x12\x11\n\tcommitted\x18\x04 \x01(\r\x12\x0e\n\x06weight\x18\x05 \x01(\r\"n\n\x17\x45xecuteProgramsResponse\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x14\n\x0c\x63redit_limit\x18\x02 \x01(\r\x12#\n\x08outcomes\x18\x03 \x03(\x0b\x32\x11.dspex.v1.Outcome2\xc3\x01\n\x10\x45xecutionService\x12S\n\x0e\x45xecuteProgram\x12\x1f.dspex.v1.ExecuteProgramRequest\x1a .dspex.v1.ExecuteProgramResponse\x12Z\n\x0f\x45xecutePrograms\x12 .dspex.v1.ExecuteProgramsRequest\x1a!.dspex.v1.ExecuteProgramsResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,10 +36,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EXECUTEPROGRAMREQUEST']._serialized_end=115
   _globals['_EXECUTEPROGRAMRESPONSE']._serialized_start=117
   _globals['_EXECUTEPROGRAMRESPONSE']._serialized_end=177
-  _globals['_EXECUTEPROGRAMSREQUEST']._serialized_start=179
-  _globals['_EXECUTEPROGRAMSREQUEST']._serialized_end=301
-  _globals['_EXECUTEPROGRAMSRESPONSE']._serialized_start=303
-  _globals['_EXECUTEPROGRAMSRESPONSE']._serialized_end=413
-  _globals['_EXECUTIONSERVICE']._serialized_start=416
-  _globals['_EXECUTIONSERVICE']._serialized_end=611
+  _globals['_EXECUTEPROGRAMSREQUEST']._serialized_start=180
+  _globals['_EXECUTEPROGRAMSREQUEST']._serialized_end=318
+  _globals['_EXECUTEPROGRAMSRESPONSE']._serialized_start=320
+  _globals['_EXECUTEPROGRAMSRESPONSE']._serialized_end=430
+  _globals['_EXECUTIONSERVICE']._serialized_start=433
+  _globals['_EXECUTIONSERVICE']._serialized_end=628
 # @@protoc_insertion_point(module_scope)

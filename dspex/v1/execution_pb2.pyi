@@ -67,10 +67,13 @@ class ExecuteProgramsRequest(_message.Message):
     TRIALS_FIELD_NUMBER: _builtins.int
     CANCEL_IDS_FIELD_NUMBER: _builtins.int
     COMMITTED_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     """in the first frame"""
     committed: _builtins.int
     """outcomes made durable since the last frame: so much credit comes back"""
+    weight: _builtins.int
+    """in the first frame: how many turns it has for each one of a client of weight 1; 0: as 1"""
     @_builtins.property
     def trials(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Trial]: ...
     @_builtins.property
@@ -82,10 +85,11 @@ class ExecuteProgramsRequest(_message.Message):
         trials: _abc.Iterable[_types_pb2.Trial] | None = ...,
         cancel_ids: _abc.Iterable[_builtins.int] | None = ...,
         committed: _builtins.int = ...,
+        weight: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_ids", b"cancel_ids", "committed", b"committed", "protocol_version", b"protocol_version", "trials", b"trials"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_ids", b"cancel_ids", "committed", b"committed", "protocol_version", b"protocol_version", "trials", b"trials", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -80,10 +80,16 @@ class PoolClient:
     `PoolInterrupted` at once and is to be sent again, sessions and all. Raises `PoolUnreachable` when nobody
     answers at *address*, or not again, `PoolFailed` when the pool gives up, and `ProtocolMismatch` when another
     version answers.
+
+    Where the pool has less room than its clients want, they take turns, each as many as its *weight* (1 to
+    `MOST_WEIGHT`) says.
     """
 
-    def __init__(self, address: str, *, connect_timeout_s: float = 10.0, reconnect_s: float = 30.0) -> None:
+    def __init__(
+        self, address: str, *, weight: int = 1, connect_timeout_s: float = 10.0, reconnect_s: float = 30.0
+    ) -> None:
         self.address = address
+        self._weight = weight
         self.traceparent = ""
         """W3C trace context that goes with the sessions it opens; empty for none."""
         self.credit_limit = 0
@@ -294,7 +300,7 @@ class PoolClient:
         self._wake.set()
 
     async def _frames(self, wake: asyncio.Event) -> AsyncIterator[execution_pb2.ExecuteProgramsRequest]:
-        yield execution_pb2.ExecuteProgramsRequest(protocol_version=PROTOCOL_VERSION)
+        yield execution_pb2.ExecuteProgramsRequest(protocol_version=PROTOCOL_VERSION, weight=self._weight)
         while wake is self._wake:
             if not (self._outbox or self._cancels or self._committed):
                 wake.clear()

@@ -179,9 +179,10 @@ class Hub:
 
     # ------------------------------------------------------------------ clients
 
-    def connect(self) -> ClientLink:
-        """A client has opened its stream."""
+    def connect(self, weight: int = 1) -> ClientLink:
+        """A client has opened its stream; *weight* is how many turns it has for each one of a client of weight 1."""
         link = ClientLink(self._next_client)
+        self.dispatcher.join(link.number, weight)
         self._next_client += 1
         self.clients[link.number] = link
         if len(self.clients) == 1:

@@ -106,7 +106,8 @@ class ModelCalls:
         if ask.begun:
             self._throttle.begun(key, model, tokens, now, client=client)
             return
-        answers = self._throttle.ask(key, model, tokens, now, again=ask.again, client=client)
+        weight = self._dispatcher.weight_of(client)
+        answers = self._throttle.ask(key, model, tokens, now, again=ask.again, client=client, weight=weight)
         if not any(answer.call_id == key for answer in answers):
             self._waiting[key] = ask.trial_id
             self._dispatcher.stop_clock(worker_id, ask.trial_id, now)

@@ -22,6 +22,7 @@ from dspex.v1 import (
 )
 from dspex_pipelines.bridge.hub import ClientLink, Hub
 from dspex_pipelines.bridge.refusals import Context, check_protocol, end, parsed
+from dspex_pipelines.model.limits import MOST_WEIGHT
 from dspex_pipelines.wire.codec import HEARTBEAT_S, PROTOCOL_VERSION
 from dspex_pipelines.wire.frames import grown
 
@@ -66,7 +67,7 @@ class ExecutionService(execution_pb2_grpc.ExecutionServiceServicer):
         first = await parsed(context, _parse_execute, data, "ExecutePrograms")
         await check_protocol(context, first.protocol_version)
         hub = self._hub
-        link = hub.connect()
+        link = hub.connect(min(first.weight, MOST_WEIGHT) or 1)
         reader: asyncio.Task[None] | None = None
         try:
             await context.write(

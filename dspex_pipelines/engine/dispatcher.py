@@ -24,7 +24,7 @@ class Dispatcher:
 
     * A worker is sent at most its free slots; a trial may take several, and one that finds no worker with so many free
       waits, and the others with it. Within a client trials go in the order of submission; clients with
-      trials waiting take turns.
+      trials waiting take turns, each as many as its weight.
     * A worker that has run the ticket's (session, version) is preferred while it has a free slot and is at most
       `affinity_lead` (a fraction) busier than the worker with the most free slots, which is taken otherwise: knowing a
       snapshot saves building one instance, and must not leave other workers idle. ``float("inf")`` always prefers.
@@ -216,6 +216,10 @@ class Dispatcher:
 
     # Clients
 
+    def join(self, client: int, weight: int) -> None:
+        """Take in a client of a *weight*, 1 or more; one that submits without has weight 1."""
+        self._queues.join(client, weight)
+
     def submit(self, client: int, tickets: Sequence[Ticket], now: float) -> Orders:
         """Queue *tickets* in their order.
 
@@ -268,6 +272,11 @@ class Dispatcher:
         worker = self._fleet.get(worker_id)
         trial = None if worker is None else worker.running.get(attempt_id)
         return 0 if trial is None else trial.ticket.client
+
+    def weight_of(self, client: int) -> int:
+        """Return a client's weight; 1 for one that is not known."""
+        state = self._queues.clients.get(client)
+        return 1 if state is None else state.weight
 
     def stop_clock(self, worker_id: str, attempt_id: int, now: float) -> None:
         """A call of that attempt waits for leave: its deadline is put off until `start_clock`, called as often."""

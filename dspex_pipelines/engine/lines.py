@@ -13,14 +13,21 @@ if TYPE_CHECKING:
 class Call:
     """A call that waits or is in flight."""
 
-    __slots__ = ("again", "call_id", "client", "cost", "epoch", "estimate", "flying", "generation", "lane", "since")
+    __slots__ = (
+        *("again", "call_id", "client", "cost", "epoch", "estimate", "flying", "generation", "lane", "since"),
+        "weight",
+    )
 
-    def __init__(self, call_id: Hashable, lane: Lane, client: Hashable, estimate: int, *, again: bool) -> None:
+    def __init__(
+        self, call_id: Hashable, lane: Lane, client: Hashable, estimate: int, *, again: bool, weight: int = 1
+    ) -> None:
         self.call_id = call_id
         self.lane = lane
         self.client = client
         self.estimate = estimate
         self.again = again
+        self.weight = weight
+        """How many turns its client has for each one of a client of weight 1."""
         self.flying = False
         self.since = 0.0
         """When it was granted."""
@@ -31,15 +38,19 @@ class Call:
 
 
 class _Turn:
-    __slots__ = ("again", "fresh")
+    __slots__ = ("again", "fresh", "left")
 
-    def __init__(self) -> None:
+    def __init__(self, left: int) -> None:
+        self.left = left
+        """How many calls more before others have their turns."""
         self.again: OrderedDict[Hashable, Call] = OrderedDict()
         self.fresh: OrderedDict[Hashable, Call] = OrderedDict()
 
 
 class Line:
-    """First come, first served within a client, except that those that come again go first; clients take turns.
+    """First come, first served within a client, except that those that come again go first.
+
+    Clients take turns, each as many as its weight.
 
     Every step costs the same at any size.
     """
@@ -62,7 +73,7 @@ class Line:
         """Queue *call*."""
         turn = self._turns.get(call.client)
         if turn is None:
-            turn = self._turns[call.client] = _Turn()
+            turn = self._turns[call.client] = _Turn(call.weight)
         (turn.again if call.again else turn.fresh)[call.call_id] = call
         self._size += 1
 
@@ -84,8 +95,11 @@ class Line:
     def take(self, call: Call) -> None:
         """Take out the call whose turn it is."""
         self.remove(call)
-        if call.client in self._turns:
-            self._turns.move_to_end(call.client)
+        if (turn := self._turns.get(call.client)) is not None and len(self._turns) > 1:
+            turn.left -= 1
+            if not turn.left:
+                turn.left = call.weight
+                self._turns.move_to_end(call.client)
 
     def clear(self) -> None:
         """Take out all."""

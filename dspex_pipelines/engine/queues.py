@@ -87,9 +87,13 @@ class Group:
 class Client:
     """Whose trials they are."""
 
-    __slots__ = ("again", "queue", "ready", "stopped", "trials")
+    __slots__ = ("again", "queue", "ready", "stopped", "trials", "turns", "weight")
 
-    def __init__(self) -> None:
+    def __init__(self, weight: int = 1) -> None:
+        self.weight = weight
+        """How many turns it has for each one of a client of weight 1."""
+        self.turns = weight
+        """How many of them are left before others have theirs."""
         self.stopped = False
         """Whether its trials wait, whoever has room."""
         self.queue: OrderedDict[int, Trial] = OrderedDict()
@@ -117,6 +121,10 @@ class Queues:
 
     def __iter__(self) -> Iterator[Client]:
         return iter(self.clients.values())
+
+    def join(self, number: int, weight: int) -> None:
+        """Take in a client; one that submits without has weight 1."""
+        self.clients[number] = Client(weight)
 
     def submit(self, number: int, tickets: Sequence[Ticket], now: float) -> None:
         """Queue *tickets* in their order.
@@ -149,8 +157,12 @@ class Queues:
         client = trial.client
         client.again[trial.ticket.client_trial_id] = trial
         client.again.move_to_end(trial.ticket.client_trial_id, last=False)
-        # It still is among the ready ones: the last of them.
-        self._ready.rotate(1)
+        if self._ready[0] is client:
+            client.turns += len(self._ready) > 1
+        else:
+            # It still is among the ready ones: the last of them.
+            self._ready.rotate(1)
+            client.turns = 1
 
     def remove(self, trial: Trial) -> None:
         """Take out a trial that waits."""
@@ -166,9 +178,13 @@ class Queues:
             if (queue := client.again or client.queue) and not client.stopped:
                 _, trial = queue.popitem(last=False)
                 if len(ready) > 1:
-                    ready.rotate(-1)
+                    client.turns -= 1
+                    if not client.turns:
+                        client.turns = client.weight
+                        ready.rotate(-1)
                 return trial
             client.ready = False
+            client.turns = client.weight
             ready.popleft()
         return None
 

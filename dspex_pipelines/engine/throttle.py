@@ -34,7 +34,7 @@ class Throttle:
       `longest_open_s` (± 20 %); the others wait. After `give_up_s` they are answered, and so is every new one,
       except for a probe every `probe_every_s`.
     * Within a client calls go in the order of asking, those asked `again` first, or last while the lane's calls fail;
-      clients take turns.
+      clients take turns, each as many as its weight.
     * Where nothing is declared, much was answered and nothing refused, calls need not ask (`is_open`): they are told of
       when they have gone (`begun`).
     * A lane that has not been used for `idle_s` is forgotten, earlier when there are `most_lanes`.
@@ -116,11 +116,12 @@ class Throttle:
         *,
         again: bool = False,
         client: Hashable = None,
+        weight: int = 1,
     ) -> list[Answer]:
         """Ask for a permit for one call of *model*, which is the lane's name; *tokens* is an estimate, 0 for none.
 
-        *again* is for a call that was refused or failed, and goes before new ones. An id that waits already goes on
-        waiting; one in flight is taken to have ended unnoticed.
+        *again* is for a call that was refused or failed, and goes before new ones; *weight* is the client's. An id that
+        waits already goes on waiting; one in flight is taken to have ended unnoticed.
         """
         self._now = now
         earlier = self._calls.get(call_id)
@@ -137,7 +138,7 @@ class Throttle:
         if reason := lane.closed(now):
             self._rest(lane, now)
             return [Answer(call_id, granted=False, reason=reason)]
-        self._calls[call_id] = call = Call(call_id, lane, client, max(0, tokens), again=again)
+        self._calls[call_id] = call = Call(call_id, lane, client, max(0, tokens), again=again, weight=weight)
         lane.line.add(call)
         lane.used = now
         self._idle.pop(model, None)

@@ -14,7 +14,7 @@ from dspex_pipelines.model.automation import Automation
 from dspex_pipelines.model.budget import Budget
 from dspex_pipelines.model.calls import TRACE_BYTES, CallPolicy, Price
 from dspex_pipelines.model.checks import Check, checked_checks
-from dspex_pipelines.model.limits import RateLimit
+from dspex_pipelines.model.limits import MOST_WEIGHT, RateLimit
 from dspex_pipelines.model.partitions import Dates, Dynamic
 from dspex_pipelines.model.search import Search
 from dspex_pipelines.model.secrecy import check_no_secret
@@ -127,6 +127,9 @@ class Evaluation:
     """Worst and best score a trial can have, for the bounds of a mean with failures in it."""
     timeout_s: float = 60.0
     max_concurrency: int = 64
+    weight: int = 1
+    """Its share of a pool that others want at the same time: how many turns it has for each one of an evaluation of
+    weight 1."""
     budget: Budget = field(default_factory=Budget)
     """What a run may spend before it stops, keeps what it has, and says why."""
     limits: tuple[RateLimit, ...] = ()
@@ -166,6 +169,8 @@ class Evaluation:
             raise InvalidValue(field="timeout_s", value=self.timeout_s, fix="give seconds above 0")
         if type(self.max_concurrency) is not int or self.max_concurrency < 1:
             raise InvalidValue(field="max_concurrency", value=self.max_concurrency, fix="give an integer of 1 or more")
+        if type(self.weight) is not int or not 1 <= self.weight <= MOST_WEIGHT:
+            raise InvalidValue(field="weight", value=self.weight, fix=f"give an integer in [1, {MOST_WEIGHT:,}]")
         if type(self.partitions_per_run) is not int or self.partitions_per_run < 0:
             fix = "give an integer of 1 or more, or 0 for all of them in one run"
             raise InvalidValue(field="partitions_per_run", value=self.partitions_per_run, fix=fix)

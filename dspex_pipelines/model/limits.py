@@ -10,6 +10,8 @@ from dspex_pipelines.errors import InvalidValue
 _LEAST_PER_MINUTE = 1e-6
 _MOST_PER_MINUTE = 1e15
 _MOST_AT_ONCE = 2**31 - 1
+MOST_WEIGHT = 1_000
+"""Of an evaluation, beside others in the same pool."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

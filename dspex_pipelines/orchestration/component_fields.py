@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal, TypeAlias
 import dagster as dg
 from pydantic import ConfigDict, Discriminator, Field, StrictBool, StrictFloat, StrictInt, StrictStr, Tag
 
+from dspex_pipelines.model.limits import MOST_WEIGHT
+
 Scalar: TypeAlias = StrictBool | StrictInt | StrictFloat | StrictStr
 Number: TypeAlias = StrictInt | StrictFloat
 Names: TypeAlias = list[StrictStr]
@@ -345,6 +347,8 @@ class EvaluationFields(Fields):
     """Seconds a trial may run."""
     max_concurrency: StrictInt = Field(default=64, ge=1)
     """Most trials at a time."""
+    weight: StrictInt = Field(default=1, ge=1, le=MOST_WEIGHT)
+    """Its share of a pool that others want at the same time: turns for each one of an evaluation of weight 1."""
     budget: Budget = Field(default_factory=Budget)
     """What a run may spend before it stops, keeps what it has, and says why."""
     limits: list[RateLimit] = Field(default_factory=list)

@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, create_model
 from dspex_pipelines.errors import InvalidValue
 from dspex_pipelines.model.budget import Budget
 from dspex_pipelines.model.evaluation import Evaluation
+from dspex_pipelines.model.limits import MOST_WEIGHT
 from dspex_pipelines.model.search import LARGEST, Search
 from dspex_pipelines.model.space import Configuration, ConfigurationSpace
 
@@ -54,6 +55,11 @@ class EvaluationConfig(dg.Config):
     )
     repeats: int = Field(default=1, description="How often each configuration meets each example, with a seed each.")
     max_concurrency: int = Field(default=0, description="Most trials in flight; 0: what the evaluation declares.")
+    weight: int = Field(
+        default=0,
+        description="How many turns the run has, in a pool that others want at the same time, for each one of a run "
+        "of weight 1; 0: what the evaluation declares.",
+    )
     timeout_s: float = Field(default=0.0, description="Seconds a trial may run; 0: what the evaluation declares.")
     trials_per_op: int = Field(
         default=0,
@@ -112,16 +118,17 @@ def config_of(values: Mapping[str, Any]) -> EvaluationConfig:
 
 def checked(config: EvaluationConfig, evaluation: Evaluation, tags: dict[str, str]) -> dict[str, Any]:
     """Return the run's limits; raises `InvalidValue` naming the field, its value and its bound."""
-    for name, least in (
-        ("limit", 0),
-        ("repeats", 1),
-        ("max_concurrency", 0),
-        ("trials_per_op", 0),
-        ("max_attempts", 0),
+    for name, least, most in (
+        ("limit", 0, LARGEST),
+        ("repeats", 1, LARGEST),
+        ("max_concurrency", 0, LARGEST),
+        ("weight", 0, MOST_WEIGHT),
+        ("trials_per_op", 0, LARGEST),
+        ("max_attempts", 0, LARGEST),
     ):
         value = getattr(config, name)
-        if not least <= value <= LARGEST:
-            raise InvalidValue(field=name, value=value, fix=f"give an integer in [{least}, {LARGEST}]")
+        if not least <= value <= most:
+            raise InvalidValue(field=name, value=value, fix=f"give an integer in [{least}, {most}]")
     search_of(config, evaluation)
     if not (math.isfinite(config.timeout_s) and config.timeout_s >= 0):
         raise InvalidValue(field="timeout_s", value=config.timeout_s, fix="give seconds, 0 or more")
@@ -132,6 +139,7 @@ def checked(config: EvaluationConfig, evaluation: Evaluation, tags: dict[str, st
         limit = min(limit, int(tag))
     return {
         "max_concurrency": limit,
+        "weight": config.weight or evaluation.weight,
         "timeout_s": config.timeout_s or evaluation.timeout_s,
         "most_attempts": config.max_attempts,
         "budget": asdict(budget_of(config, evaluation)),

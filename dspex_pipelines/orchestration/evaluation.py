@@ -255,7 +255,7 @@ def run_trials(
                 reporter.warns(what, about)
 
     async def run(spans: RunSpans | None) -> BatchSummary:
-        async with worker_pool.connect() as pool, Waiting(pool.status, wait) as waiting:
+        async with worker_pool.connect(document["weight"]) as pool, Waiting(pool.status, wait) as waiting:
             pool.traceparent = "" if spans is None else spans.root.traceparent
 
             def tell(now: Progress) -> None:

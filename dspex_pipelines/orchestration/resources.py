@@ -99,12 +99,16 @@ class WorkerPoolResource(dg.ConfigurableResource[Any]):
         return {**self.environment, LISTED: ",".join(dict.fromkeys([*listed, *self.secrets]))}
 
     @contextlib.asynccontextmanager
-    async def connect(self) -> AsyncGenerator[PoolClient]:
-        """Open the client; raises `PoolUnreachable` or `ProtocolMismatch`, which say what to do."""
+    async def connect(self, weight: int = 1) -> AsyncGenerator[PoolClient]:
+        """Open the client, of a *weight* beside others.
+
+        Raises `PoolUnreachable` or `ProtocolMismatch`, which say what to do.
+        """
         if self._unreachable is not None:
             raise self._unreachable
         async with contextlib.AsyncExitStack() as stack:
-            client = PoolClient(self._address or self.address, connect_timeout_s=self.connect_timeout_s)
+            address = self._address or self.address
+            client = PoolClient(address, weight=weight, connect_timeout_s=self.connect_timeout_s)
             try:
                 await stack.enter_async_context(client)
             except PoolUnreachable as error:

@@ -104,8 +104,8 @@ class Records:
         self._open: dict[tuple[int, int], Entry] = {}
         self._again: dict[int, dict[Entry, None]] = {}
         """By client, what failed and waits to be run again."""
-        self._turns: dict[int, int] = {}
-        """Dispatches of each client for as long as it has had trials waiting."""
+        self._turns: dict[int, float] = {}
+        """Dispatches of each client, by its weight, for as long as it has had trials waiting."""
 
     # What comes in
 
@@ -277,7 +277,7 @@ class Records:
             again.pop(entry, None) if again else None
             entry.suspected = False
             if not keepers[name] and entry.client in self._turns:
-                self._turns[entry.client] += 1
+                self._turns[entry.client] += 1 / self._dispatcher.weight_of(entry.client)
             attempt = Attempt(attempt_id, entry, name, min(room, ticket.slots), self._clock.now)
             attempt.disturbed = link.worker.disturbed
             attempt.held_up = bool(link.worker.held_by or link.culprit)

@@ -86,6 +86,7 @@ class ClientPlan:
     """When its stream is lost; it comes back and sends again what it has no outcome of."""
     reads_slowly: tuple[tuple[float, float], ...] = ()
     """From when until when none of its trials is to be dispatched, counted from when it connects."""
+    weight: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,6 +198,7 @@ def schedule(seed: int) -> Schedule:
                 leaves_s=rng.uniform(0.1, 20.0) if rng.random() < 0.15 else None,
                 cut_s=rng.uniform(0.1, 10.0) if rng.random() < 0.1 else None,
                 reads_slowly=((3.0, 6.0), (7.0, 7.5)) if rng.random() < 0.1 else (),
+                weight=rng.choice([1, 1, 2, 5]),
             )
         )
     faults: list[FaultPlan] = []

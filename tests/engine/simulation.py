@@ -142,10 +142,11 @@ class Simulation:
                 self.records.disconnected(number)
                 self._do(partial(self.dispatcher.disconnect, number))
 
-    def connect(self, down: Stream) -> int:
+    def connect(self, down: Stream, weight: int) -> int:
         """Return the number of a client that has opened its streams."""
         number = next(self._client_numbers)
         self._downs[number] = down
+        self.dispatcher.join(number, weight)
         return number
 
     # The bridge: workers that are silent

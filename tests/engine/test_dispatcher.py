@@ -38,6 +38,57 @@ def test_clients_take_turns():
     assert dispatched(orders) == [(1, 1), (2, 1), (1, 2), (2, 2), (1, 3), (1, 4)]
 
 
+def test_a_client_has_as_many_turns_as_its_weight():
+    dispatcher = Dispatcher()
+    dispatcher.join(1, 3)
+    dispatcher.submit(1, tickets(1, *range(8)), 0.0)
+    dispatcher.submit(2, tickets(2, *range(8)), 0.0)
+    orders = dispatcher.attach("w", 12, 0.0)
+    assert [client for client, _ in dispatched(orders)] == [1, 1, 1, 2] * 2 + [1, 1, 2, 2]
+
+
+def test_turns_that_a_client_had_no_trials_for_are_not_kept():
+    dispatcher = Dispatcher()
+    dispatcher.join(1, 3)
+    dispatcher.attach("w", 8, 0.0)
+    for number in range(2):
+        dispatcher.submit(1, tickets(1, number), 0.0)
+    dispatcher.submit(2, tickets(2, *range(100, 120)), 0.0)
+    dispatcher.submit(1, tickets(1, *range(200, 220)), 0.0)
+    orders = dispatcher.finish_many("w", [(attempt, "done", None) for attempt in range(1, 9)], 1.0)
+    assert [client for client, _ in dispatched(orders)] in ([2, 1, 1, 1, 2, 1, 1, 1], [1, 1, 1, 2, 1, 1, 1, 2])
+
+
+def test_a_wide_trial_that_waits_for_room_costs_its_client_no_turn():
+    dispatcher = Dispatcher()
+    dispatcher.join(1, 2)
+    dispatcher.attach("w", 4, 0.0)
+    filled = dispatcher.submit(3, tickets(3, 1, 2, 3, 4), 0.0)
+    attempts = [attempt for attempt, _ in filled.dispatch["w"]]
+    dispatcher.submit(1, wide(1, 1, 2, 3, slots=2), 0.0)
+    dispatcher.submit(2, wide(2, 1, 2, 3, slots=2), 0.0)
+    assert not dispatcher.finish("w", attempts[0], "done", 1.0).dispatch
+    orders = dispatcher.finish_many("w", [(attempt, "done", None) for attempt in attempts[1:]], 2.0)
+    assert dispatched(orders) == [(1, 1), (1, 2)]
+    orders = dispatcher.finish_many("w", [(attempt, "done", None) for attempt, _ in orders.dispatch["w"]], 3.0)
+    assert dispatched(orders) == [(2, 1), (1, 3)]
+
+
+def test_a_few_trials_wait_for_as_many_of_a_crowd_at_most():
+    """An evaluation of 100 trials beside one of 100,000: it is over after 200 of both."""
+    dispatcher = Dispatcher()
+    dispatcher.attach("w", 10, 0.0)
+    running = dispatcher.submit(1, tickets(1, *range(1_000)), 0.0).dispatch["w"]
+    dispatcher.submit(2, tickets(2, *range(100)), 0.0)
+    small = others = 0
+    while small < 100:
+        (attempt_id, ticket), *running = running
+        small += ticket.client == 2
+        others += ticket.client == 1
+        running += dispatcher.finish("w", attempt_id, "done", 1.0).dispatch["w"]
+    assert others <= 100 + 10
+
+
 def test_trials_spread_over_workers_with_room():
     dispatcher = Dispatcher()
     dispatcher.attach("a", 10, 0.0)

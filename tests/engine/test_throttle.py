@@ -138,6 +138,21 @@ def test_clients_share_a_limit_evenly(declared):
     assert all(abs(len(run.ended) - half) <= 0.1 * half for run in runs)
 
 
+def test_clients_share_a_limit_by_their_weights():
+    throttle = Throttle()
+    throttle.declare("run", [RateLimit(model=MODEL, max_concurrency=1)], 0.0)
+    answers = [
+        answer
+        for client, weight in (("a", 3), ("b", 1))
+        for number in range(12)
+        for answer in throttle.ask((client, number), MODEL, 0, 0.0, client=client, weight=weight)
+    ]
+    for answer in answers:
+        answers += throttle.done(answer.call_id, Verdict.OK, 1.0)
+    granted = [answer.call_id[0] for answer in answers]
+    assert granted[:13] == ["a", *(["a", "a", "a", "b"] * 3)]
+
+
 @pytest.mark.parametrize("rate", [50.0, math.inf])
 @pytest.mark.parametrize("seed", range(3))
 def test_an_outage_costs_few_tries(rate, seed):

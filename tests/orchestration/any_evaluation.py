@@ -144,6 +144,7 @@ unchecked = st.builds(
         ),
         max_size=2,
     ).map(tuple),
+    weight=st.integers(1, 1_000),
     trace_bytes=st.integers(0, 1 << 20),
     partitions_per_run=st.integers(0, 9),
     automation=st.builds(
