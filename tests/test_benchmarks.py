@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SMALL = {
     "throughput": ["--trials", "200", "--rounds", "1"],
     "isolation": ["--trials", "8"],
+    "peers": ["--trials", "200", "--rounds", "1"],
     "dspy_calls": ["--calls", "40"],
     "providers": ["--trials", "100", "--rounds", "1"],
     "events": ["--trials", "1000"],
@@ -21,6 +22,7 @@ SMALL = {
 CASES = {
     "throughput": ["async", "threads"],
     "isolation": ["process"],
+    "peers": ["dspy.Evaluate, 200 trials"],
     "dspy_calls": ["thread", "coroutine"],
     "providers": [
         *("2 s, HTTP", "200 ms, HTTP", "200 ms, in process", "200 ms, in process, DSPy alone"),
