@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc
 import grpc.aio
@@ -42,9 +42,12 @@ from dspex_pipelines.wire.codec import (
     outcome_from_wire,
     policy_to_wire,
     program_to_wire,
-    trial_to_wire,
+    write_trial,
 )
 from dspex_pipelines.wire.frames import grown
+
+if TYPE_CHECKING:
+    from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
 
 CALL_S = 30.0
 CLOSE_S = 2.0
@@ -62,6 +65,10 @@ _MEANT = frozenset(
 """How a bridge ends a stream on purpose; whatever else ends one is a bridge that is gone."""
 _BROKEN = frozenset({grpc.StatusCode.UNKNOWN, grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.INVALID_ARGUMENT})
 """How a bridge that is there fails a call: it would fail the next one too."""
+
+_Waiting: TypeAlias = tuple[TrialSpec, int, int, int, float, bytes, int, int]
+"""A trial that is to be sent: its id in this stream, session, version, timeout, outputs, most attempts, and how many
+bytes its payloads have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,8 +107,7 @@ class PoolClient:
         """The unary calls by name."""
         self._up = asyncio.Event()
         """Whether there is a stream; also set once there never will be one again."""
-        self._outbox: deque[tuple[types_pb2.Trial, int]] = deque()
-        """Trials, and how many bytes their payloads have."""
+        self._outbox: deque[_Waiting] = deque()
         self._cancels: list[int] = []
         self._committed = 0
         self._credit = 0
@@ -272,12 +278,7 @@ class PoolClient:
         self._next_id += 1
         future: asyncio.Future[TrialOutcome] = self._loop.create_future()
         self._pending[number] = (future, spec.trial_id)
-        trial = trial_to_wire(spec, id=number, session_id=session_id, version=version, timeout_s=timeout_s)
-        if outputs:
-            trial.outputs = outputs
-        if most_attempts:
-            trial.max_attempts = most_attempts
-        self._outbox.append((trial, size))
+        self._outbox.append((spec, number, session_id, version, timeout_s, outputs, most_attempts, size))
         self._wake.set()
         try:
             return await future
@@ -307,21 +308,30 @@ class PoolClient:
                 await wake.wait()
                 continue
             await grown(self._outbox)
-            trials: list[types_pb2.Trial] = []
-            size = 0
-            while self._outbox and len(trials) < FRAME_TRIALS:
-                trial, own = self._outbox[0]
-                size += own
-                if trials and size > FRAME_BYTES:
-                    break
-                trials.append(trial)
-                self._outbox.popleft()
+            frame = execution_pb2.ExecuteProgramsRequest()
+            self._take_trials(frame.trials)
             # A cancel goes after the trial it is about.
-            cancels = [] if self._outbox else self._cancels
-            if cancels:
+            if self._cancels and not self._outbox:
+                frame.cancel_ids.extend(self._cancels)
                 self._cancels = []
-            committed, self._committed = self._committed, 0
-            yield execution_pb2.ExecuteProgramsRequest(trials=trials, cancel_ids=cancels, committed=committed)
+            frame.committed, self._committed = self._committed, 0
+            yield frame
+
+    def _take_trials(self, trials: RepeatedCompositeFieldContainer[types_pb2.Trial]) -> None:
+        """Move what waits into a frame, up to its limits."""
+        outbox, add = self._outbox, trials.add
+        size = 0
+        for count in range(min(len(outbox), FRAME_TRIALS)):
+            size += outbox[0][-1]
+            if count and size > FRAME_BYTES:
+                break
+            spec, number, session_id, version, timeout_s, outputs, most_attempts, _ = outbox.popleft()
+            trial = add()
+            write_trial(trial, spec, number, session_id, version, timeout_s)
+            if outputs:
+                trial.outputs = outputs
+            if most_attempts:
+                trial.max_attempts = most_attempts
 
     async def _read(self, stream: AsyncIterator[execution_pb2.ExecuteProgramsResponse]) -> None:
         while True:

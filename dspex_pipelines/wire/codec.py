@@ -194,16 +194,28 @@ def trial_to_wire(
     timeout_s: float,
 ) -> types_pb2.Trial:
     """Return the wire form of a trial that runs under the snapshot (*session_id*, *version*)."""
-    return types_pb2.Trial(
-        id=id,
-        trial_id=spec.trial_id,
-        session_id=session_id,
-        version=version,
-        example=spec.example.payload,
-        seed=spec.seed,
-        repeat=spec.repeat,
-        timeout_s=timeout_s,
-    )
+    trial = types_pb2.Trial()
+    write_trial(trial, spec, id, session_id, version, timeout_s)
+    return trial
+
+
+def write_trial(
+    trial: types_pb2.Trial,
+    spec: TrialSpec,
+    id: int,  # noqa: A002 - the wire's name
+    session_id: int,
+    version: int,
+    timeout_s: float,
+) -> None:
+    """Make an empty message the wire form of a trial: where it is part of a frame, nothing is copied."""
+    trial.id = id
+    trial.trial_id = spec.trial_id
+    trial.session_id = session_id
+    trial.version = version
+    trial.example = spec.example.payload
+    trial.seed = spec.seed
+    trial.repeat = spec.repeat
+    trial.timeout_s = timeout_s
 
 
 def example_from_wire(payload: bytes) -> Example:
@@ -316,9 +328,10 @@ def outcome_from_wire(outcome: types_pb2.Outcome, trial_id: bytes) -> TrialOutco
     """Return the value of an outcome message, for the trial it answers; what a worker says of itself is bounded."""
     failed = outcome.HasField("failure")
     attempts = outcome.attempts
-    # Most have no past. One that went well at once has had none, but for calls that were made again.
-    past = map(attempt_from_wire, outcome.history) if outcome.history else ()
-    history = tuple(one for one in past if failed or attempts > 1 or one.call)
+    history: tuple[Attempt, ...] = ()
+    if past := outcome.history:
+        # Most have none. One that went well at once has had none, but for calls that were made again.
+        history = tuple(one for one in map(attempt_from_wire, past) if failed or attempts > 1 or one.call)
     version = outcome.session_version
     if version > _MOST_VERSION:
         version = 0
@@ -331,20 +344,21 @@ def outcome_from_wire(outcome: types_pb2.Outcome, trial_id: bytes) -> TrialOutco
         throttled_s = 0.0
     usage = _spent(outcome) if history else outcome.usage
     if not failed:
+        # In the order of its fields: by name, making one takes four times as long.
         return TrialResult(
-            trial_id=trial_id,
-            configuration_digest=outcome.configuration_digest[:DIGEST_BYTES],
-            session_version=version,
-            attempts=attempts,
-            worker=outcome.worker_id,
-            queue_s=outcome.queue_s,
-            run_s=run_s,
-            outputs_payload=outcome.outputs,
-            scores_payload=outcome.scores,
-            trace_payload=outcome.trace,
-            usage_payload=usage,
-            history=history,
-            throttled_s=throttled_s,
+            trial_id,
+            outcome.configuration_digest[:DIGEST_BYTES],
+            version,
+            attempts,
+            outcome.worker_id,
+            outcome.queue_s,
+            run_s,
+            outcome.outputs,
+            outcome.scores,
+            outcome.trace,
+            usage,
+            history,
+            throttled_s,
         )
     failure = outcome.failure
     return TrialError(
