@@ -17,7 +17,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from random import Random
 from statistics import median
@@ -25,7 +24,7 @@ from statistics import median
 from benchmarks._report import report
 from benchmarks._runs import CONFIGURATIONS, plan_of, seconds_of
 from dspex_pipelines.bridge import local_pool
-from dspex_pipelines.engine.batch import PAGE
+from dspex_pipelines.engine.batch import pages
 from dspex_pipelines.model.plan import Batch, Plan
 from dspex_pipelines.model.trial import Example
 from dspex_pipelines.wire.loop import run
@@ -114,9 +113,8 @@ def examples_of(waits: Sequence[float], generation: str) -> list[Example]:
 
 
 def in_order(plan: Plan, examples: Sequence[Example]) -> Iterator[float]:
-    """Yield the waits as the trials are run: a batch sorts each page of its trials."""
-    trials = plan.trials(Batch(start=0, stop=plan.total), examples)
-    while page := sorted(islice(trials, PAGE), key=lambda spec: spec.trial_id):
+    """Yield the waits in the order in which the trials are run."""
+    for page in pages(plan.trials(Batch(start=0, stop=plan.total), examples)):
         for spec in page:
             yield spec.example.inputs["waits_s"][spec.configuration.values["k"] - 1]
 
