@@ -8,9 +8,33 @@ from pathlib import Path
 from dspex_pipelines.bridge.client import PoolClient
 from dspex_pipelines.engine.batch import run_batch
 from dspex_pipelines.engine.journal import Journal
+from dspex_pipelines.engine.program_versions import metric_version, program_version
 from dspex_pipelines.model.calls import CallPolicy
 from dspex_pipelines.model.plan import Batch, Plan
-from dspex_pipelines.model.trial import Example
+from dspex_pipelines.model.space import ConfigurationSpace
+from dspex_pipelines.model.trial import Example, MetricSpec, ProgramSpec
+from dspex_pipelines.model.variables import Integer
+
+METRIC = "benchmarks._programs:same"
+CONFIGURATIONS = 20
+SPACE = ConfigurationSpace(
+    variables=(Integer(name="k", low=1, high=CONFIGURATIONS, points=tuple(range(1, CONFIGURATIONS + 1))),)
+)
+
+
+def plan_of(entry_point: str, count: int, generation: str, *, evaluation: str, partition: str = "all") -> Plan:
+    """Return a plan of *count* trials of a program, in `CONFIGURATIONS` configurations."""
+    return Plan(
+        evaluation=evaluation,
+        partition=partition,
+        dataset_digest="none",
+        rows=count // CONFIGURATIONS,
+        program=ProgramSpec(entry_point=entry_point, version=program_version(entry_point, {})),
+        metrics=(MetricSpec(entry_point=METRIC, version=metric_version(METRIC)),),
+        space_json=SPACE.to_json(),
+        configurations=tuple(SPACE.grid()),
+        generation=generation,
+    )
 
 
 async def seconds_of(

@@ -11,42 +11,23 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-from benchmarks import _ceiling
+from benchmarks import _ceiling, _runs
 from benchmarks._report import report
-from benchmarks._runs import seconds_of
+from benchmarks._runs import CONFIGURATIONS, seconds_of
 from dspex_pipelines.bridge import local_pool
-from dspex_pipelines.engine.program_versions import metric_version, program_version
 from dspex_pipelines.model.plan import Plan
-from dspex_pipelines.model.space import ConfigurationSpace
-from dspex_pipelines.model.trial import Example, MetricSpec, ProgramSpec
-from dspex_pipelines.model.variables import Integer
+from dspex_pipelines.model.trial import Example
 from dspex_pipelines.wire.loop import run
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAMS = {"async": "benchmarks._programs:asynchronous", "threads": "benchmarks._programs:synchronous"}
-METRIC = "benchmarks._programs:same"
-CONFIGURATIONS = 20
-SPACE = ConfigurationSpace(
-    variables=(Integer(name="k", low=1, high=CONFIGURATIONS, points=tuple(range(1, CONFIGURATIONS + 1))),)
-)
 WORKERS = 2
 SLOTS = 512
 
 
 def plan_of(case: str, count: int, generation: str) -> Plan:
     """Return a plan of *count* trials, in `CONFIGURATIONS` configurations."""
-    entry_point = PROGRAMS[case]
-    return Plan(
-        evaluation="throughput",
-        partition=case,
-        dataset_digest="none",
-        rows=count // CONFIGURATIONS,
-        program=ProgramSpec(entry_point=entry_point, version=program_version(entry_point, {})),
-        metrics=(MetricSpec(entry_point=METRIC, version=metric_version(METRIC)),),
-        space_json=SPACE.to_json(),
-        configurations=tuple(SPACE.grid()),
-        generation=generation,
-    )
+    return _runs.plan_of(PROGRAMS[case], count, generation, evaluation="throughput", partition=case)
 
 
 async def trials_per_s(address: str, folder: Path, *, case: str, count: int, generation: str) -> float:

@@ -17,6 +17,7 @@ SMALL = {
     "dspy_calls": ["--calls", "40"],
     "providers": ["--trials", "100", "--rounds", "1"],
     "events": ["--trials", "1000"],
+    "latency": ["--trials", "100", "--rounds", "1"],
     "journal": ["--outcomes", "5000", "--trials", "200", "--rounds", "1"],
 }
 CASES = {
@@ -29,6 +30,7 @@ CASES = {
         *("declared limit", "discovered limit"),
     ],
     "events": [f"{what} of 1,000 trials" for what in ("events", "event log", "largest materialisation")],
+    "latency": ["jitter-200", "constant-200", "threads-200", "mixed", "jitter-2000", "constant-2000"],
     "journal": [
         *("throughput into small", "throughput into large"),
         *("record into small", "record into large"),

@@ -29,6 +29,8 @@ from dspex_pipelines.model.usage import Usage
 
 PAGE = 4_000
 """Trials that are looked up, and put into the order of the journal's index, at a time."""
+FIRST_PAGE = 250
+"""Those of the first page, each later one being twice as long up to `PAGE`: so that the first trials run at once."""
 _BY_ID = attrgetter("trial_id")
 STOP_S = 10.0
 """Once a bound of the budget is reached, what is in flight has so long to end before it is cancelled."""
@@ -297,6 +299,18 @@ def _not_run(spec: TrialSpec, stopped: str) -> TrialError:
     )
 
 
+def pages(trials: Iterator[TrialSpec]) -> Iterator[list[TrialSpec]]:
+    """Yield the trials in the order in which a batch runs them.
+
+    In a page they have the order of their ids: those side by side in the journal's index are run, and so recorded, one
+    after the other.
+    """
+    size = FIRST_PAGE
+    while page := sorted(islice(trials, size), key=_BY_ID):
+        yield page
+        size = min(2 * size, PAGE)
+
+
 class _LookedUp(Iterable[Missing]):
     """The trials without a reusable outcome, looked up a page at a time as they are pulled."""
 
@@ -309,8 +323,7 @@ class _LookedUp(Iterable[Missing]):
 
     def __iter__(self) -> Iterator[Missing]:
         scoring, plan = self._scoring, self._plan
-        # In the order of ids: those side by side in the journal's index are run, and so recorded, one after the other.
-        while page := sorted(islice(self._trials, PAGE), key=_BY_ID):
+        for page in pages(self._trials):
             wanted = {spec.trial_id: scoring.of(spec) for spec in page}
             known = self._journal.find(plan.generation, wanted)
             for spec, scored_by in zip(page, wanted.values(), strict=True):

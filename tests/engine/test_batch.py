@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from dspex_pipelines.engine.batch import BatchSummary, planned_outcomes, run_batch
+from dspex_pipelines.engine.batch import FIRST_PAGE, PAGE, BatchSummary, planned_outcomes, run_batch
 from dspex_pipelines.engine.journal import Entry, Journal
 from dspex_pipelines.errors import JournalError
 from dspex_pipelines.model.outcome import ErrorType, TrialError, TrialOutcome, TrialResult
@@ -86,11 +87,11 @@ class Pool:
         self.committed += count
 
 
-async def run(journal: Journal, pool: Pool, planned: Plan) -> BatchSummary:
+async def run(journal: Journal, pool: Pool, planned: Plan, examples: Sequence[Example] = EXAMPLES) -> BatchSummary:
     return await run_batch(
         plan=planned,
         batch=Batch(start=0, stop=planned.total),
-        examples=EXAMPLES,
+        examples=examples,
         pool=pool,
         journal=journal,
         max_concurrency=16,
@@ -121,6 +122,29 @@ async def test_again_runs_nothing_and_another_metric_scores_all_again(journal: J
     assert (other.ran, other.scored, summary.rescored) == (0, 100, 100)
     for metric, score in (("1", 1.0), ("2", 2.0)):
         assert {one.scores["n"] for one in outcomes(journal, plan(metric))} == {score}  # type: ignore[union-attr]
+
+
+async def test_the_first_trials_run_before_many_are_looked_up(journal: Journal) -> None:
+    planned = plan(rows=PAGE)
+
+    class Taken(list[Example]):
+        count = 0
+
+        def __getitem__(self, row: int) -> Example:  # type: ignore[override] # pyright: ignore[reportIncompatibleMethodOverride]
+            self.count += 1
+            return super().__getitem__(row)
+
+    examples = Taken(Example(example_id=str(number), inputs={"x": number}) for number in range(PAGE))
+    taken: list[int] = []
+
+    def answer(spec: TrialSpec, outputs: bytes) -> TrialOutcome:
+        taken.append(examples.count)
+        return result(spec, outputs)
+
+    summary = await run(journal, Pool(answer), planned, examples)
+    assert (summary.ran, len(taken)) == (2 * PAGE, 2 * PAGE)
+    assert taken[0] == FIRST_PAGE
+    assert max(later - earlier for earlier, later in pairwise(taken)) == PAGE
 
 
 async def test_a_metric_that_failed_is_mended_without_running_a_program(journal: Journal) -> None:
