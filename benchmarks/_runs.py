@@ -46,9 +46,10 @@ async def seconds_of(
     max_concurrency: int,
     timeout_s: float,
     calls: CallPolicy | None = None,
+    weight: int = 1,
 ) -> float:
     """Return how long it took, into a fresh journal; raises RuntimeError unless all trials ran and succeeded."""
-    async with PoolClient(address) as pool:
+    async with PoolClient(address, weight=weight) as pool:
         with Journal(str(journal)) as opened:
             done = await run_batch(
                 plan=plan,

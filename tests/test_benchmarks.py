@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {
     "throughput": ["--trials", "200", "--rounds", "1"],
+    "fairness": ["--trials", "20000", "--rounds", "1", "--seconds", "0.5"],
     "isolation": ["--trials", "8"],
     "peers": ["--trials", "200", "--rounds", "1"],
     "dspy_calls": ["--calls", "40"],
@@ -22,6 +23,7 @@ SMALL = {
 }
 CASES = {
     "throughput": ["async", "threads"],
+    "fairness": ["100 trials beside 20,000", "weight 3 beside 1"],
     "isolation": ["process"],
     "peers": ["dspy.Evaluate, 200 trials"],
     "dspy_calls": ["thread", "coroutine"],
