@@ -111,12 +111,12 @@ def main() -> None:
             report(
                 benchmark="fairness",
                 case=f"{arguments.small:,} trials beside {arguments.trials:,}",
-                value=median(beside),
-                unit="s",
+                value=1000 * median(beside),
+                unit="ms",
                 reference="alone",
-                reference_value=median(alone),
-                rounds=[round(one, 3) for one in beside],
-                reference_rounds=[round(one, 3) for one in alone],
+                reference_value=1000 * median(alone),
+                rounds=[round(1000 * one) for one in beside],
+                reference_rounds=[round(1000 * one) for one in alone],
             )
             heavy, light = folder / "heavy.sqlite", folder / "light.sqlite"
             with (
