@@ -3,6 +3,7 @@
 A client awaits every trial by itself with a window of them in flight; a relay process gives each an id of its
 own, as whoever stands between many clients and many workers must, and hands it to the next worker process, which
 answers at once with a ready-made outcome. `per_trial=False` leaves even that out and only moves whole frames.
+Given a *payload*, each trial takes so many bytes along and its outcome brings as many back.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import grpc.aio
 
 from dspex.v1 import execution_pb2, execution_pb2_grpc, types_pb2, worker_pb2, worker_pb2_grpc
 from dspex_pipelines.model.payload import encode
-from dspex_pipelines.wire.codec import CHANNEL_OPTIONS, FRAME_TRIALS
+from dspex_pipelines.wire.codec import CHANNEL_OPTIONS, FRAME_BYTES, FRAME_TRIALS, SERVER_OPTIONS
 from dspex_pipelines.wire.frames import grown
 from dspex_pipelines.wire.loop import run_process
 
@@ -32,7 +33,8 @@ ROOT = Path(__file__).resolve().parent.parent
 class _Box:
     """What waits for a writer."""
 
-    def __init__(self) -> None:
+    def __init__(self, payload: int = 0) -> None:
+        self.most = max(1, min(FRAME_TRIALS, FRAME_BYTES // max(1, payload)))
         self.waiting: deque[Any] = deque()
         self.wake = asyncio.Event()
 
@@ -45,13 +47,14 @@ class _Box:
             self.wake.clear()
             await self.wake.wait()
         await grown(self.waiting)
-        return [self.waiting.popleft() for _ in range(min(FRAME_TRIALS, len(self.waiting)))]
+        return [self.waiting.popleft() for _ in range(min(self.most, len(self.waiting)))]
 
 
 class _Relay(execution_pb2_grpc.ExecutionServiceServicer, worker_pb2_grpc.WorkerServiceServicer):
-    def __init__(self) -> None:
+    def __init__(self, payload: int) -> None:
+        self.payload = payload
         self.workers: list[_Box] = []
-        self.client = _Box()
+        self.client = _Box(payload)
         self.turn = 0
         self.ids: dict[int, int] = {}
 
@@ -76,7 +79,7 @@ class _Relay(execution_pb2_grpc.ExecutionServiceServicer, worker_pb2_grpc.Worker
 
     async def Attach(self, requests: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name
         del context
-        box = _Box()
+        box = _Box(self.payload)
         self.workers.append(box)
         reader = asyncio.create_task(self._collect(requests))
         try:
@@ -94,9 +97,9 @@ class _Relay(execution_pb2_grpc.ExecutionServiceServicer, worker_pb2_grpc.Worker
             self.client.put(request.outcomes)
 
 
-async def _relay(address: str, workers: int) -> None:
-    server = grpc.aio.server(options=CHANNEL_OPTIONS)
-    relay = _Relay()
+async def _relay(address: str, workers: int, payload: int) -> None:
+    server = grpc.aio.server(options=SERVER_OPTIONS)
+    relay = _Relay(payload)
     execution_pb2_grpc.add_ExecutionServiceServicer_to_server(relay, server)
     worker_pb2_grpc.add_WorkerServiceServicer_to_server(relay, server)
     server.add_insecure_port(address)
@@ -108,9 +111,9 @@ async def _relay(address: str, workers: int) -> None:
     await server.stop(0)
 
 
-async def _worker(address: str) -> None:
-    box = _Box()
-    outputs, scores = encode(1), encode({"same": True})
+async def _worker(address: str, payload: int) -> None:
+    box = _Box(payload)
+    outputs, scores = encode(bytes(payload) if payload else 1), encode({"same": True})
 
     async def frames() -> AsyncIterator[worker_pb2.AttachRequest]:
         yield worker_pb2.AttachRequest()
@@ -136,12 +139,13 @@ async def _worker(address: str) -> None:
 
 
 @contextlib.contextmanager
-def ceiling_pool(folder: Path, *, workers: int) -> Iterator[str]:
+def ceiling_pool(folder: Path, *, workers: int, payload: int = 0) -> Iterator[str]:
     """Start relay and workers in processes of their own; yield the relay's address."""
     address = f"unix:{folder}/ceiling.sock"
 
     def start(role: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "benchmarks._ceiling", role, "--address", address, "--workers", str(workers)]
+        command += ["--payload", str(payload)]
         return subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     relay = start("relay")
@@ -157,25 +161,29 @@ def ceiling_pool(folder: Path, *, workers: int) -> Iterator[str]:
             process.communicate()
 
 
-async def trials_per_s(address: str, *, count: int, window: int, per_trial: bool = True) -> float:
+async def trials_per_s(address: str, *, count: int, window: int, per_trial: bool = True, payload: int = 0) -> float:
     """Send *count* trials with at most *window* in flight; return the rate."""
     async with grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
         await channel.channel_ready()
         stub: Any = execution_pb2_grpc.ExecutionServiceStub(channel)
         started = time.perf_counter()
-        await (_each_awaited if per_trial else _whole_frames)(stub, count, window)
+        if per_trial:
+            await _each_awaited(stub, count, window, payload)
+        else:
+            await _whole_frames(stub, count, window)
         return count / (time.perf_counter() - started)
 
 
-def _trial(number: int) -> types_pb2.Trial:
-    example = encode([str(number), {"x": number}, {}, "", {}])
+def _trial(number: int, payload: bytes = b"") -> types_pb2.Trial:
+    example = encode([str(number), {"x": payload or number}, {}, "", {}])
     return types_pb2.Trial(
         id=number, trial_id=b"0123456789abcdef", session_id=1, version=1, example=example, timeout_s=60
     )
 
 
-async def _each_awaited(stub: Any, count: int, window: int) -> None:
-    outbox = _Box()
+async def _each_awaited(stub: Any, count: int, window: int, payload: int) -> None:
+    outbox = _Box(payload)
+    carried = bytes(payload)
     pending: dict[int, asyncio.Future[types_pb2.Outcome]] = {}
     loop = asyncio.get_running_loop()
     numbers = iter(range(count))
@@ -187,7 +195,7 @@ async def _each_awaited(stub: Any, count: int, window: int) -> None:
     async def lane() -> None:
         for number in numbers:
             answer = pending[number] = loop.create_future()
-            outbox.put((_trial(number),))
+            outbox.put((_trial(number, carried),))
             await answer
 
     stream = stub.ExecutePrograms(frames())
@@ -235,11 +243,12 @@ def main() -> None:
     parser.add_argument("role", choices=["relay", "worker"])
     parser.add_argument("--address", required=True)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--payload", type=int, default=0)
     arguments = parser.parse_args()
     if arguments.role == "relay":
-        run_process(_relay(arguments.address, arguments.workers))
+        run_process(_relay(arguments.address, arguments.workers, arguments.payload))
     else:
-        run_process(_worker(arguments.address))
+        run_process(_worker(arguments.address, arguments.payload))
 
 
 if __name__ == "__main__":

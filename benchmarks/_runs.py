@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from dspex_pipelines.bridge.client import PoolClient
-from dspex_pipelines.engine.batch import run_batch
+from dspex_pipelines.engine.batch import BatchSummary, run_batch
 from dspex_pipelines.engine.journal import Journal
 from dspex_pipelines.engine.program_versions import metric_version, program_version
 from dspex_pipelines.model.calls import CallPolicy
@@ -37,7 +38,7 @@ def plan_of(entry_point: str, count: int, generation: str, *, evaluation: str, p
     )
 
 
-async def seconds_of(
+async def summary_of(
     plan: Plan,
     examples: Sequence[Example],
     *,
@@ -47,11 +48,11 @@ async def seconds_of(
     timeout_s: float,
     calls: CallPolicy | None = None,
     weight: int = 1,
-) -> float:
-    """Return how long it took, into a fresh journal; raises RuntimeError unless all trials ran and succeeded."""
+) -> BatchSummary:
+    """Run what *journal* lacks of the plan."""
     async with PoolClient(address, weight=weight) as pool:
         with Journal(str(journal)) as opened:
-            done = await run_batch(
+            return await run_batch(
                 plan=plan,
                 batch=Batch(start=0, stop=plan.total),
                 examples=examples,
@@ -61,6 +62,11 @@ async def seconds_of(
                 timeout_s=timeout_s,
                 calls=calls,
             )
+
+
+async def seconds_of(plan: Plan, examples: Sequence[Example], **options: Any) -> float:
+    """Return how long it took, into a fresh journal; raises RuntimeError unless all trials ran and succeeded."""
+    done = await summary_of(plan, examples, **options)
     if done.ran != plan.total or done.failed:
         msg = f"{done.ran} of {plan.total} trials ran, {done.failed} failed"
         raise RuntimeError(msg)
