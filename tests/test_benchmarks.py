@@ -16,6 +16,7 @@ SMALL = {
     "dspy_calls": ["--calls", "40"],
     "providers": ["--trials", "100", "--rounds", "1"],
     "events": ["--trials", "1000"],
+    "growth": ["--sizes", "400", "--reference", "200", "--rounds", "1"],
     "journal": ["--outcomes", "5000", "--trials", "200", "--rounds", "1"],
 }
 CASES = {
@@ -27,6 +28,7 @@ CASES = {
         *("declared limit", "discovered limit"),
     ],
     "events": [f"{what} of 1,000 trials" for what in ("events", "event log", "largest materialisation")],
+    "growth": [f"{what}400 trials" for what in ("", "client of ", "bridge of ", "workers of ")],
     "journal": [
         *("throughput into small", "throughput into large"),
         *("record into small", "record into large"),
