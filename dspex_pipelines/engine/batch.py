@@ -29,6 +29,8 @@ from dspex_pipelines.model.usage import Usage
 
 PAGE = 4_000
 """Trials that are looked up, and put into the order of the journal's index, at a time."""
+KNOWN_LABELS = 40_000
+"""Examples whose labels' digests are remembered: configurations and repeats come back to them."""
 _BY_ID = attrgetter("trial_id")
 STOP_S = 10.0
 """Once a bound of the budget is reached, what is in flight has so long to end before it is cancelled."""
@@ -82,6 +84,8 @@ class Scoring:
         """Return the 16-byte digest for all trials of *example*."""
         scoring = self._labels.get(example.example_id)
         if scoring is None:
+            if len(self._labels) >= KNOWN_LABELS:
+                self._labels.clear()
             scoring = digest(self._metrics, digest_of([example.labels, example.metadata]))
             self._labels[example.example_id] = scoring
         return scoring
