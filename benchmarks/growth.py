@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from multiprocessing.queues import SimpleQueue
@@ -40,6 +41,8 @@ class Run(NamedTuple):
     """What one size came to, once."""
 
     trials_per_s: float
+    cpu_us: float
+    """Processor time of all processes, for each trial."""
     memory: Mapping[str, float]
     """By role, the most that one of its processes had resident, in MB."""
 
@@ -54,8 +57,9 @@ def plan_over(folder: Path, count: int, generation: str) -> Plan:
     return replace(plan, dataset_digest=known.read_text(), rows=count, configurations=plan.configurations[:1])
 
 
-def client(took_s: SimpleQueue[float], plan: Plan, address: str, folder: Path) -> None:
-    """Run all trials of *plan* from the data set in *folder*; say how long they took."""
+def client(took_s: SimpleQueue[tuple[float, float]], plan: Plan, address: str, folder: Path) -> None:
+    """Run all trials of *plan* from the data set in *folder*; say how long they took, and this process's CPU."""
+    cpu_s = time.process_time()
     seconds = seconds_of(
         plan,
         load_examples(folder, plan.dataset_digest, limit=plan.rows),
@@ -64,14 +68,16 @@ def client(took_s: SimpleQueue[float], plan: Plan, address: str, folder: Path) -
         max_concurrency=WORKERS * SLOTS,
         timeout_s=60,
     )
-    took_s.put(run(seconds))
+    wall_s = run(seconds)
+    took_s.put((wall_s, time.process_time() - cpu_s))
 
 
 def measured(plan: Plan, address: str, folder: Path, *, pool: psutil.Process) -> Run:
     """Run *plan* in a client process, and look at the memory of all meanwhile."""
     context = multiprocessing.get_context("spawn")
-    took_s: SimpleQueue[float] = context.SimpleQueue()
+    took_s: SimpleQueue[tuple[float, float]] = context.SimpleQueue()
     process = context.Process(target=client, args=(took_s, plan, address, folder))
+    cpu_s = cpu_s_of(pool)
     process.start()
     memory: dict[str, float] = {}
     while process.is_alive():
@@ -85,7 +91,15 @@ def measured(plan: Plan, address: str, folder: Path, *, pool: psutil.Process) ->
         raise RuntimeError(msg)
     for file in folder.glob(f"{plan.generation}.sqlite*"):
         file.unlink()
-    return Run(plan.total / took_s.get(), memory)
+    wall_s, client_cpu_s = took_s.get()
+    cpu_s = cpu_s_of(pool) - cpu_s + client_cpu_s
+    return Run(plan.total / wall_s, cpu_s / plan.total * 1e6, memory)
+
+
+def cpu_s_of(pool: psutil.Process) -> float:
+    """Return what the pool's processes have used so far."""
+    times = (process.cpu_times() for process in (pool, *pool.children(recursive=True)))
+    return sum(one.user + one.system for one in times)
 
 
 def parts(pool: psutil.Process) -> list[tuple[str, psutil.Process]]:
@@ -127,7 +141,8 @@ def main() -> None:
             for size in arguments.sizes:
                 found = once(size)
                 around.append([once(arguments.reference) for _ in range(arguments.rounds)])
-                rates = [one.trials_per_s for one in (*around[-2], *around[-1])]
+                held = (*around[-2], *around[-1])
+                rates = [one.trials_per_s for one in held]
                 report(
                     benchmark="growth",
                     case=f"{size:,} trials",
@@ -135,6 +150,8 @@ def main() -> None:
                     unit="trials/s",
                     reference=f"{arguments.reference:,} trials",
                     reference_value=median(rates),
+                    cpu_us=round(found.cpu_us, 1),
+                    reference_cpu_us=round(median(one.cpu_us for one in held), 1),
                     reference_rounds=[round(rate) for rate in rates],
                 )
                 for role, most in found.memory.items():
