@@ -338,7 +338,7 @@ def collect_evaluation(
                 examples = load_examples(folder, plan.dataset_digest, limit=plan.rows)
                 version = collect_trials(plan, planned_outcomes(plan, examples, journal, stopped=stopped), path)
             except DspexError as error:
-                path.parent.rmdir()
+                shutil.rmtree(path.parent)
                 raise step_failure(context.instance, context.run.run_id, error) from error
             table = TrialsFile(path)
             batches = [batch for batch in done if batch["plan"] == number]
