@@ -14,7 +14,7 @@ from pathlib import Path
 from chaos.processes import described, of_campaign
 from chaos.run_process import journal_file
 from chaos.scenario import ATTEMPTS, Planned, act_of, expected
-from dspex_pipelines.analysis.results import collect_trials
+from dspex_pipelines.analysis.results import data_version as version_of
 from dspex_pipelines.engine.batch import planned_outcomes
 from dspex_pipelines.engine.journal import Journal
 from dspex_pipelines.errors import DspexError
@@ -42,7 +42,7 @@ def wrong_outcomes(folder: Path, planned: Sequence[Planned]) -> list[str]:
                 if said := _unlike(spec, outcome):
                     wrong.append(f"{one.part.name}, {spec.example.example_id} ({act_of(spec) or 'healthy'}): {said}")
             found.extend(_some(wrong))
-            version = collect_trials(one.plan, iter(kept))[1]
+            version = version_of(one.plan, kept)
             if version != one.data_version():
                 found.append(f"{one.part.name}: data version {version}, undisturbed {one.data_version()}")
     return found
@@ -133,7 +133,7 @@ def recorded(journal: Path, planned: int) -> list[str]:
 def data_version(folder: Path, planned: Planned) -> str:
     """Return the version of what the journal has of a plan; raises `EvaluationIncomplete`."""
     with Journal(str(journal_file(folder))) as journal:
-        return collect_trials(planned.plan, planned_outcomes(planned.plan, planned.examples, journal))[1]
+        return version_of(planned.plan, planned_outcomes(planned.plan, planned.examples, journal))
 
 
 def executions(folder: Path) -> Counter[tuple[str, int, int]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from chaos import programs
-from dspex_pipelines.analysis.results import collect_trials
+from dspex_pipelines.analysis.results import data_version
 from dspex_pipelines.engine.program_versions import metric_version, program_version
 from dspex_pipelines.model.outcome import ErrorType, TrialError, TrialOutcome, TrialResult
 from dspex_pipelines.model.payload import encode
@@ -136,7 +136,7 @@ class Planned:
 
     def data_version(self) -> str:
         """Return the data version of the outcomes that must be."""
-        return collect_trials(self.plan, self.expected())[1]
+        return data_version(self.plan, self.expected())
 
 
 def act_of(spec: TrialSpec) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -122,44 +122,101 @@ class Leaderboard:
         return "\n".join(lines)
 
 
+class Trials(Protocol):
+    """Results, one row per trial with the `ranking_columns`, of which one configuration is looked at at a time."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def columns(self) -> Sequence[str]:
+        """The names of the columns."""
+        ...
+
+    def scored(self) -> list[str]:
+        """Return the columns of scores that any trial has."""
+        ...
+
+    def configurations(self) -> dict[str, dict[str, Any]]:
+        """Return the variables of each configuration, by its digest."""
+        ...
+
+    def frames(self) -> Iterable[tuple[str, pd.DataFrame]]:
+        """Return each configuration with its trials, in any order."""
+        ...
+
+    def frame(self, configuration: str) -> pd.DataFrame:
+        """Return the trials of one."""
+        ...
+
+
+class TrialsTable:
+    """`Trials` that are in memory."""
+
+    def __init__(self, trials: pd.DataFrame) -> None:
+        self._trials = trials
+        self.columns: Sequence[str] = list(trials.columns)
+
+    def __len__(self) -> int:
+        return len(self._trials)
+
+    def scored(self) -> list[str]:
+        """Return the columns of scores that any trial has."""
+        return [name for name in self.columns if name.startswith("score.") and self._trials[name].notna().any()]
+
+    def configurations(self) -> dict[str, dict[str, Any]]:
+        """Return the variables of each configuration, by its digest."""
+        return configurations(self._trials)
+
+    def frames(self) -> Iterable[tuple[str, pd.DataFrame]]:
+        """Return each configuration with its trials."""
+        return ((str(name), found) for name, found in self._trials.groupby("configuration"))
+
+    def frame(self, configuration: str) -> pd.DataFrame:
+        """Return the trials of one."""
+        return self._trials[self._trials["configuration"] == configuration]
+
+
 def leaderboard(
-    trials: pd.DataFrame, *, metric: str | None = None, score_range: tuple[float, float] = (0.0, 1.0)
+    trials: pd.DataFrame | Trials, *, metric: str | None = None, score_range: tuple[float, float] = (0.0, 1.0)
 ) -> Leaderboard:
-    """Rank the configurations of *trials* (one row per trial, as `collect_trials` makes them).
+    """Rank the configurations of *trials* (one row per trial, as `collect_trials` writes them).
 
     The rank is by the mean with failures (and trials that were not run) scored worst, then by the mean of the
     successes, then by name, so that failing on hard examples gains nothing. *metric* is the first score column when
     not given.
     """
-    columns = [name.removeprefix("score.") for name in trials.columns if name.startswith("score.")]
+    trials = TrialsTable(trials) if isinstance(trials, pd.DataFrame) else trials
     # A partition where every trial failed has columns by the metrics' names, whatever their scores are called.
-    columns = [name for name in columns if trials[f"score.{name}"].notna().any()] or columns
-    if not columns or trials.empty:
+    columns = trials.scored() or [name for name in trials.columns if name.startswith("score.")]
+    columns = [name.removeprefix("score.") for name in columns]
+    if not columns or not len(trials):
         raise InvalidValue(field="trials", value=list(trials.columns), fix="give trials with score columns")
     metric = metric or columns[0]
     if metric not in columns:
         raise InvalidValue(field="metric", value=metric, fix=f"give one of {', '.join(columns)}")
+    column = f"score.{metric}"
     metrics = (metric, *(name for name in columns if name != metric))
-    variables_of = configurations(trials)
+    variables_of = trials.configurations()
     found: list[tuple[Any, ...]] = []
-    frames: dict[str, pd.DataFrame] = {}
-    for configuration, frame in trials.groupby("configuration", sort=True):
-        ok = frame[frame["status"] == "ok"]
+    extremes: list[float] = []
+    grouped = False
+    for configuration, frame in trials.frames():
+        ok = _succeeded(frame)
         not_run = int((frame["error_type"] == ErrorType.BUDGET_EXHAUSTED.value).sum())
         failures = len(frame) - len(ok) - not_run
         scores = {name: estimate(ok, f"score.{name}") for name in metrics}
-        total = float(ok[f"score.{metric}"].sum())
-        unknown = len(frame) - int(ok[f"score.{metric}"].count())
+        total = float(ok[column].sum())
+        unknown = len(frame) - int(ok[column].count())
         bounds = tuple((total + unknown * score) / len(frame) for score in score_range)
-        frames[str(configuration)] = ok
-        found.append(
-            (str(configuration), variables_of[str(configuration)], len(frame), failures, not_run, scores, bounds)
-        )
+        extremes += [frame[column].min(), frame[column].max()]
+        grouped = grouped or bool((frame["group"] != frame["example_id"]).any())
+        found.append((configuration, variables_of[configuration], len(frame), failures, not_run, scores, bounds))
     found.sort(key=lambda one: (-one[6][0], -_or(one[5][metric].mean, -math.inf), one[0]))
-    best = frames[found[0][0]]
+    best = _succeeded(trials.frame(found[0][0]))
+    differences = {name: paired_difference(_succeeded(frame), best, column) for name, frame in trials.frames()}
     return Leaderboard(
-        outside=outside_range(trials[f"score.{metric}"], metric, score_range),
-        grouped=bool((trials["group"] != trials["example_id"]).any()),
+        outside=outside_range(pd.Series(extremes, dtype=float), metric, score_range),
+        grouped=grouped,
         metric=metric,
         metrics=metrics,
         standings=tuple(
@@ -172,11 +229,15 @@ def leaderboard(
                 not_run=not_run,
                 scores=scores,
                 bounds=bounds,
-                difference=paired_difference(frames[configuration], best, f"score.{metric}"),
+                difference=differences[configuration],
             )
             for rank, (configuration, variables, n, failures, not_run, scores, bounds) in enumerate(found, start=1)
         ),
     )
+
+
+def _succeeded(trials: pd.DataFrame) -> pd.DataFrame:
+    return trials[trials["status"] == "ok"]
 
 
 def configurations(trials: pd.DataFrame) -> dict[str, dict[str, Any]]:

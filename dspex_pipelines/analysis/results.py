@@ -1,4 +1,4 @@
-"""Outcomes as a table: one row per trial, and the digest that versions it."""
+"""Outcomes as Parquet: one row per trial, and the digest that versions them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Set as AbstractSet
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from dspex_pipelines.errors import SerializationError
 from dspex_pipelines.model.outcome import ErrorType, Scores, TrialError, TrialOutcome, TrialResult
@@ -23,6 +26,9 @@ from dspex_pipelines.model.variables import Choice, Variable
 OK = "ok"
 SHORT = 12
 """Hex digits of a configuration's digest that name it in tables."""
+GROUP_ROWS = 10_000
+GROUP_CHARACTERS = 16_000_000
+"""A row group of results has at most so many trials, and ends where their outputs and errors come to so many."""
 _ARROW = {"float": pa.float64(), "integer": pa.int64(), "boolean": pa.bool_()}
 _FIXED: dict[str, pa.DataType] = {
     "trial_id": pa.string(),
@@ -76,50 +82,174 @@ def column_meanings(plan: Plan, names: Iterable[str]) -> dict[str, str]:
     return {name: _MEANING.get(name) or described.get(name) or kinds.get(name.partition(".")[0], "") for name in names}
 
 
-def collect_trials(plan: Plan, rows: Iterable[tuple[TrialSpec, TrialOutcome]]) -> tuple[Any, str]:
-    """Return *rows* as a `pyarrow.Table`, and its data version.
+def collect_trials(plan: Plan, rows: Iterable[tuple[TrialSpec, TrialOutcome]], path: Path) -> str:
+    """Write *rows* to a Parquet file at *path*, a row group at a time; return their data version.
 
     Columns: identity, `var.<name>`, `score.<name>` (booleans as 0 and 1; null for errors), then status, error,
     times, worker, `outputs` as JSON text, and `usage.<name>` of what trials report that they have used. The data
     version is a hex digest of the plan and, in plan order, of statuses, error types, outputs and scores; timings,
-    workers, attempts and usage are not in it.
+    workers, attempts and usage are not in it. What raises in *rows* leaves no file.
     """
-    variables = _variable_columns(plan)
-    columns: dict[str, list[Any]] = {name: [] for name in (*_FIXED, *variables, *_FOUND)}
-    scores: dict[str, dict[int, float]] = {}
-    used: dict[str, dict[int, float]] = {}
-    hasher = hashlib.blake2b(plan.digest.encode() + plan.dataset_digest.encode(), digest_size=16)
-    count = 0
-    for spec, outcome in rows:
-        _identity(columns, plan, spec)
-        for name, (_, shown) in variables.items():
-            columns[name].append(shown(spec.configuration.values.get(name.removeprefix("var."))))
-        outcome, outputs, judged = _readable(outcome)  # noqa: PLW2901 - what is collected from here on
-        _found(columns, outcome, outputs)
-        for name, value in usage_of(outcome).items() if outcome.usage_payload else ():
-            used.setdefault(f"usage.{name}", {})[count] = float(value)
+    version = _Version(plan)
+    with _Parts(plan, path) as parts:
+        group = _RowGroup(plan)
+        for spec, outcome in rows:
+            readable, outputs, judged = _readable(outcome)
+            version.add(readable)
+            group.add(spec, readable, outputs, judged)
+            if group.is_full:
+                parts.write(group)
+                group = _RowGroup(plan)
+        if group.count or not parts.written:
+            parts.write(group)
+        parts.join()
+    return version.hexdigest()
+
+
+def data_version(plan: Plan, rows: Iterable[tuple[TrialSpec, TrialOutcome]]) -> str:
+    """Return the data version of *rows*, as `collect_trials` does."""
+    version = _Version(plan)
+    for _, outcome in rows:
+        version.add(_readable(outcome)[0])
+    return version.hexdigest()
+
+
+class _Version:
+    """The digest of a plan and of what was found, in its order."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._hasher = hashlib.blake2b(plan.digest.encode() + plan.dataset_digest.encode(), digest_size=16)
+        self.hexdigest = self._hasher.hexdigest
+
+    def add(self, outcome: TrialOutcome) -> None:
         if isinstance(outcome, TrialResult):
-            for name, value in judged.items():
-                scores.setdefault(f"score.{name}", {})[count] = float(value)
             parts = (b"ok", outcome.outputs_payload, outcome.scores_payload)
         else:
             parts = (outcome.type.encode(), outcome.outputs_payload, b"")
         for part in parts:
-            hasher.update(len(part).to_bytes(8, "big") + part)
-        count += 1
-    types = {**_FIXED, **{name: kind for name, (kind, _) in variables.items()}}
-    arrays = {name: pa.array(columns[name], kind) for name, kind in types.items()}
+            self._hasher.update(len(part).to_bytes(8, "big") + part)
+
+
+class _RowGroup:
+    """Rows that are written together."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._variables = _variable_columns(plan)
+        self._columns: dict[str, list[Any]] = {name: [] for name in (*_FIXED, *self._variables, *_FOUND)}
+        self._sparse: dict[str, dict[int, float]] = {}
+        self._characters = 0
+        self.count = 0
+
+    @property
+    def sparse(self) -> AbstractSet[str]:
+        """The columns of scores and usage that these rows have something in."""
+        return self._sparse.keys()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it is as large as row groups become."""
+        return self.count >= GROUP_ROWS or self._characters >= GROUP_CHARACTERS
+
+    def add(self, spec: TrialSpec, outcome: TrialOutcome, outputs: str | None, scores: Scores) -> None:
+        """Add a trial with its outcome, what it has returned as JSON text, and its scores."""
+        columns = self._columns
+        _identity(columns, self._plan, spec)
+        for name, (_, shown) in self._variables.items():
+            columns[name].append(shown(spec.configuration.values.get(name.removeprefix("var."))))
+        _found(columns, outcome, outputs)
+        used = usage_of(outcome) if outcome.usage_payload else {}
+        for kind, found in (("usage", used), ("score", scores)):
+            for name, value in found.items():
+                self._sparse.setdefault(f"{kind}.{name}", {})[self.count] = float(value)
+        said = outcome.message + outcome.traceback if isinstance(outcome, TrialError) else ""
+        self._characters += len(outputs or "") + len(said)
+        self.count += 1
+
+    def table(self, schema: Any) -> Any:
+        """Return it with all columns of *schema*."""
+        rows = range(self.count)
+        arrays = [
+            pa.array(self._columns.get(name) or list(map(self._sparse.get(name, {}).get, rows)), kind)
+            for name, kind in zip(schema.names, schema.types, strict=True)
+        ]
+        return pa.table(arrays, schema=schema)
+
+
+class _Parts:
+    """Row groups in files beside one that is to be.
+
+    Which scores and usage there are is known only at the end. A part ends where a row group has some that no earlier
+    one had; nearly always the first part is the whole.
+    """
+
+    def __init__(self, plan: Plan, path: Path) -> None:
+        self._plan = plan
+        self._path = path
+        self._sparse: frozenset[str] = frozenset()
+        self._schema: Any = None
+        self._writer: Any = None
+        self.written: list[Path] = []
+
+    def __enter__(self) -> _Parts:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+        for part in self.written:
+            part.unlink(missing_ok=True)
+
+    def write(self, group: _RowGroup) -> None:
+        """Write a row group."""
+        self._sparse |= group.sparse
+        schema = _schema(self._plan, self._sparse)
+        if schema != self._schema:
+            self._close()
+            self._schema = schema
+            self.written.append(self._path.with_name(f"{self._path.name}.{len(self.written)}"))
+            self._writer = pq.ParquetWriter(self.written[-1], schema)
+        self._writer.write_table(group.table(schema))
+
+    def join(self) -> None:
+        """Make the whole file of the parts."""
+        self._close()
+        if len(self.written) > 1:
+            whole = self._path.with_name(f"{self._path.name}.{len(self.written)}")
+            with pq.ParquetWriter(whole, self._schema) as writer:
+                for part in self.written:
+                    _copy(part, writer, self._schema)
+            self.written.append(whole)
+        self.written.pop().replace(self._path)
+
+    def _close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+def _copy(part: Path, writer: Any, schema: Any) -> None:
+    """Write the row groups of a part, with nothing in the columns that it lacks."""
+    with pq.ParquetFile(part) as file:
+        for number in range(file.num_row_groups):
+            group = file.read_row_group(number)
+            arrays = [
+                group[field.name] if field.name in group.column_names else pa.nulls(group.num_rows, field.type)
+                for field in schema
+            ]
+            writer.write_table(pa.table(arrays, schema=schema))
+
+
+def _schema(plan: Plan, sparse: AbstractSet[str]) -> Any:
+    """Return the columns of a plan's results that have these of scores and usage."""
     declared = [f"score.{metric.name}" for metric in plan.metrics]
     # In the order of the metrics: the first one ranks. A dict's scores are called metric.name, and stand in its place.
     order = {name: place for place, name in enumerate(declared)}
-    names = sorted(scores, key=lambda name: (order[".".join(name.split(".")[:2])], name)) or declared
-    for name in names:
-        found = scores.get(name, {})
-        arrays[name] = pa.array([found.get(row) for row in range(count)], pa.float64())
-    arrays |= {name: pa.array(columns[name], kind) for name, kind in _FOUND.items()}
-    for name in sorted(used):
-        arrays[name] = pa.array([used[name].get(row) for row in range(count)], pa.float64())
-    return pa.table(arrays), hasher.hexdigest()
+    scores = [name for name in sparse if name.startswith("score.")]
+    scores = sorted(scores, key=lambda name: (order[".".join(name.split(".")[:2])], name)) or declared
+    used = sorted(name for name in sparse if name.startswith("usage."))
+    variables = {name: kind for name, (kind, _) in _variable_columns(plan).items()}
+    numbers = [dict.fromkeys(names, pa.float64()) for names in (scores, used)]
+    return pa.schema({**_FIXED, **variables, **numbers[0], **_FOUND, **numbers[1]})
 
 
 def _identity(columns: Mapping[str, list[Any]], plan: Plan, spec: TrialSpec) -> None:

@@ -31,6 +31,8 @@ PAGE = 4_000
 """Trials that are looked up, and put into the order of the journal's index, at a time."""
 FIRST_PAGE = 250
 """Those of the first page, each later one being twice as long up to `PAGE`: so that the first trials run at once."""
+KNOWN_LABELS = 40_000
+"""Examples whose labels' digests are remembered: configurations and repeats come back to them."""
 _BY_ID = attrgetter("trial_id")
 STOP_S = 10.0
 """Once a bound of the budget is reached, what is in flight has so long to end before it is cancelled."""
@@ -84,6 +86,8 @@ class Scoring:
         """Return the 16-byte digest for all trials of *example*."""
         scoring = self._labels.get(example.example_id)
         if scoring is None:
+            if len(self._labels) >= KNOWN_LABELS:
+                self._labels.clear()
             scoring = digest(self._metrics, digest_of([example.labels, example.metadata]))
             self._labels[example.example_id] = scoring
         return scoring

@@ -9,7 +9,7 @@ raises `SerializationError` with the path of the offender; nothing changes silen
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn, cast
 
 import msgpack
@@ -68,6 +68,11 @@ def canonical(value: object) -> bytes:
 
 def digest(*parts: bytes) -> bytes:
     """Return the 16-byte BLAKE2b digest of *parts*, each framed by its length."""
+    return digest_each(parts)
+
+
+def digest_each(parts: Iterable[bytes]) -> bytes:
+    """Return the `digest` of parts that come one after the other."""
     hasher = hashlib.blake2b(digest_size=DIGEST_BYTES)
     for part in parts:
         hasher.update(len(part).to_bytes(8, "big"))

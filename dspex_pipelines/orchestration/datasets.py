@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, overload
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dspex_pipelines.errors import DspexError, InvalidValue, SerializationError
 from dspex_pipelines.model.evaluation import Dataset, Row
-from dspex_pipelines.model.payload import canonical, decode, digest
+from dspex_pipelines.model.payload import canonical, decode, digest, digest_each
 from dspex_pipelines.model.trial import Example
 from dspex_pipelines.orchestration.rows import BadRow, NumberedRow, as_text, is_missing, read_file, tellable
 from dspex_pipelines.orchestration.sources import files_left_out, is_partition, partition_of, read_rows, source_files
@@ -23,6 +27,20 @@ _TOLD = 10
 """Bad rows that an error names."""
 _NAMED = 20
 """Partitions that an error names."""
+GROUP_ROWS = 2_000
+GROUP_BYTES = 4_000_000
+"""A row group of a data set's file has at most so many examples, and of several at most so many bytes."""
+KEPT_GROUPS = 16
+"""Row groups whose examples stay in memory: most data sets are no larger, and are read once."""
+_SCHEMA = pa.schema(
+    {
+        "example_id": pa.string(),
+        "group": pa.string(),
+        "inputs": pa.string(),
+        "labels": pa.string(),
+        "payload": pa.binary(),
+    }
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,21 +217,51 @@ def _text(value: object) -> str:
 
 def store_examples(examples: Sequence[Example], folder: Path) -> StoredDataset:
     """Write *examples* to ``<folder>/<digest>.parquet``, renamed into place; a whole file there is kept."""
-    payloads = [example.payload for example in examples]
-    content = digest(*payloads).hex()
+    content = digest_each(example.payload for example in examples).hex()
     path = folder / f"{content}.parquet"
-    if not _holds(path, "payload", payloads):
-        table = pa.table(
-            {
-                "example_id": [example.example_id for example in examples],
-                "group": [example.group for example in examples],
-                "inputs": [as_text(example.inputs) for example in examples],
-                "labels": [as_text(example.labels) for example in examples],
-                "payload": pa.array(payloads, pa.binary()),
-            }
-        )
-        write_table(table, path)
+    if not _has_content(path, content):
+        folder.mkdir(parents=True, exist_ok=True)
+        with durably(path) as file, pq.ParquetWriter(file, _SCHEMA) as writer:
+            for group in _row_groups(examples):
+                rows = [
+                    [
+                        example.example_id,
+                        example.group,
+                        as_text(example.inputs),
+                        as_text(example.labels),
+                        example.payload,
+                    ]
+                    for example in group
+                ]
+                columns = zip(_SCHEMA, zip(*rows, strict=True), strict=True)
+                writer.write_table(
+                    pa.table([pa.array(values, field.type) for field, values in columns], schema=_SCHEMA)
+                )
     return StoredDataset(path=path, digest=content, rows=len(examples))
+
+
+def _row_groups(examples: Iterable[Example]) -> Iterator[list[Example]]:
+    """Yield the examples in as many as are read at a time."""
+    group: list[Example] = []
+    size = 0
+    for example in examples:
+        if group and (len(group) == GROUP_ROWS or size + len(example.payload) > GROUP_BYTES):
+            yield group
+            group, size = [], 0
+        group.append(example)
+        size += len(example.payload)
+    if group:
+        yield group
+
+
+def _has_content(path: Path, content: str) -> bool:
+    """Return whether the file is there and whole."""
+    try:
+        with pq.ParquetFile(path) as file:
+            groups = (file.read_row_group(group, columns=["payload"]) for group in range(file.num_row_groups))
+            return digest_each(payload for group in groups for payload in group["payload"].to_pylist()).hex() == content
+    except (OSError, pa.ArrowException):
+        return False
 
 
 def store_rejected(rejected: Sequence[BadRow], folder: Path, content: str = "") -> Path:
@@ -241,20 +289,61 @@ def _holds(path: Path, column: str, values: Sequence[object]) -> bool:
         return False
 
 
-def load_examples(folder: Path, content: str, *, limit: int | None) -> list[Example]:
-    """Return the first *limit* examples of the data set with that digest; raises when it is gone."""
+def load_examples(folder: Path, content: str, *, limit: int | None) -> Sequence[Example]:
+    """Return the first *limit* examples of the data set with that digest; raises when it is gone.
+
+    Of many, only those that were last looked at are in memory: the rest stays in the file.
+    """
     path = folder / f"{content}.parquet"
-    if not path.exists():
-        raise DspexError(f"{path} is gone; materialise the data set asset again")
+    with _reading(path), pq.ParquetFile(path) as file:
+        return _StoredExamples(path, file.metadata, limit)
+
+
+class _StoredExamples(Sequence[Example]):
+    """Examples of a file, read a row group at a time as they are asked for, at their best in order."""
+
+    def __init__(self, path: Path, metadata: Any, limit: int | None) -> None:
+        self._path = path
+        self._metadata = metadata
+        self._count = metadata.num_rows if limit is None else min(limit, metadata.num_rows)
+        rows = (metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
+        self._starts = list(accumulate(rows, initial=0))
+        self._group = lru_cache(KEPT_GROUPS)(self._read)
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | Sequence[Example]:
+        chosen = range(self._count)[index]
+        return self._at(chosen) if isinstance(chosen, int) else [self._at(row) for row in chosen]
+
+    def _at(self, row: int) -> Example:
+        group = bisect_right(self._starts, row) - 1
+        return self._group(group)[row - self._starts[group]]
+
+    def _read(self, group: int) -> list[Example]:
+        with _reading(self._path), pq.ParquetFile(self._path, metadata=self._metadata) as file:
+            payloads = file.read_row_group(group, columns=["payload"])["payload"].to_pylist()
+        return [_example_of(payload) for payload in payloads]
+
+
+@contextmanager
+def _reading(path: Path) -> Generator[None]:
     try:
-        payloads = cast("list[bytes]", pq.read_table(path, columns=["payload"])["payload"].to_pylist())
+        yield
+    except FileNotFoundError as error:
+        raise DspexError(f"{path} is gone; materialise the data set asset again") from error
     except (OSError, pa.ArrowException) as error:
         raise DspexError(f"{path} is damaged ({error}); materialise the data set asset again") from error
-    examples: list[Example] = []
-    for payload in payloads[:limit]:
-        example_id, inputs, labels, group, metadata = cast("list[Any]", decode(payload))
-        examples.append(Example(example_id=example_id, inputs=inputs, labels=labels, group=group, metadata=metadata))
-    return examples
+
+
+def _example_of(payload: bytes) -> Example:
+    example_id, inputs, labels, group, metadata = cast("list[Any]", decode(payload))
+    return Example(example_id=example_id, inputs=inputs, labels=labels, group=group, metadata=metadata)
 
 
 def write_table(table: Any, path: Path) -> None:

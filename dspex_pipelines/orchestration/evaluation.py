@@ -1,13 +1,16 @@
 """The evaluation asset: plan_trials ─▶ run_trials × N (dynamic) ─▶ collect_evaluation."""
 
+import shutil
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
-from dspex_pipelines.analysis.leaderboard import leaderboard, ranking_columns
+from dspex_pipelines.analysis.leaderboard import leaderboard
 from dspex_pipelines.analysis.results import collect_trials
+from dspex_pipelines.analysis.trials_files import TrialsFiles
 from dspex_pipelines.engine.batch import BatchSummary, planned_outcomes, run_batch
 from dspex_pipelines.engine.executor import Progress
 from dspex_pipelines.engine.ledger import Ledger, why_stopped
@@ -37,7 +40,7 @@ from dspex_pipelines.orchestration.datasets import load_examples
 from dspex_pipelines.orchestration.failing import step_failure
 from dspex_pipelines.orchestration.freshness import stale_results
 from dspex_pipelines.orchestration.importing import import_as_loaded
-from dspex_pipelines.orchestration.io_managers import EvaluatedPartition
+from dspex_pipelines.orchestration.io_managers import TRIALS_FILE, EvaluatedPartition
 from dspex_pipelines.orchestration.leaderboard import board_metadata
 from dspex_pipelines.orchestration.manifest import Manifest
 from dspex_pipelines.orchestration.partitions import backfill_policy, partitions_def, version_of
@@ -49,7 +52,7 @@ from dspex_pipelines.orchestration.resources import (
     WorkerPoolResource,
 )
 from dspex_pipelines.orchestration.secrecy import without_secrets
-from dspex_pipelines.orchestration.summary import most_failures, trials_metadata, usage_metadata
+from dspex_pipelines.orchestration.summary import TrialsFile, most_failures, trials_metadata, usage_metadata
 from dspex_pipelines.orchestration.tags import POOL, RESULTS
 from dspex_pipelines.orchestration.waiting import Waiting
 from dspex_pipelines.telemetry import run_spans
@@ -329,13 +332,15 @@ def collect_evaluation(
     with without_secrets(), store.journal(context.instance) as journal:
         stopped = why_stopped(journal, context.run.run_id)
         for number, plan in enumerate(plans):
-            folder = store.datasets(context.instance, plan.evaluation, plan.partition)
+            path = _results_file(context, store, plan)
             try:
+                folder = store.datasets(context.instance, plan.evaluation, plan.partition)
                 examples = load_examples(folder, plan.dataset_digest, limit=plan.rows)
-                outcomes = planned_outcomes(plan, examples, journal, stopped=stopped)
-                table, version = collect_trials(plan, outcomes)
+                version = collect_trials(plan, planned_outcomes(plan, examples, journal, stopped=stopped), path)
             except DspexError as error:
+                shutil.rmtree(path.parent)
                 raise step_failure(context.instance, context.run.run_id, error) from error
+            table = TrialsFile(path)
             batches = [batch for batch in done if batch["plan"] == number]
             ran, rescored, elapsed_s = (
                 sum(batch[what] for batch in batches) for what in ("ran", "rescored", "elapsed_s")
@@ -345,20 +350,28 @@ def collect_evaluation(
                 spent.merge(Usage.from_document(batch["usage"]))
             metadata = {
                 **trials_metadata(plan, table, ran=ran, rescored=rescored, stopped=stopped, elapsed_s=elapsed_s),
-                **_board_metadata(table, document["score_range"]),
+                **_board_metadata(path, document["score_range"]),
                 **usage_metadata(table, spent, Budget(**document["budget"])),
             }
             context.add_asset_metadata(metadata, partition_key=plan.partition)
             if what := most_failures(metadata):
                 context.log.warning(f"{plan.partition}: of {table.num_rows:,} trials {what}")
-            collected.append(EvaluatedPartition(plan=plan, trials=table, data_version=version))
+            collected.append(EvaluatedPartition(plan=plan, path=path, data_version=version))
     return dg.Output(collected, data_version=version_of({one.plan.partition: one.data_version for one in collected}))
 
 
-def _board_metadata(table: Any, score_range: tuple[float, float]) -> Mapping[str, dg.MetadataValue]:
+def _results_file(context: dg.AssetExecutionContext, store: ResultStore, plan: Plan) -> Path:
+    """Return where the results are written that have no version yet; what a run that was killed left is gone."""
+    folder = store.results(context.instance, plan.evaluation, plan.partition) / f".{context.run.run_id}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder / TRIALS_FILE
+
+
+def _board_metadata(path: Path, score_range: tuple[float, float]) -> Mapping[str, dg.MetadataValue]:
     """Return how the configurations compare on this partition; nothing where no metric has scored."""
-    if not table.num_rows or not any(name.startswith("score.") for name in table.column_names):
+    trials = TrialsFiles([path])
+    if not len(trials) or not any(name.startswith("score.") for name in trials.columns):
         return {}
-    trials = table.select(ranking_columns(table.column_names)).to_pandas()
     worst, best = score_range
     return board_metadata(leaderboard(trials, score_range=(worst, best)))

@@ -1,6 +1,7 @@
 """Results as Parquet, a folder for each version: ``<evaluation>/<partition>/<data_version>/``."""
 
-from collections.abc import Iterable, Sequence
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,19 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dspex_pipelines.analysis.trials_files import TrialsFiles
 from dspex_pipelines.errors import DspexError
-from dspex_pipelines.model.payload import digest
+from dspex_pipelines.model.payload import digest, digest_each
 from dspex_pipelines.model.plan import Plan
 from dspex_pipelines.orchestration.resources import ResultStore
 from dspex_pipelines.orchestration.tags import PARTIAL, RESULTS
-from dspex_pipelines.wire.durable import durably, sync_folder
+from dspex_pipelines.wire.durable import durably, sync
 
 TRIALS_FILE = "trials.parquet"
 PLAN_FILE = "plan.json"
 SHORT = 12
+ROWS = 10_000
+"""Rows that are looked at at a time."""
 UNREADABLE = (OSError, ValueError, LookupError, TypeError, pa.ArrowException, DspexError)
 """What reading a damaged plan or table raises."""
 _TELLING = ["trial_id", "error_type", "error_message"]
@@ -29,10 +33,11 @@ PLAN = "plan file"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluatedPartition:
-    """The outcome of every planned trial of one partition: one row per trial."""
+    """The outcome of every planned trial of one partition."""
 
     plan: Plan
-    trials: pa.Table
+    path: Path
+    """Parquet with one row per trial, alone in a folder that is the IO manager's to move or to remove."""
     data_version: str
 
 
@@ -40,11 +45,18 @@ class EvaluatedPartition:
 class EvaluatedPartitions:
     """The newest results of those partitions whose plans are alike; others are left out by name."""
 
-    trials: pd.DataFrame
+    ranked: TrialsFiles
+    """What a leaderboard looks at of them."""
+    newest: "NewestResults"
     partitions: tuple[str, ...]
     left_out: tuple[str, ...]
     partial: dict[str, str]
     """Partition to what its run did not get to, and why; complete ones are not in it."""
+
+    @property
+    def trials(self) -> pd.DataFrame:
+        """All of them, read into memory: one row per trial."""
+        return self.newest.load()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +99,15 @@ class NewestResults:
     def load(self) -> pd.DataFrame:
         """Return their trials, one row each; raises `DspexError` where they cannot be read."""
         return pd.concat([_loaded(path) for path in self.paths.values()], ignore_index=True)
+
+    def ranked(self) -> TrialsFiles:
+        """Return what a leaderboard looks at; raises `DspexError` where it cannot be read."""
+        for path in self.paths.values():
+            try:
+                TrialsFiles([path])
+            except UNREADABLE as error:
+                raise damaged(path, error) from error
+        return TrialsFiles(self.paths.values())
 
     def plan_file(self, partition: str) -> Path:
         """Return the file that holds the partition's plan."""
@@ -133,50 +154,51 @@ def _plan_at(path: Path) -> Plan | None:
 def _told_at(path: Path) -> str:
     """Return what tells the results there from others; empty for no file, or a damaged one."""
     try:
-        return _told(pq.read_table(path, columns=_TELLING))
+        with pq.ParquetFile(path) as file:
+            return digest_each(_telling(file)).hex()[:SHORT]
     except UNREADABLE:
         return ""
 
 
-def _told(trials: Any) -> str:
-    columns = trials.select(_TELLING).to_pydict()
-    rows = zip(*columns.values(), strict=True)
-    return digest(*("\0".join(str(value) for value in row).encode(errors="replace") for row in rows)).hex()[:SHORT]
+def _telling(file: Any) -> Iterator[bytes]:
+    for batch in file.iter_batches(batch_size=ROWS, columns=_TELLING):
+        for row in zip(*(batch.column(name).to_pylist() for name in _TELLING), strict=True):
+            yield "\0".join(str(value) for value in row).encode(errors="replace")
 
 
 class TrialsIOManager(dg.IOManager):
-    """Writes evaluated partitions; loads all partitions whose plan is like the newest one's."""
+    """Keeps evaluated partitions; loads all partitions whose plan is like the newest one's."""
 
     def __init__(self, store: ResultStore) -> None:
         self._store = store
 
     def handle_output(self, context: dg.OutputContext, obj: Sequence[EvaluatedPartition]) -> None:
-        """Write each partition's results, and say where they are."""
+        """Keep each partition's results, and say where they are."""
         for one in obj:
-            paths = {name: dg.MetadataValue.path(path) for name, path in self._written(context, one).items()}
+            paths = {name: dg.MetadataValue.path(path) for name, path in self._kept(context, one).items()}
             # The output's own metadata would be that of every partition.
             context.step_context.add_asset_metadata(paths, partition_key=one.plan.partition)
 
-    def _written(self, context: dg.OutputContext, obj: EvaluatedPartition) -> dict[str, Path]:
-        """Write the version's folder unless it is there, and whole: equal versions have equal results.
+    def _kept(self, context: dg.OutputContext, obj: EvaluatedPartition) -> dict[str, Path]:
+        """Make the folder the version's own unless that is there, and whole: equal versions have equal results.
 
         Which trials they are of, and what the failed ones said, is not in the version: where that differs, as after an
         edit that changes one error for another of its type, the folder's name says so.
         """
         instance = context.step_context.instance
         folder = self._store.results(instance, obj.plan.evaluation, obj.plan.partition) / obj.data_version
-        told = _told(obj.trials)
+        told = _told_at(obj.path)
         kept = _told_at(folder / TRIALS_FILE)
         if kept and kept != told:
             folder = folder.with_name(f"{obj.data_version}-{told}")
             kept = _told_at(folder / TRIALS_FILE)
-        if not kept:
-            unfinished = folder.with_name(f".{folder.name}-{context.run_id}")
-            unfinished.mkdir(parents=True, exist_ok=True)
+        unfinished = obj.path.parent
+        if kept:
+            shutil.rmtree(unfinished)
+        else:
             with durably(unfinished / PLAN_FILE) as file:
                 file.write(obj.plan.to_json().encode())
-            with durably(unfinished / TRIALS_FILE) as file:
-                pq.write_table(obj.trials, file)
+            sync(obj.path)
             try:
                 unfinished.rename(folder)
             except OSError:
@@ -184,8 +206,8 @@ class TrialsIOManager(dg.IOManager):
                 for name in (PLAN_FILE, TRIALS_FILE):
                     (unfinished / name).replace(folder / name)
                 unfinished.rmdir()
-                sync_folder(folder)
-            sync_folder(folder.parent)
+                sync(folder)
+            sync(folder.parent)
         return {"path": folder / TRIALS_FILE, PLAN: _kept_plan(obj.plan, folder)}
 
     def load_input(self, context: dg.InputContext) -> EvaluatedPartitions:
@@ -194,11 +216,12 @@ class TrialsIOManager(dg.IOManager):
         if not newest.paths:
             raise dg.Failure("no partition has been evaluated yet; materialise one first")
         try:
-            trials = newest.load()
+            ranked = newest.ranked()
         except DspexError as error:
             raise dg.Failure(str(error)) from error
         return EvaluatedPartitions(
-            trials=trials,
+            ranked=ranked,
+            newest=newest,
             partitions=tuple(newest.paths),
             left_out=newest.left_out,
             partial=newest.partial,

@@ -48,7 +48,7 @@ def leaderboard_asset(evaluation: Evaluation) -> dg.AssetsDefinition:
         description=f"The configurations of {evaluation.name}, best first, over all partitions.{_READING}",
     )
     def ranked(context: dg.AssetExecutionContext, trials: EvaluatedPartitions) -> dg.MaterializeResult[Any]:
-        board = leaderboard(trials.trials, score_range=evaluation.score_range)
+        board = leaderboard(trials.ranked, score_range=evaluation.score_range)
         if board.outside:
             context.log.warning(board.outside)
         return dg.MaterializeResult(
@@ -65,7 +65,7 @@ def leaderboard_metadata(board: Leaderboard, trials: EvaluatedPartitions) -> Map
         **board_metadata(board),
         "partitions": dg.MetadataValue.text(", ".join(trials.partitions)),
         "left out (other plans)": dg.MetadataValue.text(", ".join(trials.left_out) or "none"),
-        "trials": dg.MetadataValue.int(len(trials.trials)),
+        "trials": dg.MetadataValue.int(len(trials.ranked)),
         "failures": dg.MetadataValue.int(sum(standing.failures for standing in board.standings)),
     }
     if trials.partial:

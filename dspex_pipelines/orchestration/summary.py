@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pyarrow.compute
+import pyarrow.parquet as pq
 
 from dspex_pipelines.analysis.failures import failure_kinds
 from dspex_pipelines.analysis.results import column_meanings
@@ -23,6 +25,7 @@ BY_TYPE = "failures by type"
 """Metadata entry: kinds of failures, the most frequent first."""
 NOT_COUNTED = "not counted"
 """Metadata entry: which calls are in no sum, and what to do about it."""
+_OF_FAILURES = ["trial_id", "example_id", "error_type", "error_message"]
 _POOL = {
     "what": "",
     "in all": "of all trials together",
@@ -39,16 +42,35 @@ _OF_TRIALS = {
 _UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 
 
+class TrialsFile:
+    """An evaluated partition's file: one of its columns is in memory at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        metadata = pq.read_metadata(path)
+        self.num_rows: int = metadata.num_rows
+        self.schema: Any = metadata.schema.to_arrow_schema()
+        self.column_names: list[str] = self.schema.names
+
+    def __getitem__(self, name: str) -> Any:
+        """Return a column."""
+        return pq.read_table(self._path, columns=[name])[name]
+
+    def failed(self) -> Any:
+        """Return what is told of the trials that have failed, those that were not run included."""
+        return pq.read_table(self._path, columns=_OF_FAILURES, filters=[("status", "!=", "ok")])
+
+
 def trials_metadata(
-    plan: Plan, table: Any, *, ran: int, rescored: int, elapsed_s: float, stopped: str
+    plan: Plan, table: TrialsFile, *, ran: int, rescored: int, elapsed_s: float, stopped: str
 ) -> Mapping[str, dg.MetadataValue]:
     """Return counts, versions, and a sample of failures; bounded whatever the number of trials.
 
     *elapsed_s* is how long the steps took that ran so many.
     """
     compute: Any = pyarrow.compute  # its functions are made at run time
-    failed = table.filter(compute.not_equal(table["status"], "ok"))
-    not_run = compute.sum(compute.equal(table["error_type"], ErrorType.BUDGET_EXHAUSTED.value)).as_py() or 0
+    failed = table.failed()
+    not_run = compute.sum(compute.equal(failed["error_type"], ErrorType.BUDGET_EXHAUSTED.value)).as_py() or 0
     meanings = column_meanings(plan, table.column_names)
     columns = [dg.TableColumn(one.name, str(one.type), meanings[one.name] or None) for one in table.schema]
     metadata: dict[str, dg.MetadataValue] = {
@@ -85,7 +107,7 @@ def trials_metadata(
     return metadata
 
 
-def usage_metadata(table: Any, spent: Usage, budget: Budget) -> Mapping[str, dg.MetadataValue]:
+def usage_metadata(table: TrialsFile, spent: Usage, budget: Budget) -> Mapping[str, dg.MetadataValue]:
     """Return numbers that the UI plots: what the results have used, and what this run has spent on them.
 
     By model only where there are several. *spent* is less than what they have used where outcomes were reused.
@@ -122,7 +144,7 @@ def _is_usage(column: str) -> bool:
 
 def _failures(failed: Any, evaluation: str) -> str:
     lines = ["| trial | example | type | message |", "|---|---|---|---|"]
-    rows = failed.select(["trial_id", "example_id", "error_type", "error_message"]).to_pylist()
+    rows = failed.to_pylist()
     for row in rows:
         message = str(row["error_message"])[:MESSAGE_LENGTH].replace("\n", " ").replace("|", "\\|")
         lines.append(f"| {row['trial_id'][:12]} | {row['example_id']} | {row['error_type']} | {message} |")
@@ -155,13 +177,14 @@ def _failures_by_type(failed: Any) -> dg.MetadataValue:
     return dg.MetadataValue.table(records, dg.TableSchema(columns=columns))
 
 
-def _pool_table(table: Any) -> dg.MetadataValue:
+def _pool_table(table: TrialsFile) -> dg.MetadataValue:
     """Return what the pool did for the results, whichever run it did it in."""
     compute: Any = pyarrow.compute
     rows = [{"what": "workers that answered", "in all": f"{compute.count_distinct(table['worker']).as_py():,}"}]
     for column, what in _OF_TRIALS.items():
         shown = "{:,.0f}".format if column == "attempts" else _seconds
-        found = [compute.sum(table[column]).as_py(), *compute.quantile(table[column], q=[0.5, 0.95, 1.0]).to_pylist()]
+        values = table[column]
+        found = [compute.sum(values).as_py(), *compute.quantile(values, q=[0.5, 0.95, 1.0]).to_pylist()]
         texts = ("–" if one is None else shown(one) for one in found)
         rows.append({"what": what, **dict(zip(list(_POOL)[1:], texts, strict=True))})
     records = [dg.TableRecord({name: row.get(name, "") for name in _POOL}) for row in rows]

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dspex_pipelines.analysis.results import as_json, collect_trials
+from dspex_pipelines.analysis import results
+from dspex_pipelines.analysis.results import as_json, collect_trials, data_version
 from dspex_pipelines.model.outcome import ErrorType, TrialError, TrialOutcome, TrialResult
 from dspex_pipelines.model.payload import encode
 from dspex_pipelines.model.plan import Batch, Plan
@@ -70,7 +74,12 @@ def error(spec: TrialSpec, kind: ErrorType = ErrorType.PROGRAM_EXCEPTION, **chan
 
 def collect(plan: Plan, *make: Callable[[TrialSpec], TrialOutcome]) -> tuple[pa.Table, str]:
     specs = list(plan.trials(Batch(start=0, stop=plan.total), EXAMPLES[: plan.rows]))
-    return collect_trials(plan, [(spec, one(spec)) for spec, one in zip(specs, make, strict=True)])
+    rows = [(spec, one(spec)) for spec, one in zip(specs, make, strict=True)]
+    with TemporaryDirectory() as folder:
+        version = collect_trials(plan, iter(rows), Path(folder) / "trials.parquet")
+        assert version == data_version(plan, rows)
+        (file,) = Path(folder).iterdir()
+        return pq.read_table(file), version
 
 
 def test_columns_and_their_types() -> None:
@@ -188,6 +197,58 @@ def test_scores_stand_in_the_order_of_their_metrics() -> None:
     ]
     assert table["score.parts.z"].to_pylist() == [1.0, None]
     assert table["score.good"].to_pylist() == [0.5, 0.0]
+
+
+LATE: list[Callable[[TrialSpec], TrialOutcome]] = [
+    error,
+    lambda spec: result(spec, **{"parts.a": 1}),
+    lambda spec: error(spec, usage_payload=encode({"tokens": 3})),
+    lambda spec: result(spec, **{"parts.b": 2, "good": True}),
+    lambda spec: result(spec, **{"parts.a": 4}),
+]
+
+
+def test_row_groups_with_scores_and_usage_that_earlier_ones_lack_are_the_same_table(monkeypatch: Any) -> None:
+    plan = make_plan("parts", "good", rows=1, repeats=len(LATE))
+    whole, version = collect(plan, *LATE)
+    monkeypatch.setattr(results, "GROUP_ROWS", 1)
+    table, again = collect(plan, *LATE)
+    assert again == version
+    assert table.equals(whole)
+    assert table["score.parts.a"].to_pylist() == [None, 1.0, None, None, 4.0]
+    assert table["usage.tokens"].to_pylist() == [None, None, 3.0, None, None]
+
+
+@pytest.mark.parametrize("bound", ["GROUP_ROWS", "GROUP_CHARACTERS"])
+def test_outcomes_are_written_as_they_come(tmp_path: Path, monkeypatch: Any, bound: str) -> None:
+    monkeypatch.setattr(results, bound, 2)
+    plan = make_plan(rows=1, repeats=5)
+    sizes: list[int] = []
+
+    def rows() -> Iterator[tuple[TrialSpec, TrialOutcome]]:
+        for spec in plan.trials(Batch(start=0, stop=plan.total), EXAMPLES):
+            yield spec, result(spec)
+            sizes.append(sum(file.stat().st_size for file in tmp_path.iterdir()))
+
+    collect_trials(plan, rows(), tmp_path / "trials.parquet")
+    assert sizes[0] == 0
+    assert sizes[1] < sizes[3]
+    metadata = pq.read_metadata(tmp_path / "trials.parquet")
+    assert [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)] == [2, 2, 1]
+
+
+def test_of_outcomes_that_cannot_be_had_nothing_is_left(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(results, "GROUP_ROWS", 1)
+    plan = make_plan()
+
+    def rows() -> Iterator[tuple[TrialSpec, TrialOutcome]]:
+        for spec in plan.trials(Batch(start=0, stop=1), EXAMPLES):
+            yield spec, result(spec)
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        collect_trials(plan, rows(), tmp_path / "trials.parquet")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_where_all_failed_every_metric_has_its_column() -> None:

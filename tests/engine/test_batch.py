@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dspex_pipelines.engine.batch import FIRST_PAGE, PAGE, BatchSummary, planned_outcomes, run_batch
+from dspex_pipelines.engine import batch
+from dspex_pipelines.engine.batch import FIRST_PAGE, PAGE, BatchSummary, Scoring, planned_outcomes, run_batch
 from dspex_pipelines.engine.journal import Entry, Journal
 from dspex_pipelines.errors import JournalError
 from dspex_pipelines.model.outcome import ErrorType, TrialError, TrialOutcome, TrialResult
@@ -297,3 +298,12 @@ async def test_no_more_is_lost_to_a_kill_than_is_in_flight(journal: Journal, mon
     await run(journal, pool, plan())
     assert journal.count() == plan().total
     assert 0 < max(unrecorded) <= 16
+
+
+def test_digests_of_labels_are_remembered_for_a_bounded_number_of_examples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch, "KNOWN_LABELS", 3)
+    scoring = Scoring(plan())
+    found = [scoring.of_example(example) for example in EXAMPLES]
+    assert [scoring.of_example(example) for example in EXAMPLES] == found
+    assert len(set(found)) == len(EXAMPLES)
+    assert len(scoring._labels) <= 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import gc
 import json
 import math
 import os
@@ -23,6 +24,7 @@ from dspex_pipelines.errors import DspexError, InvalidValue
 from dspex_pipelines.model.evaluation import Dataset
 from dspex_pipelines.model.partitions import Dynamic
 from dspex_pipelines.model.trial import Example
+from dspex_pipelines.orchestration import datasets
 from dspex_pipelines.orchestration.datasets import load_examples, read_partition, store_examples, store_rejected
 from dspex_pipelines.orchestration.sources import source_digests
 from tests.orchestration.conftest import Lab, failure
@@ -235,7 +237,7 @@ def test_a_value_that_cannot_be_kept_costs_its_row(tmp_path: Path, value: object
     kept = pd.read_parquet(store_rejected(read.rejected, tmp_path))
     assert kept["row"].tolist() == ["dataset row 10"]
     stored = store_examples(read.examples, tmp_path)
-    assert load_examples(tmp_path, stored.digest, limit=None) == read.examples
+    assert list(load_examples(tmp_path, stored.digest, limit=None)) == read.examples
 
 
 def test_a_row_whose_columns_are_no_texts_is_left_out() -> None:
@@ -331,6 +333,28 @@ def test_what_is_stored_is_loaded_unchanged(tmp_path_factory: pytest.TempPathFac
     assert stored.rows == len(examples)
 
 
+def test_of_a_large_data_set_only_what_was_last_read_is_in_memory(tmp_path: Path) -> None:
+    rows = (datasets.KEPT_GROUPS + 4) * datasets.GROUP_ROWS
+    stored = store_examples([Example(example_id=f"many-{row}", inputs={"x": row}) for row in range(rows)], tmp_path)
+    loaded = load_examples(tmp_path, stored.digest, limit=rows - 1)
+    assert sum(1 for _ in loaded) == len(loaded) == rows - 1
+    held = sum(isinstance(one, Example) and one.example_id.startswith("many-") for one in gc.get_objects())
+    assert 0 < held <= datasets.KEPT_GROUPS * datasets.GROUP_ROWS
+    assert [loaded[-1].inputs["x"], loaded[7].inputs["x"]] == [rows - 2, 7]
+    assert [example.inputs["x"] for example in loaded[5 : rows : datasets.GROUP_ROWS]] == list(
+        range(5, rows - 1, datasets.GROUP_ROWS)
+    )
+    with pytest.raises(IndexError):
+        loaded[rows - 1]
+
+
+def test_a_row_group_of_a_data_set_is_bounded_in_bytes(tmp_path: Path) -> None:
+    text = "x" * (datasets.GROUP_BYTES // 3)
+    path = store_examples([Example(example_id=str(row), inputs={"x": text}) for row in range(5)], tmp_path).path
+    metadata = pq.read_metadata(path)
+    assert [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)] == [2, 2, 1]
+
+
 def test_a_stored_data_set_is_never_written_again(tmp_path: Path) -> None:
     examples = [Example(example_id="a", inputs={"x": 1})]
     first = store_examples(examples, tmp_path)
@@ -351,7 +375,7 @@ def test_a_file_that_was_cut_is_written_again(tmp_path: Path, left: int) -> None
         load_examples(tmp_path, path.stem, limit=None)
     stored = store_examples(examples, tmp_path)
     assert path.read_bytes() == whole
-    assert load_examples(tmp_path, stored.digest, limit=None) == examples
+    assert list(load_examples(tmp_path, stored.digest, limit=None)) == examples
 
 
 def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: Any) -> None:
