@@ -16,14 +16,14 @@ def report(
     ratio: float | None = None,
     **more: object,
 ) -> None:
-    """Print one measurement; *ratio* is value over reference, unless it was found in another way."""
+    """Print one measurement, to six digits; *ratio* is value over reference, unless it was found in another way."""
     line = {
         "benchmark": benchmark,
         "case": case,
-        "value": round(value, 3),
+        "value": float(f"{value:.6g}"),
         "unit": unit,
         "reference": reference,
-        "reference_value": round(reference_value, 3),
+        "reference_value": float(f"{reference_value:.6g}"),
         "ratio": round(value / reference_value if ratio is None else ratio, 4),
         **more,
     }

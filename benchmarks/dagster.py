@@ -154,6 +154,8 @@ def main() -> None:
         finally:
             local_pool.stop(runtime_root=bench.home / "dspex")
     least, most = min(sizes), max(sizes)
+    if least == most:
+        return
     inside, outside = (1e6 * (found[most][which] - found[least][which]) / (most - least) for which in (0, 1))
     report(
         benchmark="dagster",

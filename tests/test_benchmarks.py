@@ -24,7 +24,8 @@ SMALL = {
     "start": ["--imports", "1", "--rounds", "1", "--trials", "10"],
     "payload": ["--mib", "4", "--rounds", "1"],
     "resume": ["--trials", "200", "--rounds", "1"],
-    "dagster": ["--trials", "30", "40", "--rounds", "1"],
+    "dagster": ["--trials", "30", "--rounds", "1"],
+    "cpu": ["--trials", "40", "--trial-ms", "1", "--rounds", "1"],
 }
 CASES = {
     "throughput": ["async", "threads"],
@@ -47,7 +48,8 @@ CASES = {
     "start": ["import", "first trial, cold", "first trial, warm"],
     "payload": ["1 KiB", "32 KiB", "1 MiB", "4 MiB"],
     "resume": ["200 trials"],
-    "dagster": [f"{count} trials{what}" for count in (30, 40) for what in ("", ", unchanged")] + ["per trial"],
+    "dagster": ["30 trials", "30 trials, unchanged"],
+    "cpu": ["two workers"],
 }
 NAMES = sorted(path.stem for path in (ROOT / "benchmarks").glob("[!_]*.py"))
 
