@@ -116,7 +116,7 @@ def in_order(plan: Plan, examples: Sequence[Example]) -> Iterator[float]:
     """Yield the waits in the order in which the trials are run."""
     for page in pages(plan.trials(Batch(start=0, stop=plan.total), examples)):
         for spec in page:
-            yield spec.example.inputs["waits_s"][spec.configuration.values["k"] - 1]
+            yield spec.example.inputs["waits_s"][int(spec.configuration.values["k"]) - 1]
 
 
 class Bench:
@@ -157,21 +157,21 @@ def measure(bench: Bench, name: str, *, trials: int, rounds: int) -> None:
             values.append(took_s)
             references.append(greedy_s(waits, case.in_flight))
         else:
-            values.append(ideal_s / took_s)
-            references.append(ideal_s / asyncio_s(waits, case.in_flight))
+            values.append(100 * ideal_s / took_s)
+            references.append(100 * ideal_s / asyncio_s(waits, case.in_flight))
     report(
         benchmark="latency",
         case=name,
         value=median(values),
-        unit="s" if case.waits is mixed else "ideal/actual",
+        unit="s" if case.waits is mixed else "% of ideal",
         reference="greedy scheduling" if case.waits is mixed else "asyncio",
         reference_value=median(references),
         ratio=median(value / reference for value, reference in zip(values, references, strict=True)),
         goal=case.goal,
         trials=count,
         in_flight=case.in_flight,
-        rounds=[round(value, 3) for value in values],
-        reference_rounds=[round(value, 3) for value in references],
+        rounds=[round(value, 2) for value in values],
+        reference_rounds=[round(value, 2) for value in references],
         longest_s=longest,
     )
 

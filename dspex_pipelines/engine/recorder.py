@@ -11,9 +11,9 @@ from dspex_pipelines.engine.journal_rows import Entry
 
 GROUP = 1_000
 """Outcomes that are worth a transaction of their own."""
-GROUP_S = 0.005
+GROUP_S = 0.0025
 """Least time from one transaction to the next, while fewer outcomes than a group wait. Until it is durable an outcome
-takes the place of a running trial, and a transaction costs some 150 µs besides its rows: this is 3% of a core."""
+takes the place of a running trial, and a transaction costs some 150 µs besides its rows: this is 6% of a core."""
 MOST_WAITING = 8 * GROUP
 """Outcomes that may wait for a slow disk before whoever brings more has to."""
 

@@ -129,17 +129,17 @@ async def test_the_first_trials_run_before_many_are_looked_up(journal: Journal) 
     planned = plan(rows=PAGE)
 
     class Taken(list[Example]):
-        count = 0
+        rows = 0
 
         def __getitem__(self, row: int) -> Example:  # type: ignore[override] # pyright: ignore[reportIncompatibleMethodOverride]
-            self.count += 1
+            self.rows += 1
             return super().__getitem__(row)
 
     examples = Taken(Example(example_id=str(number), inputs={"x": number}) for number in range(PAGE))
     taken: list[int] = []
 
     def answer(spec: TrialSpec, outputs: bytes) -> TrialOutcome:
-        taken.append(examples.count)
+        taken.append(examples.rows)
         return result(spec, outputs)
 
     summary = await run(journal, Pool(answer), planned, examples)
