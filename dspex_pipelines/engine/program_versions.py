@@ -16,7 +16,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dspex_pipelines.engine.distributions import packages_distributions
 from dspex_pipelines.engine.programs import resolve, spare_parameters
 from dspex_pipelines.errors import ProgramUnavailable
 from dspex_pipelines.model.payload import digest_of
@@ -151,13 +150,13 @@ def _imported(entry_point: str, modules: Mapping[str, Path]) -> set[str]:
 
 
 def know_distributions() -> None:
-    """Find out now what is installed; otherwise the first version that is asked for has to."""
+    """Find out now what is installed; otherwise the first version that is asked for has to, in a fifth of a second."""
     _distributions()
 
 
 @functools.cache
 def _distributions() -> Mapping[str, list[str]]:
-    return packages_distributions()
+    return importlib.metadata.packages_distributions()
 
 
 def _project_root(entry_point: str, module_name: str, top: str) -> Path:
