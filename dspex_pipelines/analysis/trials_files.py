@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.dataset
+import pyarrow.compute
 import pyarrow.parquet as pq
 
 from dspex_pipelines.analysis.leaderboard import ranking_columns
@@ -23,13 +23,15 @@ class TrialsFiles:
     """What `leaderboard` looks at of the results in files whose plans are alike."""
 
     def __init__(self, paths: Iterable[Path]) -> None:
-        self._paths = [str(path) for path in paths]
-        schema: Any = pa.unify_schemas([pq.read_schema(path) for path in self._paths])
-        self.columns: Sequence[str] = ranking_columns(schema.names)
-        self._dataset: Any = pyarrow.dataset.dataset(self._paths, schema=schema, format="parquet")
+        self._paths = tuple(paths)
+        names = dict.fromkeys(name for path in self._paths for name in pq.read_schema(path).names)
+        self.columns: Sequence[str] = ranking_columns(names)
         self._rows: Counter[str] = Counter()
         self._variables: dict[str, dict[str, Any]] = {}
-        self._look()
+        self._places: dict[str, list[tuple[Path, int]]] = {}
+        """File and row group of each configuration's trials: few, as trials lie in the order of configurations."""
+        for path in self._paths:
+            self._look(path)
 
     def __len__(self) -> int:
         return self._rows.total()
@@ -60,32 +62,48 @@ class TrialsFiles:
         return [name for name in self.columns if name.startswith("score.") and self._has(name)]
 
     def _has(self, name: str) -> bool:
-        return any(batch[name].to_pandas().notna().any() for batch in self._batches([name]))
+        batches = (batch for path in self._paths for batch in _batches(path, [name]))
+        return any(batch[name].to_pandas().notna().any() for batch in batches if name in batch.schema.names)
 
-    def _of(self, together: list[str]) -> Iterator[tuple[str, pd.DataFrame]]:
-        wanted = pyarrow.dataset.field("configuration").isin(together)
-        for configuration, found in self._table(wanted).groupby("configuration"):
+    def _of(self, together: Sequence[str]) -> Iterator[tuple[str, pd.DataFrame]]:
+        for configuration, found in self._table(together).groupby("configuration"):
             yield str(configuration), found
 
-    def _table(self, wanted: Any) -> pd.DataFrame:
-        batches = self._batches(self.columns, wanted)
-        schema = pa.schema([self._dataset.schema.field(name) for name in self.columns])
-        return pa.Table.from_batches(list(batches), schema=schema).to_pandas()
+    def _table(self, together: Sequence[str]) -> pd.DataFrame:
+        compute: Any = pyarrow.compute  # its functions are made at run time
+        columns = [name for name in self.columns if not name.startswith("var.")]
+        groups: dict[Path, set[int]] = {}
+        for configuration in together:
+            for path, group in self._places[configuration]:
+                groups.setdefault(path, set()).add(group)
+        wanted = pa.array(together, pa.string())
+        found = [
+            pa.table(batch.filter(compute.is_in(batch["configuration"], value_set=wanted)))
+            for path, numbers in groups.items()
+            for batch in _batches(path, columns, sorted(numbers))
+        ]
+        return pa.concat_tables(found, promote_options="default").to_pandas().reindex(columns=columns)
 
-    def _batches(self, columns: Sequence[str], wanted: Any = None) -> Iterator[Any]:
-        yield from self._dataset.to_batches(
-            columns=list(columns), filter=wanted, batch_size=BATCH, batch_readahead=1, fragment_readahead=1
-        )
-
-    def _look(self) -> None:
-        """Find the configurations, how many trials each has, and its variables."""
+    def _look(self, path: Path) -> None:
+        """Find the configurations of a file, where they are, how many trials each has, and its variables."""
         names = [name for name in self.columns if name.startswith("var.")]
-        for batch in self._batches(["configuration", *names]):
-            for found in batch["configuration"].value_counts().to_pylist():
-                configuration = found["values"]
-                self._rows[configuration] += found["counts"]
-                if configuration not in self._variables:
-                    first = batch["configuration"].index(configuration).as_py()
-                    self._variables[configuration] = {
-                        name.removeprefix("var."): batch[name][first].as_py() for name in names
-                    }
+        for group in range(pq.read_metadata(path).num_row_groups):
+            for batch in _batches(path, ["configuration", *names], [group]):
+                configurations = batch["configuration"].to_pylist()
+                self._rows.update(configurations)
+                for configuration in dict.fromkeys(configurations):
+                    places = self._places.setdefault(configuration, [])
+                    if (path, group) not in places[-1:]:
+                        places.append((path, group))
+                for row, configuration in enumerate(configurations):
+                    if configuration not in self._variables:
+                        self._variables[configuration] = {
+                            name.removeprefix("var."): batch[name][row].as_py() if name in batch.schema.names else None
+                            for name in names
+                        }
+
+
+def _batches(path: Path, columns: Sequence[str], groups: Sequence[int] | None = None) -> Iterator[Any]:
+    """Yield those of the *columns* that the file has, of its row groups with these numbers or all."""
+    with pq.ParquetFile(path) as file:
+        yield from file.iter_batches(BATCH, row_groups=groups, columns=list(columns))

@@ -26,8 +26,9 @@ from dspex.v1 import (
 )
 from dspex_pipelines.bridge.pool_status import PoolStatus, status_from_wire
 from dspex_pipelines.bridge.translation import translate
-from dspex_pipelines.errors import DspexError, PoolFailed, PoolInterrupted, PoolUnreachable
+from dspex_pipelines.errors import DspexError, InvalidValue, PoolFailed, PoolInterrupted, PoolUnreachable
 from dspex_pipelines.model.calls import CallPolicy
+from dspex_pipelines.model.limits import MOST_WEIGHT
 from dspex_pipelines.model.outcome import ErrorType, TrialError, TrialOutcome
 from dspex_pipelines.model.payload import decode, encode
 from dspex_pipelines.model.trial import MetricSpec, ProgramSpec, TrialSpec
@@ -95,6 +96,8 @@ class PoolClient:
     def __init__(
         self, address: str, *, weight: int = 1, connect_timeout_s: float = 10.0, reconnect_s: float = 30.0
     ) -> None:
+        if not 1 <= weight <= MOST_WEIGHT:
+            raise InvalidValue(field="weight", value=weight, fix=f"give an integer in [1, {MOST_WEIGHT:,}]")
         self.address = address
         self._weight = weight
         self.traceparent = ""
@@ -327,11 +330,18 @@ class PoolClient:
                 break
             spec, number, session_id, version, timeout_s, outputs, most_attempts, _ = outbox.popleft()
             trial = add()
-            write_trial(trial, spec, number, session_id, version, timeout_s)
-            if outputs:
-                trial.outputs = outputs
-            if most_attempts:
-                trial.max_attempts = most_attempts
+            try:
+                write_trial(trial, spec, number, session_id, version, timeout_s)
+                if outputs:
+                    trial.outputs = outputs
+                if most_attempts:
+                    trial.max_attempts = most_attempts
+            except (TypeError, ValueError) as error:
+                # A number that the wire has no room for: its caller's affair, and nobody else's.
+                del trials[-1]
+                future, _ = self._pending.pop(number)
+                if not future.done():
+                    future.set_exception(error)
 
     async def _read(self, stream: AsyncIterator[execution_pb2.ExecuteProgramsResponse]) -> None:
         while True:

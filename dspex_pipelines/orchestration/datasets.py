@@ -328,7 +328,8 @@ class _StoredExamples(Sequence[Example]):
     def _read(self, group: int) -> list[Example]:
         with _reading(self._path), pq.ParquetFile(self._path, metadata=self._metadata) as file:
             payloads = file.read_row_group(group, columns=["payload"])["payload"].to_pylist()
-        return [_example_of(payload) for payload in payloads]
+        # Of a file from before, a row group may be all of it.
+        return [_example_of(payload) for payload in payloads[: self._count - self._starts[group]]]
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import shutil
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -258,7 +259,7 @@ def run_trials(
                 reporter.warns(what, about)
 
     async def run(spans: RunSpans | None) -> BatchSummary:
-        async with worker_pool.connect(document["weight"]) as pool, Waiting(pool.status, wait) as waiting:
+        async with worker_pool.connect(document.get("weight", 1)) as pool, Waiting(pool.status, wait) as waiting:
             pool.traceparent = "" if spans is None else spans.root.traceparent
 
             def tell(now: Progress) -> None:
@@ -329,16 +330,16 @@ def collect_evaluation(
     told = Manifest(manifest)
     document, plans = told.rest, [told.plan(number) for number in range(len(told))]
     collected: list[EvaluatedPartition] = []
-    with without_secrets(), store.journal(context.instance) as journal:
+    with without_secrets(), ExitStack() as unfinished, store.journal(context.instance) as journal:
         stopped = why_stopped(journal, context.run.run_id)
         for number, plan in enumerate(plans):
             path = _results_file(context, store, plan)
+            unfinished.callback(shutil.rmtree, path.parent, ignore_errors=True)
             try:
                 folder = store.datasets(context.instance, plan.evaluation, plan.partition)
                 examples = load_examples(folder, plan.dataset_digest, limit=plan.rows)
                 version = collect_trials(plan, planned_outcomes(plan, examples, journal, stopped=stopped), path)
             except DspexError as error:
-                shutil.rmtree(path.parent)
                 raise step_failure(context.instance, context.run.run_id, error) from error
             table = TrialsFile(path)
             batches = [batch for batch in done if batch["plan"] == number]
@@ -357,11 +358,12 @@ def collect_evaluation(
             if what := most_failures(metadata):
                 context.log.warning(f"{plan.partition}: of {table.num_rows:,} trials {what}")
             collected.append(EvaluatedPartition(plan=plan, path=path, data_version=version))
+        unfinished.pop_all()
     return dg.Output(collected, data_version=version_of({one.plan.partition: one.data_version for one in collected}))
 
 
 def _results_file(context: dg.AssetExecutionContext, store: ResultStore, plan: Plan) -> Path:
-    """Return where the results are written that have no version yet; what a run that was killed left is gone."""
+    """Return where results are written that have no version yet; what this run has left there before is gone."""
     folder = store.results(context.instance, plan.evaluation, plan.partition) / f".{context.run.run_id}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

@@ -60,14 +60,36 @@ def test_of_many_trials_only_some_configurations_are_in_memory(tmp_path: Path, m
     read: list[int] = []
     table = TrialsFiles._table
 
-    def counted(self: TrialsFiles, wanted: Any) -> pd.DataFrame:
-        found = table(self, wanted)
+    def counted(self: TrialsFiles, together: Any) -> pd.DataFrame:
+        found = table(self, together)
         read.append(len(found))
         return found
 
     monkeypatch.setattr(TrialsFiles, "_table", counted)
     assert len(dict(files.frames())) == 5
     assert read == [24, 24, 12]
+
+
+def test_row_groups_are_read_for_the_configurations_in_them(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(trials_files, "ROWS", 12)
+    files = TrialsFiles(written(tmp_path, trials("p", names=("score.a",)), trials("q", names=("score.a",))))
+    read: list[int] = []
+    batches = trials_files._batches
+
+    def counted(path: Path, columns: Any, groups: Any = None) -> Any:
+        read.extend(groups)
+        return batches(path, columns, groups)
+
+    monkeypatch.setattr(trials_files, "_batches", counted)
+    assert [len(frame) for _, frame in files.frames()] == [24] * 5
+    assert len(read) == 2 * (9 + 4), "all nine once, and those again that two configurations share"
+
+
+def test_a_variable_may_be_of_another_type_in_another_file(tmp_path: Path) -> None:
+    tables = [trials("p", names=("score.a",)), trials("q", names=("score.a",)).astype({"var.k": str})]
+    board = leaderboard(TrialsFiles(written(tmp_path, *tables)))
+    assert sorted(standing.variables["k"] for standing in board.standings) == [0, 1, 2, 3, 4]
+    assert {standing.n for standing in board.standings} == {24}
 
 
 def test_scores_that_nobody_has_are_no_metrics_of_the_leaderboard(tmp_path: Path) -> None:

@@ -127,6 +127,19 @@ async def test_a_failure_is_an_outcome_of_its_own_type(
     assert says in outcome.message
 
 
+async def test_a_number_that_the_wire_has_no_room_for_is_its_callers_alone(client: PoolClient) -> None:
+    session = await client.open_session(program("echo"), [metric("any_output")], SPACE.to_json())
+    snapshot = await client.set_variables(session, {"k": 1})
+
+    async def execute(version: int) -> TrialOutcome:
+        return await client.execute(spec("echo", 1, k=1), session_id=session, version=version, timeout_s=60)
+
+    bad, good = await asyncio.gather(execute(-1), execute(snapshot.version), return_exceptions=True)
+    assert isinstance(bad, ValueError)
+    assert isinstance(good, TrialResult)
+    client.commit(2)
+
+
 async def test_a_fifth_raises_and_only_those_fail(client: PoolClient) -> None:
     specs = [spec("fifth_raises", x) for x in range(200)]
     outcomes = await run(client, specs, judge="correct", space=ConfigurationSpace())

@@ -12,6 +12,7 @@ from dspex_pipelines.bridge import local_pool
 from dspex_pipelines.bridge.client import PoolClient
 from dspex_pipelines.engine.program_versions import metric_version, program_version
 from dspex_pipelines.engine.runner import TrialRunner
+from dspex_pipelines.errors import InvalidValue
 from dspex_pipelines.model.outcome import TrialResult
 from dspex_pipelines.model.space import Configuration, ConfigurationSpace
 from dspex_pipelines.model.trial import Example, MetricSpec, ProgramSpec, TrialSpec
@@ -26,6 +27,12 @@ def address(runtime_root: Path) -> Iterator[str]:
     """A pool in which one trial runs at a time."""
     with local_pool.lease(workers=1, slots=1, cwd=ROOT, runtime_root=runtime_root) as lease:
         yield lease.address
+
+
+@pytest.mark.parametrize("weight", [0, -1, 1_001])
+def test_a_weight_that_is_none_is_refused(weight: int) -> None:
+    with pytest.raises(InvalidValue, match=f"weight: {weight} is not accepted"):
+        PoolClient("unix:/nowhere", weight=weight)
 
 
 async def test_a_client_gets_as_much_as_its_weight(address: str, tmp_path: Path) -> None:

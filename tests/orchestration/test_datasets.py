@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from dspex_pipelines.errors import DspexError, InvalidValue
 from dspex_pipelines.model.evaluation import Dataset
 from dspex_pipelines.model.partitions import Dynamic
+from dspex_pipelines.model.payload import decode
 from dspex_pipelines.model.trial import Example
 from dspex_pipelines.orchestration import datasets
 from dspex_pipelines.orchestration.datasets import load_examples, read_partition, store_examples, store_rejected
@@ -346,6 +347,19 @@ def test_of_a_large_data_set_only_what_was_last_read_is_in_memory(tmp_path: Path
     )
     with pytest.raises(IndexError):
         loaded[rows - 1]
+
+
+def test_of_a_row_group_only_what_is_wanted_is_decoded(tmp_path: Path, monkeypatch: Any) -> None:
+    stored = store_examples([Example(example_id=str(row), inputs={"x": row}) for row in range(50)], tmp_path)
+    decoded: list[bytes] = []
+
+    def counted(payload: bytes) -> Any:
+        decoded.append(payload)
+        return decode(payload)
+
+    monkeypatch.setattr(datasets, "decode", counted)
+    assert [one.inputs["x"] for one in load_examples(tmp_path, stored.digest, limit=3)] == [0, 1, 2]
+    assert len(decoded) == 3
 
 
 def test_a_row_group_of_a_data_set_is_bounded_in_bytes(tmp_path: Path) -> None:
