@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
 
 from dspex_pipelines import Coverage, FailureRate, NoRegression, ScoreFloor
+from dspex_pipelines.analysis.results import collect_trials
+from dspex_pipelines.errors import DspexError
 from dspex_pipelines.model.evaluation import Upstream
+from dspex_pipelines.model.plan import Plan
+from dspex_pipelines.orchestration import evaluation
 from dspex_pipelines.orchestration.build import build_evaluation
 from dspex_pipelines.orchestration.naming import keys
 from tests.orchestration.conftest import Lab, failure, steps
@@ -56,6 +61,25 @@ def test_what_is_done_is_not_done_again_and_one_may_follow_alone(lab: Lab) -> No
     assert [lab.newest(topic)[1]["trials run"] for topic in TOPICS] == [0, 0, 0]
     _, alone = lab.evaluated("data")
     assert alone["trials run"] == 0
+
+
+@pytest.mark.parametrize("error", [OSError("no space left"), DspexError("not to be had")])
+def test_a_collection_that_fails_leaves_nothing_behind(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fails_at_the_last(plan: Plan, outcomes: Any, path: Path) -> str:
+        if plan.partition == TOPICS[-1]:
+            path.write_bytes(b"begun")
+            raise error
+        return collect_trials(plan, outcomes, path)
+
+    divided(lab)
+    monkeypatch.setattr(evaluation, "collect_trials", fails_at_the_last)
+    assert not together(lab).success
+    results = lab.folder / "results"
+    assert [path for path in results.rglob("*") if path.parent != results / lab.evaluation.name] == [
+        results / lab.evaluation.name
+    ]
 
 
 def test_a_check_has_a_verdict_for_each_partition_and_one_for_the_run(lab: Lab) -> None:
