@@ -17,7 +17,7 @@ SMALL = {
     "providers": ["--trials", "100", "--rounds", "1"],
     "events": ["--trials", "1000"],
     "latency": ["--trials", "100", "--rounds", "1"],
-    "cpu": ["--trials", "40", "--trial-ms", "1", "--rounds", "1"],
+    "cpu": ["--seconds", "0.1", "--rounds", "1"],
     "journal": ["--outcomes", "5000", "--trials", "200", "--rounds", "1"],
 }
 CASES = {
@@ -30,7 +30,7 @@ CASES = {
     ],
     "events": [f"{what} of 1,000 trials" for what in ("events", "event log", "largest materialisation")],
     "latency": ["jitter-200", "constant-200", "threads-200", "mixed", "jitter-2000", "constant-2000"],
-    "cpu": ["two workers"],
+    "cpu": ["trials of 5 ms", "trials of 20 ms"],
     "journal": [
         *("throughput into small", "throughput into large"),
         *("record into small", "record into large"),
