@@ -27,7 +27,7 @@ PROGRAM = "benchmarks._programs:computes"
 GOAL = 1.8
 TURNS = 10_000
 BARE = """
-import sys, time
+import sys
 from benchmarks._programs import computes
 turns, count = map(int, sys.argv[1:])
 print("ready", flush=True)
@@ -91,62 +91,72 @@ async def trials_per_s(
     return count / seconds
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(prog="make bench BENCH=cpu", description=__doc__)
-    parser.add_argument("--trials", type=int, default=1_000, help="in a round of a pool")
-    parser.add_argument("--trial-ms", type=float, default=5.0, help="how long one computes")
-    parser.add_argument("--slots", type=int, default=8, help="of each worker")
-    parser.add_argument("--rounds", type=int, default=7)
-    arguments = parser.parse_args()
-    count = max(1, arguments.trials // CONFIGURATIONS) * CONFIGURATIONS
-    turns = turns_for(arguments.trial_ms / 1e3)
-    rates: dict[int, list[float]] = {1: [], 2: []}
+def measure(pools: dict[int, str], folder: Path, *, trial_ms: int, slots: int, seconds: float, rounds: int) -> None:
+    turns = turns_for(trial_ms / 1e3)
+    count = max(1, round(seconds * 1e3 / trial_ms / CONFIGURATIONS)) * CONFIGURATIONS
+    rates: dict[int, list[float]] = {workers: [] for workers in pools}
     bare: list[float] = []
-    with tempfile.TemporaryDirectory(prefix="dspex-") as path:
-        folder = Path(path)
-        slots, root = arguments.slots, folder / "pool"
-        with (
-            local_pool.lease(workers=1, slots=slots, cwd=ROOT, runtime_root=root) as one,
-            local_pool.lease(workers=2, slots=slots, cwd=ROOT, runtime_root=root) as two,
-        ):
-            pools = {1: one.address, 2: two.address}
 
-            def rate(workers: int, count: int, generation: str) -> float:
-                return run(
-                    trials_per_s(
-                        pools[workers],
-                        folder,
-                        turns=turns,
-                        count=count,
-                        # One that waits for each that runs: a slot is filled again without asking the client.
-                        max_concurrency=2 * workers * slots,
-                        generation=generation,
-                    )
-                )
+    def rate(workers: int, count: int, number: int) -> float:
+        return run(
+            trials_per_s(
+                pools[workers],
+                folder,
+                turns=turns,
+                count=count,
+                # One that waits for each that runs: a slot is filled again without asking the client.
+                max_concurrency=2 * workers * slots,
+                generation=f"{trial_ms}-{workers}-{number}",
+            )
+        )
 
-            for workers in pools:  # imports and first connections are not what is measured
-                rate(workers, CONFIGURATIONS, f"warm-{workers}")
-            for number in range(arguments.rounds):
-                for workers in pools:
-                    rates[workers].append(rate(workers, count, f"{workers}-{number}"))
-                bare.append(bare_per_s(turns, count, 2) / bare_per_s(turns, count, 1))
-        local_pool.stop(runtime_root=root)
+    for workers in pools:  # imports and first connections are not what is measured
+        rate(workers, CONFIGURATIONS, -1)
+    for number in range(rounds):
+        for workers in pools:
+            rates[workers].append(rate(workers, workers * count, number))
+        bare.append(bare_per_s(turns, 2 * count, 2) / bare_per_s(turns, count, 1))
     report(
         benchmark="cpu",
-        case="two workers",
+        case=f"trials of {trial_ms} ms",
         value=median(rates[2]),
-        unit="trials/s",
+        unit="trials/s with two workers",
         reference="one worker",
         reference_value=median(rates[1]),
         ratio=median(two / one for one, two in zip(rates[1], rates[2], strict=True)),
         goal=GOAL,
-        trial_ms=arguments.trial_ms,
         bare=round(median(bare), 3),
         rounds=[round(rate) for rate in rates[2]],
         reference_rounds=[round(rate) for rate in rates[1]],
         bare_rounds=[round(ratio, 2) for ratio in bare],
     )
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="make bench BENCH=cpu", description=__doc__)
+    parser.add_argument("--trial-ms", type=int, nargs="*", default=[5, 20], help="how long one computes, a case each")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of computing for each worker in a round")
+    parser.add_argument("--slots", type=int, default=8, help="of each worker")
+    parser.add_argument("--rounds", type=int, default=9)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="dspex-") as path:
+        folder, slots = Path(path), arguments.slots
+        root = folder / "pool"
+        with (
+            local_pool.lease(workers=1, slots=slots, cwd=ROOT, runtime_root=root) as one,
+            local_pool.lease(workers=2, slots=slots, cwd=ROOT, runtime_root=root) as two,
+        ):
+            for trial_ms in arguments.trial_ms:
+                measure(
+                    {1: one.address, 2: two.address},
+                    folder,
+                    trial_ms=trial_ms,
+                    slots=slots,
+                    seconds=arguments.seconds,
+                    rounds=arguments.rounds,
+                )
+        local_pool.stop(runtime_root=root)
 
 
 if __name__ == "__main__":

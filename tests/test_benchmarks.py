@@ -19,13 +19,13 @@ SMALL = {
     "providers": ["--trials", "100", "--rounds", "1"],
     "events": ["--trials", "1000"],
     "latency": ["--trials", "100", "--rounds", "1"],
+    "cpu": ["--seconds", "0.1", "--rounds", "1"],
     "growth": ["--sizes", "400", "--reference", "200", "--rounds", "1"],
     "journal": ["--outcomes", "5000", "--trials", "200", "--rounds", "1"],
     "start": ["--imports", "1", "--rounds", "1", "--trials", "10"],
     "payload": ["--mib", "4", "--rounds", "1"],
     "resume": ["--trials", "200", "--rounds", "1"],
     "dagster": ["--trials", "30", "--rounds", "1"],
-    "cpu": ["--trials", "40", "--trial-ms", "1", "--rounds", "1"],
 }
 CASES = {
     "throughput": ["async", "threads"],
@@ -48,8 +48,8 @@ CASES = {
     "start": ["import", "first trial, cold", "first trial, warm"],
     "payload": ["1 KiB", "32 KiB", "1 MiB", "4 MiB"],
     "resume": ["200 trials"],
+    "cpu": ["trials of 5 ms", "trials of 20 ms"],
     "dagster": ["30 trials", "30 trials, unchanged"],
-    "cpu": ["two workers"],
 }
 NAMES = sorted(path.stem for path in (ROOT / "benchmarks").glob("[!_]*.py"))
 
