@@ -3,41 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
 import sys
-import time
 import warnings
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from benchmarks._processes import seconds_together
+
 WARM = 100
 
 
 def seconds(count: int, *, processes: int, in_flight: int) -> float:
     """Return how long *count* trials of `AsksInProcess` take, *in_flight* of them at a time."""
     own = [str(count // processes), str(in_flight // processes)]
-    command = [sys.executable, "-m", "benchmarks._alone", *own]
-    running = [
-        subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for _ in range(processes)
-    ]
-    for one in running:
-        assert one.stdout is not None
-        if one.stdout.readline().strip() != "ready":
-            sys.exit("a process with DSPy alone did not start")
-    started = time.perf_counter()
-    for one in running:
-        assert one.stdin is not None
-        one.stdin.write("go\n")
-        one.stdin.flush()
-    for one in running:
-        assert one.stdout is not None
-        if one.stdout.readline().strip() != "done":
-            sys.exit("a process with DSPy alone did not end")
-    taken_s = time.perf_counter() - started
-    for one in running:
-        one.communicate()
-    return taken_s
+    return seconds_together(["-m", "benchmarks._alone", *own], processes=processes)
 
 
 async def _ask(count: int, lanes: int) -> None:

@@ -8,13 +8,12 @@ rounds: the same loop in two bare processes over one. Client and bridge compute 
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from statistics import median
 
+from benchmarks._processes import seconds_together
 from benchmarks._programs import computes
 from benchmarks._report import report
 from benchmarks._runs import CONFIGURATIONS, plan_of, seconds_of
@@ -51,25 +50,7 @@ def turns_for(trial_s: float) -> int:
 
 def bare_per_s(turns: int, count: int, processes: int) -> float:
     """Return the rate of *count* calls of the program over so many bare processes."""
-    command = [sys.executable, "-c", BARE, str(turns), str(count // processes)]
-    running = [
-        subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for _ in range(processes)
-    ]
-    for one in running:
-        assert one.stdout is not None
-        one.stdout.readline()
-    started = time.perf_counter()
-    for one in running:
-        assert one.stdin is not None
-        one.stdin.write("go\n")
-        one.stdin.flush()
-    for one in running:
-        assert one.stdout is not None
-        one.stdout.readline()
-    taken_s = time.perf_counter() - started
-    for one in running:
-        one.communicate()
+    taken_s = seconds_together(["-c", BARE, str(turns), str(count // processes)], processes=processes)
     return count // processes * processes / taken_s
 
 

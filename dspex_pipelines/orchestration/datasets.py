@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, cast, overload
+from typing import Any, overload
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,6 +21,7 @@ from dspex_pipelines.model.payload import canonical, decode, digest, digest_each
 from dspex_pipelines.model.trial import Example
 from dspex_pipelines.orchestration.rows import BadRow, NumberedRow, as_text, is_missing, read_file, tellable
 from dspex_pipelines.orchestration.sources import files_left_out, is_partition, partition_of, read_rows, source_files
+from dspex_pipelines.wire.codec import example_from_wire
 from dspex_pipelines.wire.durable import durably
 
 _TOLD = 10
@@ -329,7 +330,7 @@ class _StoredExamples(Sequence[Example]):
         with _reading(self._path), pq.ParquetFile(self._path, metadata=self._metadata) as file:
             payloads = file.read_row_group(group, columns=["payload"])["payload"].to_pylist()
         # Of a file from before, a row group may be all of it.
-        return [_example_of(payload) for payload in payloads[: self._count - self._starts[group]]]
+        return [example_from_wire(payload) for payload in payloads[: self._count - self._starts[group]]]
 
 
 @contextmanager
@@ -340,11 +341,6 @@ def _reading(path: Path) -> Generator[None]:
         raise DspexError(f"{path} is gone; materialise the data set asset again") from error
     except (OSError, pa.ArrowException) as error:
         raise DspexError(f"{path} is damaged ({error}); materialise the data set asset again") from error
-
-
-def _example_of(payload: bytes) -> Example:
-    example_id, inputs, labels, group, metadata = cast("list[Any]", decode(payload))
-    return Example(example_id=example_id, inputs=inputs, labels=labels, group=group, metadata=metadata)
 
 
 def write_table(table: Any, path: Path) -> None:

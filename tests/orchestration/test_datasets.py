@@ -23,11 +23,11 @@ from hypothesis import strategies as st
 from dspex_pipelines.errors import DspexError, InvalidValue
 from dspex_pipelines.model.evaluation import Dataset
 from dspex_pipelines.model.partitions import Dynamic
-from dspex_pipelines.model.payload import decode
 from dspex_pipelines.model.trial import Example
 from dspex_pipelines.orchestration import datasets
 from dspex_pipelines.orchestration.datasets import load_examples, read_partition, store_examples, store_rejected
 from dspex_pipelines.orchestration.sources import source_digests
+from dspex_pipelines.wire.codec import example_from_wire
 from tests.orchestration.conftest import Lab, failure
 from tests.orchestration.declared import declare, rows
 
@@ -355,9 +355,9 @@ def test_of_a_row_group_only_what_is_wanted_is_decoded(tmp_path: Path, monkeypat
 
     def counted(payload: bytes) -> Any:
         decoded.append(payload)
-        return decode(payload)
+        return example_from_wire(payload)
 
-    monkeypatch.setattr(datasets, "decode", counted)
+    monkeypatch.setattr(datasets, "example_from_wire", counted)
     assert [one.inputs["x"] for one in load_examples(tmp_path, stored.digest, limit=3)] == [0, 1, 2]
     assert len(decoded) == 3
 
