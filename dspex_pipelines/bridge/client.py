@@ -7,10 +7,10 @@ import contextlib
 import itertools
 import random
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import grpc
 import grpc.aio
@@ -72,6 +72,10 @@ _Waiting: TypeAlias = tuple[TrialSpec, int, int, int, float, bytes, int, int]
 bytes its payloads have."""
 
 
+_About = TypeVar("_About")
+Answered: TypeAlias = Callable[[_About, TrialOutcome | Exception], None]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SnapshotRef:
     """A version of a session, and the digest of its values as the bridge worked it out."""
@@ -115,10 +119,11 @@ class PoolClient:
         self._committed = 0
         self._credit = 0
         self._credit_waiters: deque[asyncio.Future[None]] = deque()
-        self._pending: dict[int, tuple[asyncio.Future[TrialOutcome], bytes]] = {}
+        self._pending: dict[int, tuple[Answered[Any], Any, bytes]] = {}
+        """Trials in flight: who is told of the outcome, and with what, and the trial's own id."""
         self._opened: set[int] = set()
         """Its own sessions."""
-        self._next_id = 1
+        self._last_id = 0
         self._wake = asyncio.Event()
         self._reader: asyncio.Task[None] | None = None
         self._lost: DspexError | None = None
@@ -266,30 +271,76 @@ class PoolClient:
         size = len(spec.example.payload) + len(outputs)
         if size > PAYLOAD_BYTES:
             return _too_large(spec, size)
-        if not self._up.is_set():
-            # What it names was held by a bridge that is no more.
-            await self._up.wait()
-            raise self._lost or PoolInterrupted(address=self.address)
-        while self._credit <= 0 and self._lost is None:
+        future: asyncio.Future[TrialOutcome] = self._loop.create_future()
+        while True:
+            if not self._up.is_set():
+                # What it names was held by a bridge that is no more.
+                await self._up.wait()
+                raise self._lost or PoolInterrupted(address=self.address)
+            if self._lost is not None:
+                raise self._lost
+            number = self.send(spec, session_id, version, timeout_s, outputs, most_attempts, self._settle, future)
+            if number:
+                break
             room = self._loop.create_future()
             self._credit_waiters.append(room)
             await room
-        if self._lost is not None:
-            raise self._lost
-        self._credit -= 1
-        number = self._next_id
-        self._next_id += 1
-        future: asyncio.Future[TrialOutcome] = self._loop.create_future()
-        self._pending[number] = (future, spec.trial_id)
-        self._outbox.append((spec, number, session_id, version, timeout_s, outputs, most_attempts, size))
-        self._wake.set()
         try:
             return await future
         except asyncio.CancelledError:
-            if self._pending.get(number, (None,))[0] is future:
-                self._cancels.append(number)
-                self._wake.set()
+            if number in self._pending:
+                self._cancel(number)
             raise
+
+    def send(
+        self,
+        spec: TrialSpec,
+        session_id: int,
+        version: int,
+        timeout_s: float,
+        outputs: bytes,
+        most_attempts: int,
+        answered: Answered[_About],
+        about: _About,
+    ) -> int:
+        """Do what `execute` does, where nothing has to be waited for first; return 0, having done nothing, elsewhere.
+
+        *answered* is called once, with *about* and the outcome, or what `execute` would raise.
+        """
+        size = len(spec.example.payload) + len(outputs)
+        if self._credit <= 0 or self._lost is not None or size > PAYLOAD_BYTES or not self._up.is_set():
+            return 0
+        self._credit -= 1
+        self._last_id = number = self._last_id + 1
+        self._pending[number] = (answered, about, spec.trial_id)
+        self._outbox.append((spec, number, session_id, version, timeout_s, outputs, most_attempts, size))
+        self._wake.set()
+        return number
+
+    def drop(self, answered: Answered[Any]) -> None:
+        """Cancel the trials of whose outcomes *answered* would be told; it is told of none."""
+        for number in [number for number, (one, *_) in self._pending.items() if one == answered]:
+            self._cancel(number)
+
+    def _cancel(self, number: int) -> None:
+        *_, trial_id = self._pending[number]
+        self._pending[number] = (self._unwanted, None, trial_id)
+        self._cancels.append(number)
+        self._wake.set()
+
+    def _unwanted(self, _: object, outcome: TrialOutcome | Exception) -> None:
+        if not isinstance(outcome, Exception):
+            # Its caller has gone; nobody else will commit it.
+            self.commit(1)
+
+    def _settle(self, future: asyncio.Future[TrialOutcome], outcome: TrialOutcome | Exception) -> None:
+        if future.done():
+            self._unwanted(future, outcome)
+        elif isinstance(outcome, Exception):
+            future.set_exception(outcome)
+            future.exception()
+        else:
+            future.set_result(outcome)
 
     def commit(self, count: int) -> None:
         """*count* outcomes are durable: so many more trials may be sent."""
@@ -339,9 +390,8 @@ class PoolClient:
             except (TypeError, ValueError) as error:
                 # A number that the wire has no room for: its caller's affair, and nobody else's.
                 del trials[-1]
-                future, _ = self._pending.pop(number)
-                if not future.done():
-                    future.set_exception(error)
+                answered, about, _ = self._pending.pop(number)
+                answered(about, error)
 
     async def _read(self, stream: AsyncIterator[execution_pb2.ExecuteProgramsResponse]) -> None:
         while True:
@@ -365,15 +415,10 @@ class PoolClient:
     def _take(self, frame: execution_pb2.ExecuteProgramsResponse) -> None:
         pending = self._pending
         for outcome in frame.outcomes:
-            answered = pending.pop(outcome.id, None)
-            if answered is None:
-                continue
-            future, trial_id = answered
-            if future.done():
-                # Its caller has gone; nobody else will commit it.
-                self.commit(1)
-            else:
-                future.set_result(outcome_from_wire(outcome, trial_id))
+            entry = pending.pop(outcome.id, None)
+            if entry is not None:
+                answered, about, trial_id = entry
+                answered(about, outcome_from_wire(outcome, trial_id))
 
     def _interrupt(self) -> None:
         """The bridge is gone with all that was in flight."""
@@ -414,11 +459,9 @@ class PoolClient:
 
     def _tell(self, error: DspexError) -> None:
         """End what is in flight with *error*."""
-        for future, _ in self._pending.values():
-            if not future.done():
-                future.set_exception(error)
-                future.exception()
-        self._pending.clear()
+        pending, self._pending = self._pending, {}
+        for answered, about, _ in pending.values():
+            answered(about, error)
 
     # ------------------------------------------------------------------ calls
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from itertools import islice
 from operator import attrgetter
 from typing import NamedTuple, Protocol
 
-from dspex_pipelines.engine.executor import Outcome, ParallelExecutor, Progress
+from dspex_pipelines.engine.executor import Outcome, ParallelExecutor, Progress, Sender
 from dspex_pipelines.engine.journal import Entry, Found, Journal
 from dspex_pipelines.engine.journal_rows import entry_of
 from dspex_pipelines.engine.ledger import Ledger
@@ -127,6 +127,7 @@ async def run_batch(
         most_attempts=most_attempts,
         calls=calls,
     )
+    running = _Running(runner, spans)
     executor = ParallelExecutor[Missing, TrialOutcome](
         max_concurrency=max_concurrency,
         is_failure=lambda outcome: isinstance(outcome, TrialError),
@@ -138,10 +139,6 @@ async def run_batch(
     items = missing if reservation is None else reservation.over(missing)
     rescored = 0
     refused = ""
-
-    def run(one: Missing) -> Awaitable[TrialOutcome]:
-        running = runner.run(one.spec, one.outputs)
-        return running if spans is None else spans.trial(one.spec, running, rescored=bool(one.outputs))
 
     def record(entries: list[Entry]) -> None:
         journal.record(plan.generation, entries, failures_since=plan.failures_since)
@@ -179,7 +176,7 @@ async def run_batch(
         ) as recorder,
     ):
         if not stopping.stopped:
-            async with aclosing(executor.run_batches(items, run, total=batch.stop - batch.start)) as batches:
+            async with aclosing(executor.run_batches(items, running, total=batch.stop - batch.start)) as batches:
                 async for finished in batches:
                     if runner.pool_lost is not None:
                         await recorder.add(_entry(done) for done in finished if isinstance(done.result, TrialResult))
@@ -206,6 +203,28 @@ async def run_batch(
         elapsed_s=progress.elapsed_s,
         stopped=stopping.stopped if undone else "",
     )
+
+
+class _Running(Sender[Missing, TrialOutcome]):
+    """A batch's trials by a runner; each in a coroutine where spans are to tell of it."""
+
+    def __init__(self, runner: TrialRunner, spans: RunSpans | None) -> None:
+        self._runner = runner
+        self._spans = spans
+
+    def begin(
+        self, item: Missing, ended: Callable[[Missing, TrialOutcome], None], again: Callable[[Missing], None]
+    ) -> bool:
+        return self._spans is None and self._runner.begin(item.spec, item.outputs, item, ended, again)
+
+    def drop(self) -> None:
+        self._runner.drop()
+
+    async def __call__(self, item: Missing) -> TrialOutcome:
+        running = self._runner.run(item.spec, item.outputs)
+        if self._spans is None:
+            return await running
+        return await self._spans.trial(item.spec, running, rescored=bool(item.outputs))
 
 
 class _Stopping:

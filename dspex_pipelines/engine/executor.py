@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections import deque
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -60,6 +60,25 @@ class Progress:
 
 Runner: TypeAlias = Callable[[Item], Awaitable[Result]]
 Items: TypeAlias = Iterable[Item] | AsyncIterable[Item]
+
+
+class Sender(ABC, Generic[Item, Result]):
+    """A runner that needs no coroutine for most items: it begins them, and is told of their ends by somebody else."""
+
+    @abstractmethod
+    def begin(self, item: Item, ended: Callable[[Item, Result], None], again: Callable[[Item], None]) -> bool:
+        """Begin *item*; return False, having done nothing, when it has to be awaited from the start.
+
+        One of the two is called once: *ended* with what came of it, or *again* when it has to be awaited after all.
+        """
+
+    @abstractmethod
+    def drop(self) -> None:
+        """What was begun and has not ended is not wanted any more: end it, and call nothing."""
+
+    @abstractmethod
+    async def __call__(self, item: Item) -> Result:
+        """Run *item* from beginning to end."""
 
 
 def _never(_: object) -> bool:
@@ -213,7 +232,7 @@ class ParallelExecutor(Generic[Item, Result]):
 
 
 class _Run(Generic[Item, Result]):
-    """One run: its counters, its lanes, and the outcomes that nobody has taken yet."""
+    """One run: its counters, what is in flight, and the outcomes that nobody has taken yet."""
 
     def __init__(
         self,
@@ -225,114 +244,162 @@ class _Run(Generic[Item, Result]):
         clock: Callable[[], float],
     ) -> None:
         self.total = total
-        self.done = self.failed = self.in_flight = 0
+        self.done = self.failed = 0
         self.cancelled = self.stopped = False
         self.started = clock()
         self.ended: float | None = None
         self._max_concurrency = max_concurrency
         self._is_failure = is_failure
         self._hold_outcomes = hold_outcomes
+        self._clock = clock
+        self._runner: Runner[Item, Result]
+        self._feeder: asyncio.Task[None] | None = None
+        self._begun = 0
+        """Items that are in flight without a task of their own."""
+        self._awaited: set[asyncio.Task[None]] = set()
         self._held = 0
         """Outcomes that the consumer has not taken, or not let go."""
-        self._clock = clock
-        self._lanes: set[asyncio.Task[None]] = set()
-        self._finished: deque[Outcome[Item, Result]] = deque()
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._finished: list[Outcome[Item, Result]] = []
+        self._room = asyncio.Event()
         self._wake = asyncio.Event()
         self._error: BaseException | None = None
 
+    @property
+    def in_flight(self) -> int:
+        return self._begun + len(self._awaited)
+
     def cancel(self) -> None:
         self.cancelled = True
-        for lane in self._lanes:
-            lane.cancel()
-        self._wake.set()
+        self._abandon()
 
     def stop(self) -> None:
         self.stopped = True
-        self._make_room(len(self._waiting))
+        self._room.set()
 
     def let_go(self, count: int) -> None:
         self._held -= count
-        self._make_room(count)
+        self._room.set()
 
     async def outcomes(
         self, items: Items[Item], runner: Runner[Item, Result]
     ) -> AsyncGenerator[list[Outcome[Item, Result]], None]:
         source = _Source(items)
-        count = self._max_concurrency if self.total is None else max(1, min(self._max_concurrency, self.total))
+        self._runner = runner
         try:
-            for _ in range(0 if self.cancelled else count):
-                lane = asyncio.create_task(self._lane(source, runner))
-                self._lanes.add(lane)
-                lane.add_done_callback(self._lane_ended)
-            while self._lanes or self._finished:
+            if not self.cancelled:
+                self._feeder = asyncio.create_task(self._feed(source))
+                self._feeder.add_done_callback(self._fed)
+            while self._finished or self._feeder is not None or self.in_flight:
                 if not self._finished:
                     await self._wake.wait()
                 self._wake.clear()
-                if batch := list(self._finished):
-                    self._finished.clear()
+                if batch := self._finished:
+                    self._finished = []
                     if not self._hold_outcomes:
                         self.let_go(len(batch))
                     yield batch
             if self._error is not None:
                 raise self._error
         finally:
-            left = list(self._lanes)
-            for lane in left:
-                lane.cancel()
+            left = [*self._awaited, *([] if self._feeder is None else [self._feeder])]
+            self._abandon()
             await asyncio.gather(*left, return_exceptions=True)
             self.ended = self._clock()
             await source.close()
 
-    async def _lane(self, source: _Source[Item], runner: Runner[Item, Result]) -> None:
-        """Take items and run them, one after the other: a task per item would cost three times as much."""
-        this, loop = asyncio.current_task(), asyncio.get_running_loop()
-        assert this is not None
-        while not (self.cancelled or self.stopped) and self._error is None:
-            if self._held + (self.in_flight if self._hold_outcomes else 0) >= self._max_concurrency and not source.over:
-                room = loop.create_future()
-                self._waiting.append(room)
-                await room
+    def _abandon(self) -> None:
+        if self._feeder is not None:
+            self._feeder.cancel()
+        for task in self._awaited:
+            task.cancel()
+        if self._begun:
+            assert isinstance(self._runner, Sender)
+            self._runner.drop()
+            self._begun = 0
+        self._wake.set()
+
+    async def _feed(self, source: _Source[Item]) -> None:
+        """Start items as there is room for them."""
+        begin = self._runner.begin if isinstance(self._runner, Sender) else None
+        ended, again, room, most = self._ended, self._again, self._room, self._max_concurrency
+        while not self.stopped and self._error is None:
+            in_flight = self._begun + len(self._awaited)
+            if in_flight >= most or self._held + (in_flight if self._hold_outcomes else 0) >= most:
+                room.clear()
+                await room.wait()
                 continue
             try:
                 # Without a coroutine for each item where there is nothing to await.
                 item = source.take() if source.is_synchronous else await source.next()
             except StopAsyncIteration:
                 return
-            self.in_flight += 1
-            result: Result | None = None
-            error: BaseException | None = None
+            self._begun += 1
+            if begin is None:
+                again(item)
+                continue
             try:
-                result = await runner(item)
-            except asyncio.CancelledError as caught:
-                if this.cancelling():
-                    raise
-                error = caught  # the runner's own: something that it awaited was cancelled
-            except Exception as caught:  # noqa: BLE001 - a raising runner is an outcome
-                error = caught
-            finally:
-                self.in_flight -= 1
-            self.done += 1
-            self._held += 1
-            self._finished.append(Outcome(item, result, error))
-            if error is not None or self._is_failure(result):  # type: ignore[arg-type]
-                self.failed += 1
-            self._wake.set()
+                if not begin(item, ended, again):
+                    again(item)
+            except BaseException:
+                self._begun -= 1
+                raise
 
-    def _lane_ended(self, lane: asyncio.Task[None]) -> None:
-        self._lanes.discard(lane)
-        # The input's exception, or a bug of ours: it must end the run, not thin it out.
-        if not lane.cancelled() and (error := lane.exception()) is not None and self._error is None:
-            self._error = error
-        # What ends this one, such as the end of the input, ends those that wait too.
-        self._make_room(len(self._waiting))
+    def _fed(self, feeder: asyncio.Task[None]) -> None:
+        self._feeder = None
+        # The input's exception: what is in flight ends before it comes out.
+        if not feeder.cancelled():
+            self._note(feeder.exception())
         self._wake.set()
 
-    def _make_room(self, count: int) -> None:
-        for _ in range(min(count, len(self._waiting))):
-            room = self._waiting.popleft()
-            if not room.done():
-                room.set_result(None)
+    def _ended(self, item: Item, result: Result) -> None:
+        self._begun -= 1
+        self._finish(item, result, None)
+
+    def _again(self, item: Item) -> None:
+        self._begun -= 1
+        task = asyncio.create_task(self._await(item))
+        self._awaited.add(task)
+        task.add_done_callback(self._awaited_ended)
+
+    async def _await(self, item: Item) -> None:
+        this = asyncio.current_task()
+        assert this is not None
+        result: Result | None = None
+        error: BaseException | None = None
+        try:
+            result = await self._runner(item)
+        except asyncio.CancelledError as caught:
+            if this.cancelling():
+                raise
+            error = caught  # the runner's own: something that it awaited was cancelled
+        except Exception as caught:  # noqa: BLE001 - a raising runner is an outcome
+            error = caught
+        self._awaited.discard(this)
+        self._finish(item, result, error)
+
+    def _awaited_ended(self, task: asyncio.Task[None]) -> None:
+        self._awaited.discard(task)
+        if not task.cancelled():
+            self._note(task.exception())
+        self._wake.set()
+
+    def _finish(self, item: Item, result: Result | None, error: BaseException | None) -> None:
+        self.done += 1
+        self._held += 1
+        self._finished.append(Outcome(item, result, error))
+        try:
+            if error is not None or self._is_failure(result):  # type: ignore[arg-type]
+                self.failed += 1
+        except Exception as bug:  # noqa: BLE001 - ours, which must end the run: not whoever has brought the result
+            self._note(bug)
+        if not self._hold_outcomes:
+            self._room.set()
+        self._wake.set()
+
+    def _note(self, error: BaseException | None) -> None:
+        if error is not None and self._error is None:
+            self._error = error
+            self._room.set()
 
 
 class _Source(Generic[Item]):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from dspex_pipelines.errors import (
     InvalidValue,
@@ -20,6 +20,10 @@ from dspex_pipelines.model.trial import MetricSpec, ProgramSpec, TrialSpec
 
 _STALE_TRIES = 3
 Key = TypeVar("Key")
+About = TypeVar("About")
+Item = TypeVar("Item")
+_Begun: TypeAlias = tuple[Any, TrialSpec, int, int, Callable[[Any, TrialOutcome], None], Callable[[Any], None]]
+"""An item, its trial, the session and version that it was sent under, and who is told."""
 
 
 class SnapshotLike(Protocol):
@@ -69,6 +73,27 @@ class TrialPool(Protocol):
         """Run a trial under exactly that snapshot; given *outputs*, only judge those."""
         ...
 
+    def send(
+        self,
+        spec: TrialSpec,
+        session_id: int,
+        version: int,
+        timeout_s: float,
+        outputs: bytes,
+        most_attempts: int,
+        answered: Callable[[About, TrialOutcome | Exception], None],
+        about: About,
+    ) -> int:
+        """Do what `execute` does, where nothing has to be waited for first; return 0, having done nothing, elsewhere.
+
+        *answered* is called once, with *about* and the outcome, or what `execute` would raise.
+        """
+        ...
+
+    def drop(self, answered: Callable[[Any, TrialOutcome | Exception], None]) -> None:
+        """Cancel the trials of whose outcomes *answered* would be told."""
+        ...
+
 
 class TrialRunner:
     """Turns a `TrialSpec` into its outcome over a pool.
@@ -101,12 +126,10 @@ class TrialRunner:
 
     async def run(self, spec: TrialSpec, outputs: bytes = b"") -> TrialOutcome:
         """Return the trial's outcome, whatever happens; given *outputs* of an earlier run, these are judged anew."""
-        # One coroutine, not one for each step: there is one of each per trial.
         stale = 0
         while True:
-            session_id = 0
+            session_id = version = 0
             try:
-                # Applied already, as almost always: nothing to await.
                 session_id = self._sessions.answers.get(spec.program.digest) or await self._context(spec.program)
                 key = (session_id, spec.configuration.digest)
                 version = self._versions.answers.get(key) or await self._apply(key, spec)
@@ -118,23 +141,64 @@ class TrialRunner:
                     outputs=outputs,
                     most_attempts=self._most_attempts,
                 )
-            except PoolInterrupted:
-                # As often as it takes: it is the pool that gives up.
-                self._sessions.forget(spec.program.digest, session_id)
-                continue
-            except UnknownSession as error:
-                self._sessions.forget(spec.program.digest, session_id)
-                outcome = _failed(spec, ErrorType.STALE_STATE, str(error), retryable=True)
             except Exception as error:  # noqa: BLE001 - the promise above
-                return self._fault(spec, error)
-            else:
-                if not (isinstance(outcome, TrialError) and outcome.type is ErrorType.STALE_STATE):
-                    return _verified(spec, outcome)
-                # The bridge let the snapshot go, or was another one: apply again.
-                self._versions.forget(key, version)
-            stale += 1
-            if stale == _STALE_TRIES:
-                return outcome
+                outcome = error
+            if not self._is_outdated(spec, session_id, version, outcome):
+                return self._settled(spec, outcome)
+            # As often as it takes, where the bridge has gone: it is the pool that gives up.
+            if not isinstance(outcome, PoolInterrupted):
+                stale += 1
+                if stale == _STALE_TRIES:
+                    return self._settled(spec, outcome)
+
+    def begin(
+        self,
+        spec: TrialSpec,
+        outputs: bytes,
+        item: Item,
+        ended: Callable[[Item, TrialOutcome], None],
+        again: Callable[[Item], None],
+    ) -> bool:
+        """Begin what `run` does, where all is applied and there is room; return False, having done nothing, elsewhere.
+
+        *ended* is called with *item* and the outcome, or *again* with *item* when it is to be `run` after all.
+        """
+        session_id = self._sessions.answers.get(spec.program.digest, 0)
+        version = self._versions.answers.get((session_id, spec.configuration.digest))
+        if version is None:
+            return False
+        about = (item, spec, session_id, version, ended, again)
+        sent = self._pool.send(
+            spec, session_id, version, self._timeout_s, outputs, self._most_attempts, self._answered, about
+        )
+        return sent > 0
+
+    def drop(self) -> None:
+        """Cancel what was begun."""
+        self._pool.drop(self._answered)
+
+    def _answered(self, about: _Begun, outcome: TrialOutcome | Exception) -> None:
+        item, spec, session_id, version, ended, again = about
+        if self._is_outdated(spec, session_id, version, outcome):
+            again(item)
+        else:
+            ended(item, self._settled(spec, outcome))
+
+    def _is_outdated(self, spec: TrialSpec, session_id: int, version: int, outcome: TrialOutcome | Exception) -> bool:
+        """Return whether what the trial was sent under is no more; it is forgotten then."""
+        if isinstance(outcome, TrialResult):
+            return False
+        if isinstance(outcome, PoolInterrupted | UnknownSession):
+            self._sessions.forget(spec.program.digest, session_id)
+            return True
+        if isinstance(outcome, TrialError) and outcome.type is ErrorType.STALE_STATE:
+            # The bridge let the snapshot go, or was another one: apply again.
+            self._versions.forget((session_id, spec.configuration.digest), version)
+            return True
+        return False
+
+    def _settled(self, spec: TrialSpec, outcome: TrialOutcome | Exception) -> TrialOutcome:
+        return self._fault(spec, outcome) if isinstance(outcome, Exception) else _verified(spec, outcome)
 
     def _fault(self, spec: TrialSpec, error: Exception) -> TrialError:
         match error:
@@ -142,7 +206,7 @@ class TrialRunner:
                 return _failed(spec, ErrorType.INVALID_CONFIGURATION, str(error))
             case ProgramUnavailable():
                 return _failed(spec, ErrorType.PROGRAM_UNAVAILABLE, str(error))
-            case QuotaExceeded():
+            case QuotaExceeded() | UnknownSession():
                 # A later run may find room.
                 return _failed(spec, ErrorType.STALE_STATE, str(error), retryable=True)
             case PoolUnreachable():

@@ -111,16 +111,12 @@ class Plan:
 
     def trials(self, batch: Batch, examples: Sequence[Example]) -> Iterator[TrialSpec]:
         """Yield the trials of *batch* in order, of *examples* = the first `rows` of the data set."""
+        program, configurations, seed = self.program, self.configurations, self.seed
+        rows, repeats = self.rows, self.repeats
         for index in range(batch.start, batch.stop):
-            row_index, repeat = divmod(index, self.repeats)
-            configuration_index, row = divmod(row_index, self.rows)
-            yield TrialSpec(
-                program=self.program,
-                example=examples[row],
-                configuration=self.configurations[configuration_index],
-                repeat=repeat,
-                seed=self.seed + repeat,
-            )
+            row_index, repeat = divmod(index, repeats)
+            configuration_index, row = divmod(row_index, rows)
+            yield TrialSpec(program, examples[row], configurations[configuration_index], repeat, seed + repeat)
 
     def to_json(self) -> str:
         """Return the plan as JSON text that `from_json` reads back to an equal plan."""
