@@ -21,8 +21,17 @@ BEGINNING_BYTES = 2
 """So many bytes of a trial's id are its program's and configuration's; the rest tell their trials apart."""
 
 
+class _WorkedOut:
+    """What an example is asked for again and again; no field of it, so that making one takes no longer."""
+
+    __slots__ = ("_digest", "_payload")
+
+    _digest: bytes
+    _payload: bytes
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Example:
+class Example(_WorkedOut):
     """One data point. `group` is the cluster it belongs to; empty means a cluster of its own."""
 
     example_id: str
@@ -30,8 +39,6 @@ class Example:
     labels: Mapping[str, Any] = field(default_factory=dict[str, Any])
     group: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    _digest: bytes = field(init=False, repr=False, compare=False, default=b"")
-    _payload: bytes = field(init=False, repr=False, compare=False, default=b"")
 
     def __post_init__(self) -> None:
         if not self.example_id:
@@ -40,17 +47,22 @@ class Example:
     @property
     def digest(self) -> bytes:
         """Digest of id and inputs. Labels and metadata are not in it: relabelling runs no program again."""
-        if not self._digest:
-            object.__setattr__(self, "_digest", digest_of([self.example_id, self.inputs]))
-        return self._digest
+        try:
+            return self._digest
+        except AttributeError:
+            worked_out = digest_of([self.example_id, self.inputs])
+            object.__setattr__(self, "_digest", worked_out)
+            return worked_out
 
     @property
     def payload(self) -> bytes:
         """The example as msgpack: a list of its five fields."""
-        if not self._payload:
-            fields = [self.example_id, self.inputs, self.labels, self.group, self.metadata]
-            object.__setattr__(self, "_payload", encode(fields))
-        return self._payload
+        try:
+            return self._payload
+        except AttributeError:
+            worked_out = encode([self.example_id, self.inputs, self.labels, self.group, self.metadata])
+            object.__setattr__(self, "_payload", worked_out)
+            return worked_out
 
     @property
     def cluster(self) -> str:

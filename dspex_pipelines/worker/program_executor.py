@@ -243,7 +243,9 @@ class ProgramExecutor:
 
     def _start(self, trial: types_pb2.Trial, ready: Ready, example: Any) -> None:
         if ready.program.shape.is_async and ready.instance is not None:
-            self._tasks[trial.id] = self._loop.create_task(self._run_coroutine(trial, ready, example))
+            # Not by the loop, which makes a name for each: a fifth of its time.
+            running = self._run_coroutine(trial, ready, example)
+            self._tasks[trial.id] = asyncio.Task(running, loop=self._loop, name="trial")
         else:
             self._start_thread(trial, ready, example)
 
