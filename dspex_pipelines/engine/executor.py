@@ -321,6 +321,8 @@ class _Run(Generic[Item, Result]):
     async def _feed(self, source: _Source[Item]) -> None:
         """Start items as there is room for them."""
         begin = self._runner.begin if isinstance(self._runner, Sender) else None
+        # Without a coroutine for each item where there is nothing to await.
+        take = source.take if source.is_synchronous else None
         ended, again, room, most = self._ended, self._again, self._room, self._max_concurrency
         while not self.stopped and self._error is None:
             in_flight = self._begun + len(self._awaited)
@@ -329,8 +331,7 @@ class _Run(Generic[Item, Result]):
                 await room.wait()
                 continue
             try:
-                # Without a coroutine for each item where there is nothing to await.
-                item = source.take() if source.is_synchronous else await source.next()
+                item = await source.next() if take is None else take()
             except StopAsyncIteration:
                 return
             self._begun += 1
@@ -421,7 +422,8 @@ class _Source(Generic[Item]):
 
     def take(self) -> Item:
         """Return the next item; raises `StopAsyncIteration` once there is none, and what the input raises once."""
-        self._check()
+        if self.over:
+            raise StopAsyncIteration
         try:
             return next(self._synchronous)
         except StopIteration:
@@ -435,16 +437,13 @@ class _Source(Generic[Item]):
         """Return the next item; raises as `take` does."""
         assert self._asynchronous is not None
         async with self._lock:
-            self._check()
+            if self.over:
+                raise StopAsyncIteration
             try:
                 return await anext(self._asynchronous)
             except BaseException:
                 self.over = True
                 raise
-
-    def _check(self) -> None:
-        if self.over:
-            raise StopAsyncIteration
 
     async def close(self) -> None:
         """Let a generator run its `finally`."""

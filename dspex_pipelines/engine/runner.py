@@ -179,15 +179,16 @@ class TrialRunner:
 
     def _answered(self, about: _Begun, outcome: TrialOutcome | Exception) -> None:
         item, spec, session_id, version, ended, again = about
-        if self._is_outdated(spec, session_id, version, outcome):
+        if type(outcome) is TrialResult and outcome.configuration_digest == spec.configuration.digest:
+            # As almost always.
+            ended(item, outcome)
+        elif self._is_outdated(spec, session_id, version, outcome):
             again(item)
         else:
             ended(item, self._settled(spec, outcome))
 
     def _is_outdated(self, spec: TrialSpec, session_id: int, version: int, outcome: TrialOutcome | Exception) -> bool:
         """Return whether what the trial was sent under is no more; it is forgotten then."""
-        if isinstance(outcome, TrialResult):
-            return False
         if isinstance(outcome, PoolInterrupted | UnknownSession):
             self._sessions.forget(spec.program.digest, session_id)
             return True

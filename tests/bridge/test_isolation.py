@@ -7,7 +7,7 @@ import fcntl
 import random
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pytest
 
@@ -163,11 +163,22 @@ class LyingPool:
     async def set_variables(self, session_id: int, values: Mapping[str, object], **options: object) -> SnapshotRef:
         return SnapshotRef(version=1, digest=Configuration(values).digest)  # type: ignore[arg-type]
 
-    async def execute(self, spec: TrialSpec, **options: object) -> TrialOutcome:
+    def answer(self, spec: TrialSpec) -> TrialOutcome:
         told = {"trial_id": spec.trial_id, "configuration_digest": self.seen, "worker": "w", "attempts": 2}
         if self.outcome is TrialResult:
             return TrialResult(**told, outputs_payload=b"\x01")
         return TrialError(**told, type=ErrorType.PROGRAM_EXCEPTION, message="it raised")
+
+    async def execute(self, spec: TrialSpec, **options: object) -> TrialOutcome:
+        return self.answer(spec)
+
+    def send(self, spec: TrialSpec, *given: Any) -> int:
+        *_, answered, about = given
+        answered(about, self.answer(spec))
+        return 1
+
+    def drop(self, answered: object) -> None:
+        raise AssertionError("nothing is in flight")
 
 
 OWN = Configuration({"a": 1, "b": 2, "c": 3})
@@ -189,14 +200,19 @@ async def test_what_ran_under_another_configuration_is_stale(
     outcome: type[TrialOutcome], seen: bytes, stale: bool
 ) -> None:
     runner = TrialRunner(LyingPool(outcome, seen), metrics=[], space_json="", timeout_s=1)
-    answer = await runner.run(trial(program("in_loop"), 1, "", OWN))
-    if not stale:
-        assert isinstance(answer, outcome)
-        assert getattr(answer, "type", None) is not ErrorType.STALE_STATE
-        return
-    assert isinstance(answer, TrialError)
-    assert answer.type is ErrorType.STALE_STATE
-    assert answer.retryable
-    assert OWN.digest.hex()[:12] in answer.message
+    spec = trial(program("in_loop"), 1, "", OWN)
+    answers = [await runner.run(spec)]
+    # What is applied by now needs no coroutine.
+    assert runner.begin(spec, b"", 0, lambda _, answer: answers.append(answer), pytest.fail)
+    assert len(answers) == 2
+    for answer in answers:
+        if not stale:
+            assert isinstance(answer, outcome)
+            assert getattr(answer, "type", None) is not ErrorType.STALE_STATE
+            continue
+        assert isinstance(answer, TrialError)
+        assert answer.type is ErrorType.STALE_STATE
+        assert answer.retryable
+        assert OWN.digest.hex()[:12] in answer.message
     assert (answer.configuration_digest, answer.worker, answer.attempts) == (seen, "w", 2)
     assert answer.outputs == (1 if outcome is TrialResult else None)

@@ -21,6 +21,7 @@ from dspex_pipelines.model.trial import Example, MetricSpec, ProgramSpec, TrialS
 
 EXAMPLES = [Example(example_id=str(number), inputs={"x": number}, labels={"y": number}) for number in range(50)]
 Answer = Callable[[TrialSpec, bytes], TrialOutcome]
+Answered = Callable[[object, TrialOutcome | Exception], None]
 
 
 def plan(metric: str = "1", **changes: object) -> Plan:
@@ -69,6 +70,7 @@ class Pool:
     def __init__(self, answer: Answer = result) -> None:
         self.answer = answer
         self.ran = self.scored = self.committed = 0
+        self.begun: dict[asyncio.Task[None], Answered] = {}
 
     async def open_session(self, *_: object) -> int:
         return 1
@@ -83,6 +85,30 @@ class Pool:
         else:
             self.ran += 1
         return self.answer(spec, outputs)
+
+    def send(
+        self,
+        spec: TrialSpec,
+        session_id: int,
+        version: int,
+        timeout_s: float,
+        outputs: bytes,
+        most_attempts: int,
+        answered: Answered,
+        about: object,
+    ) -> int:
+        async def answer() -> None:
+            answered(about, await self.execute(spec, outputs=outputs))
+
+        task = asyncio.create_task(answer())
+        self.begun[task] = answered
+        task.add_done_callback(self.begun.pop)
+        return 1
+
+    def drop(self, answered: Answered) -> None:
+        for task, one in self.begun.items():
+            if one == answered:
+                task.cancel()
 
     def commit(self, count: int) -> None:
         self.committed += count
@@ -262,7 +288,8 @@ async def test_what_is_done_when_it_is_cancelled_is_kept(journal: Journal) -> No
                 done.set()
             return outcome
 
-    running = asyncio.create_task(run(journal, Stuck(), plan()))
+    stuck = Stuck()
+    running = asyncio.create_task(run(journal, stuck, plan()))
     await asyncio.wait_for(done.wait(), 10)
     for _ in range(10):
         await asyncio.sleep(0)  # the last of them reaches the consumer
@@ -270,6 +297,8 @@ async def test_what_is_done_when_it_is_cancelled_is_kept(journal: Journal) -> No
     with pytest.raises(asyncio.CancelledError):
         await running
     assert journal.count() == 30
+    await asyncio.sleep(0)
+    assert not stuck.begun
 
 
 async def test_the_trials_of_two_processes_are_one_execution_each(tmp_path: Path) -> None:

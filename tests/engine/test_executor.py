@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dspex_pipelines.engine.executor import JobComplete, ParallelExecutor
+from dspex_pipelines.engine.executor import JobComplete, ParallelExecutor, Sender
 from dspex_pipelines.errors import InvalidValue
 
 
@@ -293,3 +293,102 @@ async def test_progress_counts_and_estimates() -> None:
 def test_bad_bounds_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(InvalidValue):
         ParallelExecutor(**options)  # type: ignore[arg-type]
+
+
+class Sending(Sender[int, int]):
+    """Begins what is no multiple of *awaited*; every third of those has to be awaited after all."""
+
+    def __init__(self, *, awaited: int) -> None:
+        self.awaited = awaited
+        self.in_flight = self.most = 0
+        self.begun: dict[int, asyncio.Handle] = {}
+        self.ran: list[int] = []
+
+    def begin(self, item: int, ended: Callable[[int, int], None], again: Callable[[int], None]) -> bool:
+        if item % self.awaited == 0:
+            return False
+
+        def end() -> None:
+            del self.begun[item]
+            self._count(-1)
+            if item % 3 == 0:
+                again(item)
+            else:
+                ended(item, 2 * item)
+
+        self._count(1)
+        self.begun[item] = asyncio.get_running_loop().call_soon(end)
+        return True
+
+    def drop(self) -> None:
+        for handle in self.begun.values():
+            handle.cancel()
+        self._count(-len(self.begun))
+        self.begun.clear()
+
+    async def __call__(self, item: int) -> int:
+        self._count(1)
+        self.ran.append(item)
+        await asyncio.sleep(0)
+        self._count(-1)
+        return await double(item)
+
+    def _count(self, more: int) -> None:
+        self.in_flight += more
+        self.most = max(self.most, self.in_flight)
+
+
+@pytest.mark.parametrize("awaited", [1, 2, 5, 1_000])
+@pytest.mark.parametrize("concurrency", [1, 4, 50])
+async def test_what_can_be_begun_is_and_the_rest_is_awaited(awaited: int, concurrency: int) -> None:
+    executor = ParallelExecutor[int, int](max_concurrency=concurrency)
+    runner = Sending(awaited=awaited)
+    found = [(outcome.item, outcome.result) async for outcome in executor.run(range(1, 101), runner)]
+    assert sorted(found) == [(item, 2 * item) for item in range(1, 101)]
+    assert sorted(runner.ran) == [item for item in range(1, 101) if item % awaited == 0 or item % 3 == 0]
+    assert 0 < runner.most <= concurrency
+    progress = executor.get_progress()
+    assert (progress.done, progress.in_flight) == (100, 0)
+
+
+@pytest.mark.parametrize("awaited", [2, 1_000])
+@pytest.mark.parametrize("closed", [False, True], ids=["cancelled", "closed"])
+async def test_what_was_begun_is_dropped(awaited: int, closed: bool) -> None:
+    executor = ParallelExecutor[int, int](max_concurrency=8)
+    runner = Sending(awaited=awaited)
+    outcomes = executor.run_batches(iter(range(1, 1_000)), runner)
+    await anext(outcomes)
+    assert runner.in_flight
+    if not closed:
+        executor.cancel()
+        assert not runner.begun
+        async for _ in outcomes:
+            pass
+    await outcomes.aclose()
+    await asyncio.sleep(0)
+    assert not runner.begun
+    assert executor.get_progress().in_flight == 0
+    assert len(asyncio.all_tasks()) == 1
+
+
+async def test_a_bug_in_beginning_ends_the_run() -> None:
+    class Broken(Sending):
+        def begin(self, item: int, ended: Callable[[int, int], None], again: Callable[[int], None]) -> bool:
+            if item == 5:
+                raise RuntimeError("a bug")
+            return super().begin(item, ended, again)
+
+    executor = ParallelExecutor[int, int](max_concurrency=3)
+    found: list[int] = []
+    with pytest.raises(RuntimeError, match="a bug"):
+        async for outcome in executor.run(range(1, 100), Broken(awaited=1_000)):
+            found.append(outcome.item)
+    assert sorted(found) == [1, 2, 3, 4]
+    assert executor.get_progress().in_flight == 0
+
+
+async def test_a_limit_of_time_holds_for_what_could_be_begun() -> None:
+    executor = ParallelExecutor[int, int](max_concurrency=4, timeout_per_trial_s=10)
+    runner = Sending(awaited=1_000)
+    assert len([outcome async for outcome in executor.run(range(1, 11), runner)]) == 10
+    assert sorted(runner.ran) == list(range(1, 11))
