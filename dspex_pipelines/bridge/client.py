@@ -255,13 +255,14 @@ class PoolClient:
         timeout_s: float,
         outputs: bytes = b"",
         most_attempts: int = 0,
+        withdrawn: asyncio.Future[None] | None = None,
     ) -> TrialOutcome:
         """Run *spec* under exactly that snapshot; given *outputs*, only judge those.
 
         Waits while the window of uncommitted trials is full. A trial that no frame can hold is not sent: its outcome is
         `SERIALIZATION`. Raises `PoolInterrupted` when it has to be sent again,
         under a snapshot of a new session, and `PoolUnreachable` once the bridge is gone. Cancelling the wait cancels
-        the trial.
+        the trial. So does *withdrawn* once it is done, and then the outcome says what became of it.
         """
         size = len(spec.example.payload) + len(outputs)
         if size > PAYLOAD_BYTES:
@@ -283,13 +284,18 @@ class PoolClient:
         self._pending[number] = (future, spec.trial_id)
         self._outbox.append((spec, number, session_id, version, timeout_s, outputs, most_attempts, size))
         self._wake.set()
+        if withdrawn is not None:
+            withdrawn.add_done_callback(lambda _: self._cancel(number))
         try:
             return await future
         except asyncio.CancelledError:
-            if self._pending.get(number, (None,))[0] is future:
-                self._cancels.append(number)
-                self._wake.set()
+            self._cancel(number)
             raise
+
+    def _cancel(self, number: int) -> None:
+        if number in self._pending:
+            self._cancels.append(number)
+            self._wake.set()
 
     def commit(self, count: int) -> None:
         """*count* outcomes are durable: so many more trials may be sent."""
