@@ -14,6 +14,7 @@ from enum import IntEnum
 from functools import partial
 from typing import TYPE_CHECKING
 
+from dspex_pipelines.engine.alarm import Alarm
 from dspex_pipelines.engine.calls import MOST_AMOUNT
 from dspex_pipelines.model.hedging import Hedging
 from dspex_pipelines.model.outcome import ErrorType, TrialError, TrialOutcome, TrialResult, continued
@@ -55,7 +56,7 @@ class HedgedPool:
         """Trials that run and have one copy, those that began first in front."""
         self._latest = -math.inf
         """When the last of those that run had begun."""
-        self._timer: asyncio.TimerHandle | None = None
+        self._alarm = Alarm(self._look)
         self.hedged = 0
         """Trials that were sent a second time."""
         self.won = 0
@@ -159,20 +160,13 @@ class HedgedPool:
             number, flight = next(iter(self._running.items()))
             due = flight.began + limit_s
             if due > self._loop.time():
-                self._look_again(due)
+                self._alarm.set(due)
                 return
             if not self._may(flight.trial_id):
                 return
             del self._running[number]
             self.hedged += 1
             flight.due.set_result(None)
-
-    def _look_again(self, when: float) -> None:
-        if self._timer is not None:
-            if not self._timer.cancelled() and self._loop.time() < self._timer.when() <= when:
-                return
-            self._timer.cancel()
-        self._timer = self._loop.call_at(when, self._look)
 
 
 class _Flight:

@@ -16,8 +16,9 @@ class Hedging:
 
     quantile: float = 0.95
     """Of how long the last trials took: one that has run for longer than this share of them gets the second copy."""
-    fraction: float = 0.05
-    """Most second copies, for each trial that has an outcome."""
+    fraction: float = 0.1
+    """Most second copies, for each trial that has an outcome. A quantile of 0.95 asks for about 0.05; the rest is for
+    times at which everything is slower."""
     after: int = 100
     """So many trials of a step have an outcome before the first second copy."""
 
@@ -29,6 +30,12 @@ class Hedging:
             raise InvalidValue(field="hedging.fraction", value=self.fraction, fix=fix)
         if type(self.after) is not int or self.after < 1:
             raise InvalidValue(field="hedging.after", value=self.after, fix="give an integer of 1 or more")
+
+
+def hedged_in_words(trials: int, won: int) -> str:
+    """Return how many trials had a second copy, and of how many it answered first, for people."""
+    had = "1 trial" if trials == 1 else f"{trials:,} trials"
+    return f"{had} had a second copy" + (f", and {won:,} of them an answer from it first" if trials else "")
 
 
 def _is_number(value: object) -> bool:
