@@ -50,6 +50,7 @@ class HedgedPool:
         self._durations = _Durations(policy.quantile)
         self._sent = 0
         self._ended = 0
+        """Trials that have a final outcome."""
         self._waiting: OrderedDict[int, _Flight] = OrderedDict()
         """Trials that may still wait for a slot, in the order in which they were sent."""
         self._running: OrderedDict[int, _Flight] = OrderedDict()
@@ -72,7 +73,7 @@ class HedgedPool:
         outputs: bytes = b"",
         most_attempts: int = 0,
     ) -> TrialOutcome:
-        """Run a trial as the pool does, in two copies if it takes long; raises as the pool does for the first of them.
+        """Run a trial as the pool does, in two copies if it takes long; raises what the first to end raises.
 
         Cancelling the wait cancels both. *timeout_s* is the run limit of each.
         """
@@ -137,9 +138,10 @@ class HedgedPool:
         if flight.number in self._waiting and outcome.worker:
             self._have_begun(flight.number, now - outcome.run_s - outcome.throttled_s)
         self._running.pop(flight.number, None)
-        self._ended += 1
-        if flight.began < math.inf and _settles(outcome):
-            self._durations.add(now - flight.began)
+        if _settles(outcome):
+            self._ended += 1
+            if flight.began < math.inf:
+                self._durations.add(now - flight.began)
         self._look()
 
     def _have_begun(self, number: int, began: float) -> None:

@@ -17,10 +17,10 @@ class Hedging:
     quantile: float = 0.95
     """Of how long the last trials took: one that has run for longer than this share of them gets the second copy."""
     fraction: float = 0.1
-    """Most second copies, for each trial that has an outcome. A quantile of 0.95 asks for about 0.05; the rest is for
-    times at which everything is slower."""
+    """Most second copies, for each trial that has a final outcome. A quantile of 0.95 asks for about 0.05; the rest is
+    for times at which everything is slower."""
     after: int = 100
-    """So many trials of a step have an outcome before the first second copy."""
+    """So many trials of a step have a final outcome before the first second copy."""
 
     def __post_init__(self) -> None:
         if not _is_number(self.quantile) or not 0 < self.quantile < 1:

@@ -225,9 +225,9 @@ class Hedging(Fields):
     quantile: StrictFloat = Field(default=0.95, gt=0, lt=1)
     """A trial that has run for longer than this share of the last ones took gets a second copy."""
     fraction: StrictFloat = Field(default=0.1, gt=0, le=1)
-    """Most second copies, for each trial that has an outcome."""
+    """Most second copies, for each trial that has a final outcome."""
     after: StrictInt = Field(default=100, ge=1)
-    """So many trials of a step have an outcome before the first second copy."""
+    """So many trials of a step have a final outcome before the first second copy."""
 
 
 class RateLimit(Fields):

@@ -272,6 +272,21 @@ def test_there_is_no_second_copy(policy: Hedging, straggler: int) -> None:
     on_its_clock(test())
 
 
+def test_trials_whose_errors_may_pass_allow_no_second_copies() -> None:
+    """A provider that goes down is not asked ever more often for it."""
+
+    def answer(run: Run) -> tuple[float, Callable[..., TrialOutcome]]:
+        if run.number < 20:
+            return 1.0, result
+        return 50.0 + 13 * run.number % 37, lambda spec: error(spec, ErrorType.PROVIDER_UNAVAILABLE)
+
+    async def test() -> None:
+        done = await evaluate(answer, 200, policy=Hedging(quantile=0.5, fraction=0.1, after=20))
+        assert done.hedged.hedged == 2
+
+    on_its_clock(test())
+
+
 def test_nothing_is_sent_again_that_is_not_allowed_to() -> None:
     async def test() -> None:
         asked: list[bytes] = []

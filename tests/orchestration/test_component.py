@@ -167,7 +167,9 @@ def test_the_schema_names_where_and_what_would_be_accepted(change: tuple[str, st
             "give one of right",
             id="metric-of-a-check",
         ),
-        pytest.param(("  budget", "  hedging: {fraction: .nan}\n  budget"), 15, "above 0, 1 at most", id="hedging"),
+        pytest.param(
+            ("  budget", "  hedging: {fraction: .nan}\n  budget"), 15, "less than or equal to 1", id="hedging"
+        ),
         pytest.param(("  budget", "  owners: [ada]\n  budget"), 15, "an email address", id="owner"),
         pytest.param(("  budget", "  automation: {schedule: daily}\n  budget"), 15, "give five fields", id="schedule"),
         pytest.param(("max_errors: 0.5", 'max_errors: "{{ nobody }}"'), 16, "nobody", id="template"),
