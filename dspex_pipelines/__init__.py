@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from dspex_pipelines.model.calls import Price
     from dspex_pipelines.model.checks import Coverage, FailureRate, NoRegression, ScoreFloor
     from dspex_pipelines.model.evaluation import Dataset, Evaluation, Upstream
+    from dspex_pipelines.model.hedging import Hedging
     from dspex_pipelines.model.limits import RateLimit
     from dspex_pipelines.model.partitions import Dates, Dynamic
     from dspex_pipelines.model.search import Search
@@ -43,6 +44,7 @@ _HOMES = {
     "Example": "model.trial",
     "FailureRate": "model.checks",
     "Float": "model.variables",
+    "Hedging": "model.hedging",
     "Implies": "model.space",
     "Integer": "model.variables",
     "Module": "model.variables",
@@ -77,6 +79,7 @@ __all__ = [
     "Example",
     "FailureRate",
     "Float",
+    "Hedging",
     "Implies",
     "Integer",
     "Module",

@@ -29,6 +29,7 @@ CLASSES: dict[str, type[written.Fields]] = {
     "#### type: at_most": written.AtMost,
     "### search": written.Search,
     "### budget": written.Budget,
+    "### hedging": written.Hedging,
     "### limits": written.RateLimit,
     "### prices": written.Price,
     "#### type: score_floor": written.ScoreFloor,

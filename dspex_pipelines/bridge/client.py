@@ -260,13 +260,14 @@ class PoolClient:
         timeout_s: float,
         outputs: bytes = b"",
         most_attempts: int = 0,
+        withdrawn: asyncio.Future[None] | None = None,
     ) -> TrialOutcome:
         """Run *spec* under exactly that snapshot; given *outputs*, only judge those.
 
         Waits while the window of uncommitted trials is full. A trial that no frame can hold is not sent: its outcome is
         `SERIALIZATION`. Raises `PoolInterrupted` when it has to be sent again,
         under a snapshot of a new session, and `PoolUnreachable` once the bridge is gone. Cancelling the wait cancels
-        the trial.
+        the trial. So does *withdrawn* once it is done, and then the outcome says what became of it.
         """
         size = len(spec.example.payload) + len(outputs)
         if size > PAYLOAD_BYTES:
@@ -285,11 +286,12 @@ class PoolClient:
             room = self._loop.create_future()
             self._credit_waiters.append(room)
             await room
+        if withdrawn is not None:
+            withdrawn.add_done_callback(lambda _: self._cancel(number))
         try:
             return await future
         except asyncio.CancelledError:
-            if number in self._pending:
-                self._cancel(number)
+            self._drop(number)
             raise
 
     def send(
@@ -320,13 +322,18 @@ class PoolClient:
     def drop(self, answered: Answered[Any]) -> None:
         """Cancel the trials of whose outcomes *answered* would be told; it is told of none."""
         for number in [number for number, (one, *_) in self._pending.items() if one == answered]:
+            self._drop(number)
+
+    def _drop(self, number: int) -> None:
+        if number in self._pending:
+            *_, trial_id = self._pending[number]
+            self._pending[number] = (self._unwanted, None, trial_id)
             self._cancel(number)
 
     def _cancel(self, number: int) -> None:
-        *_, trial_id = self._pending[number]
-        self._pending[number] = (self._unwanted, None, trial_id)
-        self._cancels.append(number)
-        self._wake.set()
+        if number in self._pending:
+            self._cancels.append(number)
+            self._wake.set()
 
     def _unwanted(self, _: object, outcome: TrialOutcome | Exception) -> None:
         if not isinstance(outcome, Exception):

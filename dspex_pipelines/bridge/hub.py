@@ -13,6 +13,7 @@ from dspex_pipelines.bridge.holding import is_large
 from dspex_pipelines.bridge.links import ClientLink, WorkerLink
 from dspex_pipelines.bridge.model_calls import ModelCalls
 from dspex_pipelines.bridge.sessions import SessionStore
+from dspex_pipelines.engine.alarm import Alarm
 from dspex_pipelines.engine.dispatcher import Dispatcher
 from dspex_pipelines.engine.retries import Fault
 from dspex_pipelines.engine.throttle import Throttle
@@ -20,7 +21,6 @@ from dspex_pipelines.engine.tickets import Orders, Settled, Ticket
 from dspex_pipelines.engine.worker_options import MOST_SLOTS
 from dspex_pipelines.errors import UnknownSession
 from dspex_pipelines.model.outcome import Attempt, ErrorType
-from dspex_pipelines.wire.alarm import Alarm
 from dspex_pipelines.wire.codec import (
     attempt_to_wire,
     error_type_from_wire,

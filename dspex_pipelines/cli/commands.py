@@ -88,6 +88,13 @@ def evaluate(
     repeats: Annotated[int, typer.Option(help="How often each configuration meets each example.")] = 1,
     max_concurrency: Annotated[int, typer.Option(help="Most trials in flight; 0: as declared.")] = 0,
     weight: Annotated[int, typer.Option(help="Turns for each one of another run in the pool; 0: as declared.")] = 0,
+    hedge_fraction: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Most trials that may be run a second time when they take long; 0: none. Default: as declared.",
+        ),
+    ] = None,
     timeout_s: Annotated[float, typer.Option(help="Seconds a trial may run; 0: as declared.")] = 0.0,
     trials_per_op: Annotated[int, typer.Option(help="Trials in one Dagster step; 0: chosen.")] = 0,
     reuse: Annotated[str, typer.Option(help="Outcomes of earlier runs to keep: all, successes or none.")] = "all",
@@ -124,6 +131,7 @@ def evaluate(
     from dspex_pipelines.cli.evaluating import evaluate_partitions
     from dspex_pipelines.cli.judging import Demands
     from dspex_pipelines.cli.targets import find_evaluation
+    from dspex_pipelines.model.hedging import hedged_in_words
     from dspex_pipelines.orchestration.config import config_of
 
     demands = Demands.parse(fail_under or (), fail_on_errors)
@@ -137,6 +145,7 @@ def evaluate(
             "repeats": repeats,
             "max_concurrency": max_concurrency,
             "weight": weight,
+            "hedge_fraction": hedge_fraction,
             "timeout_s": timeout_s,
             "trials_per_op": trials_per_op,
             "reuse": reuse,
@@ -160,6 +169,8 @@ def evaluate(
         # Between the steps, where Dagster does not make an error of it.
         raise Interrupted from None
     _print_leaderboard(results.board, None)
+    if results.hedged is not None:
+        _say(f"Hedged: {hedged_in_words(*results.hedged)}")
     for line in results.usage.lines():
         _say(line)
     for what in results.not_counted:

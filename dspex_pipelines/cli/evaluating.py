@@ -75,6 +75,8 @@ class EvaluatedPartitionsSummary:
     """What that leaves out, each with what to do about it."""
     failed: int = 0
     """Trials that were run and failed; `failures` has those of earlier runs too."""
+    hedged: tuple[int, int] | None = None
+    """Trials that had a second copy, and those of them that it answered first; None where trials have none."""
     failed_checks: tuple[FailedCheck, ...] = ()
     errors: tuple[str, ...] = ()
     """What is wrong with partitions that could not be evaluated, each after the names of those it is true of."""
@@ -107,6 +109,8 @@ class BarReporter(ProgressReporter):
         self._before = Usage()
         """What the batches that are over have used."""
         self._said: set[tuple[str, str]] = set()
+        self.hedges: tuple[int, int] | None = None
+        """As in the summary, so far."""
 
     @property
     def usage(self) -> Usage:
@@ -165,6 +169,11 @@ class BarReporter(ProgressReporter):
         if (self._partition, once) not in self._said:
             self._said.add((self._partition, once))
             self._bars.console.print(line, style="yellow", highlight=False, soft_wrap=True, markup=False)
+
+    def hedged(self, trials: int, won: int) -> None:
+        """The batch had so many second copies."""
+        before = self.hedges or (0, 0)
+        self.hedges = (before[0] + trials, before[1] + won)
 
     def ended(self, *, complete: bool, reused: int) -> None:
         """The batch is over; what was reused counts as done too, and the bar says how much that is."""
@@ -279,6 +288,7 @@ def evaluate_partitions(
         usage=reporter.usage,
         failures=failure_kinds(trials),
         failed=reporter.failures,
+        hedged=reporter.hedges,
         not_counted=tuple(reporter.usage.warnings(budget_of(config, evaluation)).values()),
         failed_checks=tuple(failed_checks),
         errors=errors,

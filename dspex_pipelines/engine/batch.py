@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from operator import attrgetter
 from typing import NamedTuple, Protocol
 
 from dspex_pipelines.engine.executor import Outcome, ParallelExecutor, Progress, Sender
+from dspex_pipelines.engine.hedging import HedgedPool
 from dspex_pipelines.engine.journal import Entry, Found, Journal
 from dspex_pipelines.engine.journal_rows import entry_of
 from dspex_pipelines.engine.ledger import Ledger
@@ -21,7 +22,8 @@ from dspex_pipelines.engine.running_scores import RunningScores
 from dspex_pipelines.engine.spans import RunSpans
 from dspex_pipelines.errors import EvaluationIncomplete, ProviderRefused
 from dspex_pipelines.model.calls import CallPolicy
-from dspex_pipelines.model.outcome import Attempt, ErrorType, TrialError, TrialOutcome, TrialResult
+from dspex_pipelines.model.hedging import Hedging
+from dspex_pipelines.model.outcome import ErrorType, TrialError, TrialOutcome, TrialResult, continued
 from dspex_pipelines.model.payload import digest, digest_of
 from dspex_pipelines.model.plan import Batch, Plan
 from dspex_pipelines.model.trial import Example, TrialSpec
@@ -51,6 +53,20 @@ class Missing(NamedTuple):
 class DurablePool(TrialPool, Protocol):
     """A pool that bounds what is sent and not yet made durable."""
 
+    async def execute(
+        self,
+        spec: TrialSpec,
+        *,
+        session_id: int,
+        version: int,
+        timeout_s: float,
+        outputs: bytes = b"",
+        most_attempts: int = 0,
+        withdrawn: asyncio.Future[None] | None = None,
+    ) -> TrialOutcome:
+        """Run a trial as a `TrialPool` does; once *withdrawn* is done, it is cancelled, and its outcome says so."""
+        ...
+
     def commit(self, count: int) -> None:
         """*count* outcomes are durable: so much credit comes back."""
         ...
@@ -69,6 +85,10 @@ class BatchSummary:
     elapsed_s: float
     stopped: str = ""
     """Which bound of the run's budget left the rest of the batch undone; empty when there is no rest."""
+    hedged: int = 0
+    """Trials that took long and were sent a second time."""
+    hedges_won: int = 0
+    """Those of them that the second copy answered first."""
 
 
 class Scoring:
@@ -108,19 +128,25 @@ async def run_batch(
     spans: RunSpans | None = None,
     usage: Usage | None = None,
     scores: RunningScores | None = None,
+    hedging: Hedging | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> BatchSummary:
     """Run what is missing of *batch*; each outcome is in the journal before it counts as done.
 
     At most *max_concurrency* trials run or wait to be recorded: so many run twice when this process is killed. *calls*
-    is what holds for calls to models; what its trials use is added to *usage*, what they score to *scores*. *spans*
-    tells of every trial that is run. *on_progress* is called after every group, when both are up to date. Once the
-    *ledger* says that the run has stopped, nothing more is started; what is in flight has `STOP_S` to end. Raises
-    `PoolUnreachable` when the bridge goes away, and `ProviderRefused` when a model's provider refuses the key. Whatever
-    ends it, a cancellation included, keeps what is done by then.
+    is what holds for calls to models; what its trials use is added to *usage*, what they score to *scores*. *hedging*
+    says which of them get a second copy, beyond *max_concurrency*. *spans* tells of every trial that is run.
+    *on_progress* is called after every group, when both are up to date. Once the *ledger* says that the run has
+    stopped, nothing more is started; what is in flight has `STOP_S` to end. Raises `PoolUnreachable` when the bridge
+    goes away, and `ProviderRefused` when a model's provider refuses the key. Whatever ends it, a cancellation included,
+    keeps what is done by then.
     """
+    reservation = Reservation(ledger) if ledger is not None and ledger.counts_usage else None
+    hedged: HedgedPool | None = None
+    if hedging is not None:
+        hedged = HedgedPool(pool, hedging, may=lambda trial_id: _has_room(ledger, reservation, trial_id))
     runner = TrialRunner(
-        pool,
+        pool if hedged is None else hedged,
         metrics=plan.metrics,
         space_json=plan.space_json,
         timeout_s=timeout_s,
@@ -135,7 +161,6 @@ async def run_batch(
         hold_outcomes=True,
     )
     missing = _LookedUp(plan, plan.trials(batch, examples), journal)
-    reservation = Reservation(ledger) if ledger is not None and ledger.counts_usage else None
     items = missing if reservation is None else reservation.over(missing)
     rescored = 0
     refused = ""
@@ -202,7 +227,16 @@ async def run_batch(
         failed=progress.failed,
         elapsed_s=progress.elapsed_s,
         stopped=stopping.stopped if undone else "",
+        hedged=0 if hedged is None else hedged.hedged,
+        hedges_won=0 if hedged is None else hedged.won,
     )
+
+
+def _has_room(ledger: Ledger | None, reservation: Reservation | None, trial_id: bytes) -> bool:
+    """Whether a trial in flight may have a second copy, which is reserved for if so."""
+    if reservation is not None:
+        return reservation.take_again(trial_id)
+    return ledger is None or not ledger.stopped
 
 
 class _Running(Sender[Missing, TrialOutcome]):
@@ -375,7 +409,7 @@ def _entry(done: Outcome[Missing, TrialOutcome]) -> Entry:
     if missing.outputs:
         return Entry(missing.scoring, outcome, rescored=True)
     if missing.known is not None:
-        outcome = _continued(missing.known, outcome)
+        outcome = continued(missing.known, outcome)
     return entry_of(missing.scoring, outcome)
 
 
@@ -386,22 +420,3 @@ def _refusal(entries: Iterable[Entry]) -> str:
         if isinstance(outcome, TrialError) and outcome.ends_run:
             return outcome.message
     return ""
-
-
-def _continued(earlier: TrialOutcome, outcome: TrialOutcome) -> TrialOutcome:
-    """Return *outcome* with the attempts of an earlier run before its own: every attempt stays recorded."""
-    past = list(earlier.history)
-    if isinstance(earlier, TrialError):
-        past.append(
-            Attempt(
-                number=earlier.attempts,
-                worker=earlier.worker,
-                type=earlier.type,
-                message=earlier.message,
-                fingerprint=earlier.fingerprint,
-                queue_s=earlier.queue_s,
-                run_s=earlier.run_s,
-            )
-        )
-    own = (replace(attempt, number=attempt.number + earlier.attempts) for attempt in outcome.history)
-    return outcome._replace(attempts=outcome.attempts + earlier.attempts, history=(*past, *own))

@@ -15,6 +15,7 @@ from dspex_pipelines.model.budget import Budget
 from dspex_pipelines.model.calls import Price
 from dspex_pipelines.model.checks import Check, Coverage, FailureRate, NoRegression, ScoreFloor
 from dspex_pipelines.model.evaluation import Dataset, Evaluation, Row, Upstream
+from dspex_pipelines.model.hedging import Hedging
 from dspex_pipelines.model.limits import RateLimit
 from dspex_pipelines.model.partitions import Dates, Dynamic
 from dspex_pipelines.model.search import Search
@@ -53,6 +54,7 @@ def evaluation_from_document(document: Document, *, folder: Path, name: str = ""
         "dataset": lambda part: _dataset(part, folder),
         "search": _search,
         "files": lambda part: tuple(folder / path for path in part),
+        "hedging": lambda part: None if part is None else Hedging(**part),
         "budget": lambda part: Budget(**part),
         "limits": lambda part: _each(part, lambda one: RateLimit(**one)),
         "prices": lambda part: _each(part, lambda one: Price(**one)),

@@ -13,7 +13,7 @@ from dspex_pipelines.engine.journal import Journal
 from dspex_pipelines.engine.journal_schema import runs
 from dspex_pipelines.model.budget import Budget, Spent
 from dspex_pipelines.model.outcome import TrialError, TrialOutcome
-from dspex_pipelines.model.usage import usage_of
+from dspex_pipelines.model.usage import UNTOLD_COPIES, usage_of
 
 MOST_USED = 2**40
 """Tokens, or US dollars, of one trial: what says more has used neither, and would overflow the account."""
@@ -123,9 +123,13 @@ class Ledger:
 
 
 def spent_by(outcome: TrialOutcome) -> tuple[int, float]:
-    """Return the tokens and the US dollars that a trial says it has used; 0 where it says nothing, or nonsense."""
+    """Return the tokens and the US dollars that a trial says it has used; 0 where it says nothing, or nonsense.
+
+    A copy of it that could not tell counts as much as the one that could.
+    """
     usage = usage_of(outcome)
-    tokens, cost_usd = (min(max(0, usage.get(name, 0)), MOST_USED) for name in ("tokens", "cost_usd"))
+    copies = 1 + max(0, usage.get(UNTOLD_COPIES, 0))
+    tokens, cost_usd = (min(max(0, usage.get(name, 0)) * copies, MOST_USED) for name in ("tokens", "cost_usd"))
     return int(tokens), float(cost_usd)
 
 

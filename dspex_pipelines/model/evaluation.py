@@ -14,6 +14,7 @@ from dspex_pipelines.model.automation import Automation
 from dspex_pipelines.model.budget import Budget
 from dspex_pipelines.model.calls import TRACE_BYTES, CallPolicy, Price
 from dspex_pipelines.model.checks import Check, checked_checks
+from dspex_pipelines.model.hedging import Hedging
 from dspex_pipelines.model.limits import MOST_WEIGHT, RateLimit
 from dspex_pipelines.model.partitions import Dates, Dynamic
 from dspex_pipelines.model.search import Search
@@ -130,6 +131,8 @@ class Evaluation:
     weight: int = 1
     """Its share of a pool that others want at the same time: how many turns it has for each one of an evaluation of
     weight 1."""
+    hedging: Hedging | None = None
+    """When a trial that takes long is run a second time beside, the first answer of both counting; None for never."""
     budget: Budget = field(default_factory=Budget)
     """What a run may spend before it stops, keeps what it has, and says why."""
     limits: tuple[RateLimit, ...] = ()
@@ -171,6 +174,9 @@ class Evaluation:
             raise InvalidValue(field="max_concurrency", value=self.max_concurrency, fix="give an integer of 1 or more")
         if type(self.weight) is not int or not 1 <= self.weight <= MOST_WEIGHT:
             raise InvalidValue(field="weight", value=self.weight, fix=f"give an integer in [1, {MOST_WEIGHT:,}]")
+        if not isinstance(self.hedging, Hedging | None):  # pyright: ignore[reportUnnecessaryIsInstance]
+            fix = "give Hedging(quantile=…, fraction=…, after=…), or None for no second copies"
+            raise InvalidValue(field="hedging", value=self.hedging, fix=fix)
         if type(self.partitions_per_run) is not int or self.partitions_per_run < 0:
             fix = "give an integer of 1 or more, or 0 for all of them in one run"
             raise InvalidValue(field="partitions_per_run", value=self.partitions_per_run, fix=fix)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, NamedTuple, TypeAlias, cast
 
@@ -151,6 +151,25 @@ class TrialError(NamedTuple):
 
 
 TrialOutcome: TypeAlias = TrialResult | TrialError
+
+
+def continued(earlier: TrialOutcome, outcome: TrialOutcome) -> TrialOutcome:
+    """Return *outcome* with the attempts of an *earlier* one before its own: every attempt stays recorded."""
+    past = list(earlier.history)
+    if isinstance(earlier, TrialError):
+        past.append(
+            Attempt(
+                number=earlier.attempts,
+                worker=earlier.worker,
+                type=earlier.type,
+                message=earlier.message,
+                fingerprint=earlier.fingerprint,
+                queue_s=earlier.queue_s,
+                run_s=earlier.run_s,
+            )
+        )
+    own = (replace(attempt, number=attempt.number + earlier.attempts) for attempt in outcome.history)
+    return outcome._replace(attempts=outcome.attempts + earlier.attempts, history=(*past, *own))
 
 
 def _numbers(payload: bytes, what: str) -> Scores:

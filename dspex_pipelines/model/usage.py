@@ -14,6 +14,8 @@ UNPRICED = "unpriced_calls"
 """Calls that told their tokens, of a model without a known price."""
 UNTOLD = "untold_calls"
 """Calls that did not tell what they used."""
+UNTOLD_COPIES = "untold_copies"
+"""Second copies of trials, or first ones, that were cancelled while they ran and so could not tell what they used."""
 BY_MODEL = ("calls", "input_tokens", "output_tokens", "cost_usd", UNPRICED, UNTOLD)
 """What is counted by model too, as ``<model>.<name>``."""
 
@@ -132,6 +134,12 @@ class Usage:
             said[f"{UNTOLD} {model}"] = (
                 f"tokens and cost leave out {what}, whose answers say no usage{beyond}: have the call return its "
                 "usage, or tell it by report_usage(tokens=…, cost_usd=…)"
+            )
+        if copies := self.amounts.get(UNTOLD_COPIES):
+            s = "y" if copies == 1 else "ies"
+            said[UNTOLD_COPIES] = (
+                f"tokens and cost leave out {copies:,.0f} cop{s} of hedged trials, cancelled once the other answered; "
+                "for max_tokens and max_cost_usd each counts as much as the other"
             )
         return said
 

@@ -219,6 +219,17 @@ class Budget(Fields):
     """US dollars, of those trials that report their usage."""
 
 
+class Hedging(Fields):
+    """When a trial that takes long is run a second time beside."""
+
+    quantile: StrictFloat = Field(default=0.95, gt=0, lt=1)
+    """A trial that has run for longer than this share of the last ones took gets a second copy."""
+    fraction: StrictFloat = Field(default=0.1, gt=0, le=1)
+    """Most second copies, for each trial that has a final outcome."""
+    after: StrictInt = Field(default=100, ge=1)
+    """So many trials of a step have a final outcome before the first second copy."""
+
+
 class RateLimit(Fields):
     """What calls to a model's provider may use together; 0 is not declared."""
 
@@ -349,6 +360,8 @@ class EvaluationFields(Fields):
     """Most trials at a time."""
     weight: StrictInt = Field(default=1, ge=1, le=MOST_WEIGHT)
     """Its share of a pool that others want at the same time: turns for each one of an evaluation of weight 1."""
+    hedging: Hedging | None = None
+    """When a trial that takes long is run a second time beside, the first answer of both counting; left out: never."""
     budget: Budget = Field(default_factory=Budget)
     """What a run may spend before it stops, keeps what it has, and says why."""
     limits: list[RateLimit] = Field(default_factory=list)

@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, create_model
 from dspex_pipelines.errors import InvalidValue
 from dspex_pipelines.model.budget import Budget
 from dspex_pipelines.model.evaluation import Evaluation
+from dspex_pipelines.model.hedging import Hedging
 from dspex_pipelines.model.limits import MOST_WEIGHT
 from dspex_pipelines.model.search import LARGEST, Search
 from dspex_pipelines.model.space import Configuration, ConfigurationSpace
@@ -59,6 +60,11 @@ class EvaluationConfig(dg.Config):
         default=0,
         description="How many turns the run has, in a pool that others want at the same time, for each one of a run "
         "of weight 1; 0: what the evaluation declares.",
+    )
+    hedge_fraction: float | None = Field(
+        default=None,
+        description="Most trials, as a fraction of them, that may be run a second time because they take long; "
+        "0: none; left out: what the evaluation declares.",
     )
     timeout_s: float = Field(default=0.0, description="Seconds a trial may run; 0: what the evaluation declares.")
     trials_per_op: int = Field(
@@ -130,6 +136,7 @@ def checked(config: EvaluationConfig, evaluation: Evaluation, tags: dict[str, st
         if not least <= value <= most:
             raise InvalidValue(field=name, value=value, fix=f"give an integer in [{least}, {most}]")
     search_of(config, evaluation)
+    hedging = hedging_of(config, evaluation)
     if not (math.isfinite(config.timeout_s) and config.timeout_s >= 0):
         raise InvalidValue(field="timeout_s", value=config.timeout_s, fix="give seconds, 0 or more")
     limit = config.max_concurrency or evaluation.max_concurrency
@@ -142,6 +149,7 @@ def checked(config: EvaluationConfig, evaluation: Evaluation, tags: dict[str, st
         "weight": config.weight or evaluation.weight,
         "timeout_s": config.timeout_s or evaluation.timeout_s,
         "most_attempts": config.max_attempts,
+        "hedging": None if hedging is None else asdict(hedging),
         "budget": asdict(budget_of(config, evaluation)),
     }
 
@@ -150,6 +158,16 @@ def budget_of(config: EvaluationConfig, evaluation: Evaluation) -> Budget:
     """Return the run's budget; raises `InvalidValue` as the class does."""
     asked = {name: getattr(config, name) for name in ("max_errors", "max_time_s", "max_tokens", "max_cost_usd")}
     return replace(evaluation.budget, **{name: value for name, value in asked.items() if value})
+
+
+def hedging_of(config: EvaluationConfig, evaluation: Evaluation) -> Hedging | None:
+    """Return when the run's trials get second copies; raises `InvalidValue`."""
+    fraction = config.hedge_fraction
+    if fraction is None:
+        return evaluation.hedging
+    if not 0 <= fraction <= 1:
+        raise InvalidValue(field="hedge_fraction", value=fraction, fix="give a number in [0, 1]; 0: no second copies")
+    return replace(evaluation.hedging or Hedging(), fraction=fraction) if fraction else None
 
 
 def search_of(config: EvaluationConfig, evaluation: Evaluation) -> Search:

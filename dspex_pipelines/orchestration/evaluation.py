@@ -23,6 +23,7 @@ from dspex_pipelines.errors import DspexError
 from dspex_pipelines.model.budget import Budget
 from dspex_pipelines.model.calls import CallPolicy
 from dspex_pipelines.model.evaluation import Evaluation
+from dspex_pipelines.model.hedging import Hedging, hedged_in_words
 from dspex_pipelines.model.payload import digest_of
 from dspex_pipelines.model.plan import Batch, Plan
 from dspex_pipelines.model.search import Search
@@ -53,7 +54,13 @@ from dspex_pipelines.orchestration.resources import (
     WorkerPoolResource,
 )
 from dspex_pipelines.orchestration.secrecy import without_secrets
-from dspex_pipelines.orchestration.summary import TrialsFile, most_failures, trials_metadata, usage_metadata
+from dspex_pipelines.orchestration.summary import (
+    TrialsFile,
+    hedging_metadata,
+    most_failures,
+    trials_metadata,
+    usage_metadata,
+)
 from dspex_pipelines.orchestration.tags import POOL, RESULTS
 from dspex_pipelines.orchestration.waiting import Waiting
 from dspex_pipelines.telemetry import run_spans
@@ -242,6 +249,7 @@ def run_trials(
         plan=plan, batch=piece, say=context.log.info, observe=context.log_event, started_at=_started_at(context)
     )
     budget = Budget(**document["budget"])
+    hedging = Hedging(**document["hedging"]) if document.get("hedging") else None
     usage = Usage()
     bounds_usage = bool(budget.max_tokens or budget.max_cost_usd)
     warned: set[str] = set()
@@ -283,6 +291,7 @@ def run_trials(
                     ledger=Ledger(journal, run_id=context.run_id, budget=budget),
                     usage=usage,
                     scores=scores,
+                    hedging=hedging,
                     spans=spans,
                     on_progress=tell,
                 )
@@ -295,11 +304,15 @@ def run_trials(
                 summary = loop.run(run(spans))
         except DspexError as error:
             raise step_failure(context.instance, context.run.run_id, error) from error
+    if hedging is not None:
+        reporter.hedged(summary.hedged, summary.hedges_won)
     reporter.ended(complete=not summary.stopped, reused=summary.reused)
     context.log.info(
         f"{summary.planned:,} trials: {summary.ran:,} run ({summary.failed:,} failed), "
         f"{summary.rescored:,} scored again, {summary.reused:,} reused, in {summary.elapsed_s:.1f} s"
     )
+    if hedging is not None:
+        context.log.info(hedged_in_words(summary.hedged, summary.hedges_won))
     for line in usage.lines():
         context.log.info(line.strip())
     for what in usage.warnings(budget).values():
@@ -313,6 +326,8 @@ def run_trials(
         "rescored": summary.rescored,
         "ran": summary.ran,
         "elapsed_s": summary.elapsed_s,
+        "hedged": summary.hedged,
+        "hedges_won": summary.hedges_won,
         "usage": usage.to_document(),
     }
 
@@ -354,6 +369,10 @@ def collect_evaluation(
                 **_board_metadata(path, document["score_range"]),
                 **usage_metadata(table, spent, Budget(**document["budget"])),
             }
+            if document.get("hedging"):
+                metadata |= hedging_metadata(
+                    *(sum(batch[what] for batch in batches) for what in ("hedged", "hedges_won"))
+                )
             context.add_asset_metadata(metadata, partition_key=plan.partition)
             if what := most_failures(metadata):
                 context.log.warning(f"{plan.partition}: of {table.num_rows:,} trials {what}")

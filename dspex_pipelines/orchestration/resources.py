@@ -164,6 +164,12 @@ class ProgressReporter:
     def warns(self, what: str, about: str) -> None:
         """The user should know before the run is over; *about* is the same where only the numbers are others."""
 
+    def hedged(self, trials: int, won: int) -> None:
+        """So many of the batch's trials had a second copy, *won* of them an answer from it first; told before `ended`.
+
+        Not told where trials have none.
+        """
+
     def ended(self, *, complete: bool, reused: int) -> None:
         """The batch is over: all of it, or what its budget was enough for. So many outcomes are of earlier runs."""
 

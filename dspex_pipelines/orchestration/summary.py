@@ -107,6 +107,11 @@ def trials_metadata(
     return metadata
 
 
+def hedging_metadata(hedged: int, won: int) -> Mapping[str, dg.MetadataValue]:
+    """Return how many of the trials that were run had a second copy, and of how many it answered first."""
+    return {"trials hedged": dg.MetadataValue.int(hedged), "hedges won": dg.MetadataValue.int(won)}
+
+
 def usage_metadata(table: TrialsFile, spent: Usage, budget: Budget) -> Mapping[str, dg.MetadataValue]:
     """Return numbers that the UI plots: what the results have used, and what this run has spent on them.
 

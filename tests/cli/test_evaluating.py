@@ -129,6 +129,14 @@ def test_the_bar_says_what_is_spent_and_why_nothing_moves() -> None:
     assert reporter.usage.amounts == {"calls": 5, "cost_usd": 1.75}
 
 
+def test_second_copies_are_those_of_all_batches() -> None:
+    reporter = BarReporter(Progress(console=Console(file=io.StringIO())))
+    assert reporter.hedges is None
+    reporter.hedged(3, 2)
+    reporter.hedged(1, 0)
+    assert reporter.hedges == (4, 2)
+
+
 def test_the_bar_counts_the_failures_of_all_its_batches() -> None:
     with Progress(TextColumn("{task.fields[note]}"), console=Console(file=io.StringIO())) as bars:
         reporter = BarReporter(bars)
@@ -267,16 +275,19 @@ def test_the_command_says_at_its_end_what_was_used_and_what_is_in_no_sum(
             failures=(FailureKind(type="timeout", count=1_000, message="[m] 9 s"),),
             failed=990,
             not_counted=tuple(usage.warnings(budget_of(config, evaluation)).values()),
+            hedged=(1_200, 1_000) if config.hedge_fraction else None,
         )
 
     monkeypatch.setattr(evaluating, "evaluate_partitions", evaluated)
-    told = run("evaluate", "--max-cost-usd", 5).output
+    told = run("evaluate", "--max-cost-usd", 5, "--hedge-fraction", 0.1).output
+    assert "Hedged: 1,200 trials had a second copy, and 1,000 of them an answer from it first\n" in told
     assert "Used: m: 3 calls, 1,000 tokens in and 10 out, $0.50, throttled 10% of the time\n" in told
     assert "Not counted: cost leaves out 2 calls to m, and max_cost_usd does not hold for them" in told
     assert "1,000 trials failed: dspex trials --failed\n  1,000 × timeout: [m] 9 s\n" in told
     usage.amounts.clear()
     told = run("evaluate").output
     assert "Used" not in told
+    assert "Hedged" not in told
     assert "Not counted" not in told
     assert asked == [5.0, 0.0]
 

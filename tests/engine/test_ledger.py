@@ -9,6 +9,7 @@ import pytest
 
 from dspex_pipelines.engine.journal import Journal
 from dspex_pipelines.engine.ledger import Ledger, why_stopped
+from dspex_pipelines.engine.reservation import Reservation
 from dspex_pipelines.model.budget import Budget
 from dspex_pipelines.model.outcome import ErrorType, TrialError, TrialOutcome, TrialResult
 from dspex_pipelines.model.payload import encode
@@ -90,6 +91,32 @@ def test_tokens_and_dollars_are_those_that_trials_report(journal_url: str) -> No
         ledger = opened(journal, run_id="tokens", budget=Budget(max_tokens=100))
         ledger.spend(outcomes(good=4, tokens=30, cost_usd=9))
         assert ledger.stopped == "120 of 100 tokens are spent (max_tokens)"
+
+
+def test_a_copy_that_could_not_tell_counts_as_much_as_the_one_that_could(journal_url: str) -> None:
+    with Journal(journal_url) as journal:
+        ledger = opened(journal, budget=Budget(max_tokens=100))
+        ledger.spend([*outcomes(good=1, tokens=30), *outcomes(good=1, tokens=30, untold_copies=1)])
+        assert ledger.spent.tokens == 90
+
+
+async def test_a_second_copy_is_reserved_for_as_a_trial_is(journal_url: str) -> None:
+    with Journal(journal_url) as journal:
+        ledger = opened(journal, budget=Budget(max_tokens=100))
+        reservation = Reservation(ledger)
+        trials = reservation.over([b"a", b"b", b"c"])
+        first, second = outcomes(good=2, tokens=30)
+        for one in (b"a", b"b"):
+            assert await anext(trials) == one
+        ledger.spend([first])
+        reservation.settle([first._replace(trial_id=b"a")])
+        assert reservation.take_again(b"b"), "30 are spent, and 30 in flight"
+        assert reservation.take_again(b"b"), "it was sent to a pool that is gone"
+        assert not reservation.take_again(b"d"), "30 more would be too much"
+        ledger.spend([second])
+        reservation.settle([second._replace(trial_id=b"b")])
+        assert await anext(trials) == b"c", "60 are spent, and nothing is in flight"
+        assert not reservation.take_again(b"c")
 
 
 def test_the_clock_is_the_runs_and_not_the_steps(journal_url: str) -> None:

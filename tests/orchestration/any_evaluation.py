@@ -10,7 +10,18 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from dspex_pipelines.model import automation, budget, calls, checks, limits, partitions, search, space, variables
+from dspex_pipelines.model import (
+    automation,
+    budget,
+    calls,
+    checks,
+    hedging,
+    limits,
+    partitions,
+    search,
+    space,
+    variables,
+)
 from dspex_pipelines.model.evaluation import Dataset, Evaluation, Upstream
 
 FOLDER = Path(tempfile.gettempdir()).resolve() / "declared"
@@ -145,6 +156,13 @@ unchecked = st.builds(
         max_size=2,
     ).map(tuple),
     weight=st.integers(1, 1_000),
+    hedging=st.none()
+    | st.builds(
+        hedging.Hedging,
+        quantile=st.floats(0.01, 0.99),
+        fraction=st.floats(0.01, 1),
+        after=st.integers(1, 99),
+    ),
     trace_bytes=st.integers(0, 1 << 20),
     partitions_per_run=st.integers(0, 9),
     automation=st.builds(

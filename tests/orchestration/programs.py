@@ -56,6 +56,18 @@ async def crowd(x: int, folder: str, least: int) -> int:
     return seen
 
 
+async def hangs_once(x: int, folder: str) -> int:
+    """Whoever takes away the file that is called as the example hangs."""
+    report_usage(tokens=10)
+    try:
+        (Path(folder) / str(x)).unlink()
+    except FileNotFoundError:
+        await asyncio.sleep(0.01)
+        return x
+    await asyncio.Event().wait()
+    return -1
+
+
 async def held(x: int, folder: str) -> int:
     """Say by a file that it is there, and go on once somebody has taken that away."""
     here = Path(folder) / uuid4().hex

@@ -113,6 +113,9 @@ def edited(*changes: tuple[str, str]) -> str:
         pytest.param(("weights: {k: 1}", "weights: {k: a}"), "constraints.0.weights.k", "'number'", id="weight"),
         pytest.param(("max_errors: 0.5", "max_errors: -1"), "budget.max_errors", "minimum of 0", id="out-of-bounds"),
         pytest.param(
+            ("  budget", "  hedging: {quantile: 1.0}\n  budget"), "hedging.quantile", "maximum of 1", id="quantile"
+        ),
+        pytest.param(
             ("  budget", "  checks: [{type: failure_rate, at_most: 2}]\n  budget"),
             "checks.0.at_most",
             "maximum of 1",
@@ -163,6 +166,9 @@ def test_the_schema_names_where_and_what_would_be_accepted(change: tuple[str, st
             17,
             "give one of right",
             id="metric-of-a-check",
+        ),
+        pytest.param(
+            ("  budget", "  hedging: {fraction: .nan}\n  budget"), 15, "less than or equal to 1", id="hedging"
         ),
         pytest.param(("  budget", "  owners: [ada]\n  budget"), 15, "an email address", id="owner"),
         pytest.param(("  budget", "  automation: {schedule: daily}\n  budget"), 15, "give five fields", id="schedule"),

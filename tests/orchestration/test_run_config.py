@@ -29,6 +29,8 @@ from tests.orchestration.declared import declare, rows
         ({"seed": 2**63}, "seed: 9223372036854775808 is not accepted"),
         ({"max_concurrency": -1}, "max_concurrency: -1 is not accepted"),
         ({"weight": 1_001}, "weight: 1001 is not accepted; give an integer in [0, 1000]"),
+        ({"hedge_fraction": 1.5}, "hedge_fraction: 1.5 is not accepted; give a number in [0, 1]"),
+        ({"hedge_fraction": math.nan}, "hedge_fraction: nan is not accepted; give a number in [0, 1]"),
         ({"trials_per_op": -1}, "trials_per_op: -1 is not accepted"),
         ({"timeout_s": -0.5}, "timeout_s: -0.5 is not accepted; give seconds, 0 or more"),
         ({"timeout_s": math.nan}, "timeout_s: nan is not accepted; give seconds, 0 or more"),
