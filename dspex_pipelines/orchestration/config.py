@@ -19,7 +19,7 @@ from dspex_pipelines.model.search import LARGEST, Search
 from dspex_pipelines.model.space import Configuration, ConfigurationSpace
 
 MAX_CONCURRENCY_TAG = "dspex/max_concurrency"
-TRIALS_PER_STEP = 25_000
+TRIALS_PER_STEP = 50_000
 """A step costs as much as thousands of trials that do nothing, and holds its place in a Dagster pool to its end."""
 MOST_STEPS = 20
 SHORT = 12
