@@ -128,10 +128,7 @@ class _Sqlite:
     ) -> Sequence[Row]:
         found: list[Any] = []
         for block in _filled_blocks(list(map(bytearray, trial_ids))):
-            result = connection.exec_driver_sql(statement(len(block)), (generation, *block, *more))
-            # The driver's own tuples: to make SQLAlchemy's of them costs a quarter more.
-            found += result.cursor.fetchall() if result.cursor is not None else ()
-            result.close()
+            found += connection.exec_driver_sql(statement(len(block)), (generation, *block, *more)).fetchall()
         return found
 
     def between(
