@@ -6,16 +6,17 @@ import base64
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from collections.abc import Set as AbstractSet
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dspex_pipelines.errors import SerializationError
-from dspex_pipelines.model.outcome import ErrorType, Scores, TrialError, TrialOutcome, TrialResult
+from dspex_pipelines.model.outcome import ErrorType, TrialError, TrialOutcome, TrialResult, scores_of
 from dspex_pipelines.model.payload import decode
 from dspex_pipelines.model.plan import Plan
 from dspex_pipelines.model.space import ConfigurationSpace
@@ -29,6 +30,11 @@ SHORT = 12
 GROUP_ROWS = 10_000
 GROUP_CHARACTERS = 16_000_000
 """A row group of results has at most so many trials, and ends where their outputs and errors come to so many."""
+KNOWN_SCORES = 4_096
+"""Different scores that are remembered."""
+_Numbers: TypeAlias = tuple[tuple[str, float], ...]
+"""Columns and what a trial has in them."""
+_as_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 _ARROW = {"float": pa.float64(), "integer": pa.int64(), "boolean": pa.bool_()}
 _FIXED: dict[str, pa.DataType] = {
     "trial_id": pa.string(),
@@ -123,23 +129,37 @@ class _Version:
 
     def add(self, outcome: TrialOutcome) -> None:
         if isinstance(outcome, TrialResult):
-            parts = (b"ok", outcome.outputs_payload, outcome.scores_payload)
+            head, scores = _OK_HEAD, outcome.scores_payload
         else:
-            parts = (outcome.type.encode(), outcome.outputs_payload, b"")
-        for part in parts:
-            self._hasher.update(len(part).to_bytes(8, "big") + part)
+            head, scores = _head(outcome.type.encode()), b""
+        outputs = outcome.outputs_payload
+        # One call for all of it, which is most of what it costs.
+        framed = (head, len(outputs).to_bytes(8, "big"), outputs, len(scores).to_bytes(8, "big"), scores)
+        self._hasher.update(b"".join(framed))
+
+
+def _head(kind: bytes) -> bytes:
+    return len(kind).to_bytes(8, "big") + kind
+
+
+_OK_HEAD = _head(b"ok")
 
 
 class _RowGroup:
-    """Rows that are written together."""
+    """Rows that are written together, made a column at a time: that costs a fifth of what a row at a time does."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._variables = _variable_columns(plan)
-        self._columns: dict[str, list[Any]] = {name: [] for name in (*_FIXED, *self._variables, *_FOUND)}
+        self._specs: list[TrialSpec] = []
+        self._outcomes: list[TrialOutcome] = []
+        self._outputs: list[str | None] = []
         self._sparse: dict[str, dict[int, float]] = {}
         self._characters = 0
-        self.count = 0
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return len(self._specs)
 
     @property
     def sparse(self) -> AbstractSet[str]:
@@ -149,31 +169,66 @@ class _RowGroup:
     @property
     def is_full(self) -> bool:
         """Whether it is as large as row groups become."""
-        return self.count >= GROUP_ROWS or self._characters >= GROUP_CHARACTERS
+        return len(self._specs) >= GROUP_ROWS or self._characters >= GROUP_CHARACTERS
 
-    def add(self, spec: TrialSpec, outcome: TrialOutcome, outputs: str | None, scores: Scores) -> None:
+    def add(self, spec: TrialSpec, outcome: TrialOutcome, outputs: str | None, scores: _Numbers) -> None:
         """Add a trial with its outcome, what it has returned as JSON text, and its scores."""
-        columns = self._columns
-        _identity(columns, self._plan, spec)
-        for name, (_, shown) in self._variables.items():
-            columns[name].append(shown(spec.configuration.values.get(name.removeprefix("var."))))
-        _found(columns, outcome, outputs)
-        used = usage_of(outcome) if outcome.usage_payload else {}
-        for kind, found in (("usage", used), ("score", scores)):
-            for name, value in found.items():
-                self._sparse.setdefault(f"{kind}.{name}", {})[self.count] = float(value)
-        said = outcome.message + outcome.traceback if isinstance(outcome, TrialError) else ""
-        self._characters += len(outputs or "") + len(said)
-        self.count += 1
+        row = len(self._specs)
+        for found in (scores, _usage(outcome)) if outcome.usage_payload else (scores,):
+            for name, value in found:
+                self._sparse.setdefault(name, {})[row] = value
+        if isinstance(outcome, TrialError):
+            self._characters += len(outcome.message) + len(outcome.traceback)
+        if outputs is not None:
+            self._characters += len(outputs)
+        self._specs.append(spec)
+        self._outcomes.append(outcome)
+        self._outputs.append(outputs)
 
     def table(self, schema: Any) -> Any:
         """Return it with all columns of *schema*."""
-        rows = range(self.count)
-        arrays = [
-            pa.array(self._columns.get(name) or list(map(self._sparse.get(name, {}).get, rows)), kind)
-            for name, kind in zip(schema.names, schema.types, strict=True)
-        ]
-        return pa.table(arrays, schema=schema)
+        columns = {**self._identity(), **self._found()}
+        for name in schema.names:
+            if name not in columns:
+                columns[name] = list(map(self._sparse.get(name, {}).get, range(self.count)))
+        return pa.table([pa.array(columns[field.name], field.type) for field in schema], schema=schema)
+
+    def _identity(self) -> dict[str, Any]:
+        specs = self._specs
+        configurations = {spec.configuration.digest: spec.configuration for spec in specs}
+        digests = [spec.configuration.digest for spec in specs]
+        short = {digest: digest.hex()[:SHORT] for digest in configurations}
+        columns: dict[str, Any] = {
+            "trial_id": [spec.trial_id.hex() for spec in specs],
+            "evaluation": pa.repeat(self._plan.evaluation, len(specs)),
+            "partition": pa.repeat(self._plan.partition, len(specs)),
+            "example_id": [spec.example.example_id for spec in specs],
+            "group": [spec.example.cluster for spec in specs],
+            "repeat": [spec.repeat for spec in specs],
+            "seed": [spec.seed for spec in specs],
+            "configuration": [short[digest] for digest in digests],
+        }
+        for name, (_, shown) in _variable_columns(self._plan).items():
+            variable = name.removeprefix("var.")
+            values = {digest: shown(one.values.get(variable)) for digest, one in configurations.items()}
+            columns[name] = [values[digest] for digest in digests]
+        return columns
+
+    def _found(self) -> dict[str, Any]:
+        outcomes = self._outcomes
+        errors = [outcome if isinstance(outcome, TrialError) else None for outcome in outcomes]
+        return {
+            "status": ["error" if error else OK for error in errors],
+            "error_type": [error.type.value if error else None for error in errors],
+            "error_message": [error.message if error else None for error in errors],
+            "error_traceback": [error.traceback if error else None for error in errors],
+            "run_s": [outcome.run_s for outcome in outcomes],
+            "queue_s": [outcome.queue_s for outcome in outcomes],
+            "throttled_s": [outcome.throttled_s for outcome in outcomes],
+            "attempts": [outcome.attempts for outcome in outcomes],
+            "worker": [outcome.worker for outcome in outcomes],
+            "outputs": self._outputs,
+        }
 
 
 class _Parts:
@@ -252,25 +307,14 @@ def _schema(plan: Plan, sparse: AbstractSet[str]) -> Any:
     return pa.schema({**_FIXED, **variables, **numbers[0], **_FOUND, **numbers[1]})
 
 
-def _identity(columns: Mapping[str, list[Any]], plan: Plan, spec: TrialSpec) -> None:
-    columns["trial_id"].append(spec.trial_id.hex())
-    columns["evaluation"].append(plan.evaluation)
-    columns["partition"].append(plan.partition)
-    columns["example_id"].append(spec.example.example_id)
-    columns["group"].append(spec.example.cluster)
-    columns["repeat"].append(spec.repeat)
-    columns["seed"].append(spec.seed)
-    columns["configuration"].append(spec.configuration.digest.hex()[:SHORT])
-
-
-def _readable(outcome: TrialOutcome) -> tuple[TrialOutcome, str | None, Scores]:
+def _readable(outcome: TrialOutcome) -> tuple[TrialOutcome, str | None, _Numbers]:
     """Return the outcome, its outputs as JSON text, and its scores.
 
     One whose payloads are none, as a worker of another make may send, is a malformed output.
     """
     try:
         outputs = as_json(decode(outcome.outputs_payload)) if outcome.outputs_payload else None
-        return outcome, outputs, outcome.scores if isinstance(outcome, TrialResult) else {}
+        return outcome, outputs, _scores(outcome.scores_payload) if isinstance(outcome, TrialResult) else ()
     except (SerializationError, RecursionError) as error:
         malformed = TrialError(
             trial_id=outcome.trial_id,
@@ -284,27 +328,23 @@ def _readable(outcome: TrialOutcome) -> tuple[TrialOutcome, str | None, Scores]:
             throttled_s=outcome.throttled_s,
             history=outcome.history,
         )
-        return malformed, None, {}
+        return malformed, None, ()
 
 
-def _found(columns: Mapping[str, list[Any]], outcome: TrialOutcome, outputs: str | None) -> None:
-    failed = isinstance(outcome, TrialError)
-    columns["status"].append("error" if failed else OK)
-    columns["error_type"].append(outcome.type.value if failed else None)
-    columns["error_message"].append(outcome.message if failed else None)
-    columns["error_traceback"].append(outcome.traceback if failed else None)
-    columns["run_s"].append(outcome.run_s)
-    columns["queue_s"].append(outcome.queue_s)
-    columns["throttled_s"].append(outcome.throttled_s)
-    columns["attempts"].append(outcome.attempts)
-    columns["worker"].append(outcome.worker)
-    columns["outputs"].append(outputs)
+@lru_cache(KNOWN_SCORES)
+def _scores(payload: bytes) -> _Numbers:
+    """Return scores by their columns; raises `SerializationError` as `scores_of` does. Many trials score alike."""
+    return tuple((f"score.{name}", float(value)) for name, value in scores_of(payload).items())
+
+
+def _usage(outcome: TrialOutcome) -> _Numbers:
+    return tuple((f"usage.{name}", float(value)) for name, value in usage_of(outcome).items())
 
 
 def as_json(value: Any) -> str:
     """Return outputs as JSON text; bytes are ``{"base64": …}``, non-finite numbers their names as strings."""
     try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+        return _as_json(value)
     except (TypeError, ValueError):
         return json.dumps(_jsonable(value), ensure_ascii=False)
 

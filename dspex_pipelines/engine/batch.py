@@ -320,7 +320,7 @@ class _Stopping:
 def planned_outcomes(
     plan: Plan, examples: Sequence[Example], journal: Journal, *, stopped: str = ""
 ) -> Iterator[tuple[TrialSpec, TrialOutcome]]:
-    """Yield every planned trial with its outcome, in plan order, a page of keys at a time.
+    """Yield every planned trial with its outcome, but for its trace, in plan order, a page of keys at a time.
 
     Raises `EvaluationIncomplete` at the end when the journal lacks any; nothing may be made of the rest. Of a run that
     has *stopped*, those that it did not get to are `BUDGET_EXHAUSTED` for that reason.
@@ -330,7 +330,7 @@ def planned_outcomes(
     found = 0
     lacking: list[str] = []
     while page := list(islice(trials, PAGE)):
-        known = journal.find(plan.generation, {spec.trial_id: scoring.of(spec) for spec in page})
+        known = journal.find(plan.generation, {spec.trial_id: scoring.of(spec) for spec in page}, traces=False)
         for spec in page:
             execution = known.get(spec.trial_id)
             if execution is not None and execution.scored:
@@ -382,8 +382,13 @@ class _LookedUp(Iterable[Missing]):
         scoring, plan = self._scoring, self._plan
         for page in pages(self._trials):
             wanted = {spec.trial_id: scoring.of(spec) for spec in page}
-            known = self._journal.find(plan.generation, wanted)
+            settled, known = self._journal.look_up(plan.generation, wanted, failures_since=plan.failures_since)
+            self.reused += len(settled)
+            if len(settled) == len(page):
+                continue
             for spec, scored_by in zip(page, wanted.values(), strict=True):
+                if spec.trial_id in settled:
+                    continue
                 found = known.get(spec.trial_id) if known else None
                 if found is None:
                     yield Missing(spec, scored_by)

@@ -110,7 +110,7 @@ class HedgedPool:
         """Begin nothing: each trial is awaited."""
         return 0
 
-    def drop(self, answered: Any) -> None:  # noqa: ARG002 - nobody waits
+    def drop(self, answered: Any) -> None:
         """Cancel what was begun, which is nothing."""
 
     async def _first_of(self, spec: TrialSpec, first: _Copy, second: _Copy) -> TrialOutcome:

@@ -11,9 +11,8 @@ import sqlite3
 import time
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -47,8 +46,7 @@ _RECORDED_AT = columns(executions).index("recorded_at")
 _OUTPUTS = columns(executions).index("outputs")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
+class Found(NamedTuple):
     """An execution as it is recorded; `scored` says whether the scores are those that were asked for."""
 
     outcome: TrialOutcome
@@ -132,39 +130,49 @@ class Journal:
 
         return self.database.write_now(write)
 
-    def find(self, generation: str, wanted: Mapping[bytes, bytes]) -> dict[bytes, Found]:
-        """Return what is recorded of the trials in *wanted*, trial id to scoring."""
-        return self.database.read(lambda connection: self._found(connection, generation, wanted)) if wanted else {}
+    def find(self, generation: str, wanted: Mapping[bytes, bytes], *, traces: bool = True) -> dict[bytes, Found]:
+        """Return what is recorded of the trials in *wanted*, trial id to scoring; without *traces*, but for those."""
 
-    def _found(self, connection: sa.Connection, generation: str, wanted: Mapping[bytes, bytes]) -> dict[bytes, Found]:
+        def read(connection: sa.Connection) -> dict[bytes, Found]:
+            number = self._number(connection, generation)
+            if number is None:
+                return {}
+            sql = statements(connection.dialect.name)
+            possible = list(_possible(sql, connection, number, wanted))
+            return _found(sql, connection, number, possible, wanted, traces=traces)
+
+        return self.database.read(read) if wanted else {}
+
+    def look_up(
+        self, generation: str, wanted: Mapping[bytes, bytes], *, failures_since: float = 0.0
+    ) -> tuple[set[bytes], dict[bytes, Found]]:
+        """Return those in *wanted*, trial id to scoring, that need nothing, and what is recorded of others.
+
+        A trial needs nothing that has succeeded, or failed for good since *failures_since* (seconds since the epoch),
+        and was then judged by what is asked for: of such no outcome is read.
+        """
+
+        def read(connection: sa.Connection) -> tuple[set[bytes], dict[bytes, Found]]:
+            number = self._number(connection, generation)
+            if number is None:
+                return set(), {}
+            sql = statements(connection.dialect.name)
+            possible = list(_possible(sql, connection, number, wanted))
+            if not possible:
+                return set(), {}
+            rows = sql.select_settled(connection, number, possible, failures_since)
+            settled = {trial_id for trial_id, scoring in rows if scoring == wanted[trial_id]}
+            rest = [trial_id for trial_id in possible if trial_id not in settled]
+            return settled, _found(sql, connection, number, rest, wanted)
+
+        return self.database.read(read) if wanted else (set(), {})
+
+    def _number(self, connection: sa.Connection, generation: str) -> int | None:
         number = self._generations.get(generation)
         if number is None:
             known = connection.execute(sa.select(generations.c.id).where(generations.c.name == generation))
             number = known.scalar_one_or_none()
-            if number is None:
-                return {}
-        found: dict[bytes, Found] = {}
-        sql = statements(connection.dialect.name)
-        trial_ids = list(_possible(sql, connection, number, wanted))
-        for start in range(0, len(trial_ids), PAGE):
-            unlike: list[bytes] = []
-            for row in sql.select(connection, executions, number, trial_ids[start : start + PAGE]):
-                trial_id, _, scoring, status, *_ = row
-                rescorable = scoring != wanted[trial_id] and status in JUDGED and bool(row[_OUTPUTS])
-                if rescorable:
-                    unlike.append(trial_id)
-                found[trial_id] = Found(
-                    outcome=outcome_of(row),
-                    scored=not rescorable,
-                    recorded_at=row[_RECORDED_AT],
-                    rescorable=rescorable,
-                )
-            for row in sql.select(connection, scores, number, unlike) if unlike else ():
-                trial_id, _, scoring, _, recorded_at, *_ = row
-                if scoring == wanted[trial_id]:
-                    outcome = judged_again(found[trial_id].outcome, row)
-                    found[trial_id] = Found(outcome=outcome, scored=True, recorded_at=recorded_at, rescorable=True)
-        return found
+        return number
 
     def count(self) -> int:
         """Return how many executions are recorded."""
@@ -190,6 +198,32 @@ def _possible(sql: Statements, connection: sa.Connection, generation: int, wante
                 yield from there.intersection(alike)
                 continue
         yield from alike
+
+
+def _found(
+    sql: Statements,
+    connection: sa.Connection,
+    generation: int,
+    trial_ids: Sequence[bytes],
+    wanted: Mapping[bytes, bytes],
+    *,
+    traces: bool = True,
+) -> dict[bytes, Found]:
+    found: dict[bytes, Found] = {}
+    for start in range(0, len(trial_ids), PAGE):
+        unlike: list[bytes] = []
+        for row in sql.select(connection, executions, generation, trial_ids[start : start + PAGE], traces=traces):
+            trial_id, _, scoring, status, *_ = row
+            rescorable = scoring != wanted[trial_id] and status in JUDGED and bool(row[_OUTPUTS])
+            if rescorable:
+                unlike.append(trial_id)
+            found[trial_id] = Found(outcome_of(row), not rescorable, row[_RECORDED_AT], rescorable)
+        for row in sql.select(connection, scores, generation, unlike) if unlike else ():
+            trial_id, _, scoring, _, recorded_at, *_ = row
+            if scoring == wanted[trial_id]:
+                outcome = judged_again(found[trial_id].outcome, row)
+                found[trial_id] = Found(outcome=outcome, scored=True, recorded_at=recorded_at, rescorable=True)
+    return found
 
 
 def _rows(entries: Sequence[Entry], generation: int) -> Iterator[tuple[sa.Table, list[Row]]]:

@@ -112,24 +112,15 @@ def scores_row(entry: Entry, generation: int, now: float) -> Row:
 
 def outcome_of(row: Sequence[Any]) -> TrialOutcome:
     """Return the outcome that a row of `executions` is."""
-    (trial_id, _, _, status, _, seen, version, attempts, worker, queue_s, run_s, _, outputs, *body) = row
-    payload, trace, usage, failure, history, throttled_s = body
+    # fmt: off
+    (trial_id, _, _, status, _, seen, version, attempts, worker, queue_s, run_s, _, outputs, payload, trace, usage,
+     failure, history, throttled_s) = row
+    # fmt: on
     past = _history(history) if history else ()
     if status == OK:
+        # By position: by name each takes three times as long, and there may be a million.
         return TrialResult(
-            trial_id=trial_id,
-            configuration_digest=seen,
-            session_version=version,
-            attempts=attempts,
-            worker=worker,
-            queue_s=queue_s,
-            run_s=run_s,
-            outputs_payload=outputs,
-            scores_payload=payload,
-            trace_payload=trace,
-            usage_payload=usage,
-            history=past,
-            throttled_s=throttled_s,
+            trial_id, seen, version, attempts, worker, queue_s, run_s, outputs, payload, trace, usage, past, throttled_s
         )
     message, traceback, retryable, fingerprint, retry_after_s = decode(failure)
     return TrialError(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Collection, Iterator, Sequence
-from functools import cache
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import cache, partial
 from itertools import chain
 from typing import Any, Protocol, cast
 
@@ -15,6 +15,10 @@ from dspex_pipelines.engine.journal_rows import OK, PLAIN, SHARED, STATUS, Row
 from dspex_pipelines.engine.journal_schema import executions, scores
 
 _KEYS = {executions.name: ("trial_id", "generation"), scores.name: ("trial_id", "generation", "scoring")}
+NO_TRACE, NO_TRACE_POSTGRESQL = "X''", "''::bytea"
+"""In place of a trace that nobody looks at: those of calls to models are the largest part of a row."""
+_SETTLED = "SELECT trial_id, scoring FROM executions"
+_ANY = "generation = %s AND trial_id = ANY(%b)"
 _PASSING = ", ".join(str(number) for kind, number in STATUS.items() if not kind.is_final)
 _GIVES_WAY = {executions.name: "NOT executions.final", scores.name: f"scores.status IN ({_PASSING})"}
 # SQLite before 3.32 takes 999 variables.
@@ -41,9 +45,21 @@ class Statements(Protocol):
         ...
 
     def select(
-        self, connection: sa.Connection, table: sa.Table, generation: int, trial_ids: Collection[bytes]
+        self,
+        connection: sa.Connection,
+        table: sa.Table,
+        generation: int,
+        trial_ids: Collection[bytes],
+        *,
+        traces: bool = True,
     ) -> Sequence[Row]:
-        """Return the rows of these trials."""
+        """Return the rows of these trials, their traces empty without *traces*."""
+        ...
+
+    def select_settled(
+        self, connection: sa.Connection, generation: int, trial_ids: Collection[bytes], failures_since: float
+    ) -> Sequence[Row]:
+        """Return id and scoring of those of these trials that have succeeded, or failed for good since then."""
         ...
 
     def between(
@@ -87,11 +103,32 @@ class _Sqlite:
             connection.exec_driver_sql(sql, tuple(chain.from_iterable(block)))
 
     def select(
-        self, connection: sa.Connection, table: sa.Table, generation: int, trial_ids: Collection[bytes]
+        self,
+        connection: sa.Connection,
+        table: sa.Table,
+        generation: int,
+        trial_ids: Collection[bytes],
+        *,
+        traces: bool = True,
+    ) -> Sequence[Row]:
+        return self._fetched(connection, partial(self._select, table, traces), generation, trial_ids)
+
+    def select_settled(
+        self, connection: sa.Connection, generation: int, trial_ids: Collection[bytes], failures_since: float
+    ) -> Sequence[Row]:
+        return self._fetched(connection, self._select_settled, generation, trial_ids, failures_since)
+
+    @staticmethod
+    def _fetched(
+        connection: sa.Connection,
+        statement: Callable[[int], str],
+        generation: int,
+        trial_ids: Collection[bytes],
+        *more: float,
     ) -> Sequence[Row]:
         found: list[Any] = []
         for block in _filled_blocks(list(map(bytearray, trial_ids))):
-            found += connection.exec_driver_sql(self._select(table, len(block)), (generation, *block)).fetchall()
+            found += connection.exec_driver_sql(statement(len(block)), (generation, *block, *more)).fetchall()
         return found
 
     def between(
@@ -117,8 +154,12 @@ class _Sqlite:
         return f"{_into(table)} VALUES {', '.join([row] * count)}"
 
     @cache  # noqa: B019 - one instance, few sizes
-    def _select(self, table: sa.Table, count: int) -> str:
-        return f"{_from(table)} WHERE generation = ? AND trial_id IN ({', '.join('?' * count)})"
+    def _select(self, table: sa.Table, traces: bool, count: int) -> str:  # noqa: FBT001 - a key of the cache
+        return f"{_from(table, '' if traces else NO_TRACE)} WHERE {_among(count)}"
+
+    @cache  # noqa: B019 - one instance, few sizes
+    def _select_settled(self, count: int) -> str:
+        return f"{_SETTLED} WHERE {_among(count)} AND {_is_settled('?')}"
 
 
 class _PostgreSql:
@@ -141,9 +182,22 @@ class _PostgreSql:
         connection.exec_driver_sql(f"{self._insert(table)} ON CONFLICT DO NOTHING", values)
 
     def select(
-        self, connection: sa.Connection, table: sa.Table, generation: int, trial_ids: Collection[bytes]
+        self,
+        connection: sa.Connection,
+        table: sa.Table,
+        generation: int,
+        trial_ids: Collection[bytes],
+        *,
+        traces: bool = True,
     ) -> Sequence[Row]:
-        found = connection.exec_driver_sql(self._select(table), (generation, list(trial_ids))).fetchall()
+        found = connection.exec_driver_sql(self._select(table, traces), (generation, list(trial_ids))).fetchall()
+        return cast("Sequence[Row]", found)
+
+    def select_settled(
+        self, connection: sa.Connection, generation: int, trial_ids: Collection[bytes], failures_since: float
+    ) -> Sequence[Row]:
+        statement = f"{_SETTLED} WHERE {_ANY} AND {_is_settled('%s')}"
+        found = connection.exec_driver_sql(statement, (generation, list(trial_ids), failures_since)).fetchall()
         return cast("Sequence[Row]", found)
 
     def between(
@@ -163,8 +217,8 @@ class _PostgreSql:
         return f"{_into(table)} SELECT * FROM unnest({lists})"  # noqa: S608 - our own names
 
     @cache  # noqa: B019 - one instance
-    def _select(self, table: sa.Table) -> str:
-        return f"{_from(table)} WHERE generation = %s AND trial_id = ANY(%b)"
+    def _select(self, table: sa.Table, traces: bool) -> str:  # noqa: FBT001 - a key of the cache
+        return f"{_from(table, '' if traces else NO_TRACE_POSTGRESQL)} WHERE {_ANY}"
 
 
 SQLITE, _POSTGRESQL = _Sqlite(), _PostgreSql()
@@ -178,8 +232,17 @@ def _into(table: sa.Table, names: Sequence[str] = ()) -> str:
     return f"INSERT INTO {table.name} ({', '.join(names or columns(table))})"
 
 
-def _from(table: sa.Table) -> str:
-    return f"SELECT {', '.join(columns(table))} FROM {table.name}"  # noqa: S608 - our own names
+def _from(table: sa.Table, no_trace: str = "") -> str:
+    names = (no_trace if no_trace and name == "trace" else name for name in columns(table))
+    return f"SELECT {', '.join(names)} FROM {table.name}"  # noqa: S608 - our own names
+
+
+def _among(count: int) -> str:
+    return f"generation = ? AND trial_id IN ({', '.join('?' * count)})"
+
+
+def _is_settled(parameter: str) -> str:
+    return f"(status = {OK} OR (final AND recorded_at >= {parameter}))"
 
 
 def _few_between(connection: sa.Connection, parameter: str, given: tuple[Any, ...]) -> set[bytes] | None:

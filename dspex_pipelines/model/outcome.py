@@ -103,7 +103,7 @@ class TrialResult(NamedTuple):
     @property
     def scores(self) -> Scores:
         """Score name to value; raises `SerializationError` for what no worker of ours sends."""
-        return _numbers(self.scores_payload, "scores")
+        return scores_of(self.scores_payload)
 
     @property
     def usage(self) -> Mapping[str, float]:
@@ -170,6 +170,11 @@ def continued(earlier: TrialOutcome, outcome: TrialOutcome) -> TrialOutcome:
         )
     own = (replace(attempt, number=attempt.number + earlier.attempts) for attempt in outcome.history)
     return outcome._replace(attempts=outcome.attempts + earlier.attempts, history=(*past, *own))
+
+
+def scores_of(payload: bytes) -> Scores:
+    """Return the scores in a payload, as `TrialResult.scores` does."""
+    return _numbers(payload, "scores")
 
 
 def _numbers(payload: bytes, what: str) -> Scores:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any, NoReturn, cast
 
 import msgpack
@@ -89,16 +90,27 @@ _SCALARS = frozenset((str, int, float, bool, bytes, type(None)))
 
 
 def _sorted(value: object) -> object:
-    if type(value) in _SCALARS:
+    kind = type(value)
+    if kind in _SCALARS:
         return value
-    if isinstance(value, Mapping):
-        mapping = cast("Mapping[object, object]", value)
-        items = [(encode(key), key, _sorted(item)) for key, item in mapping.items()]
-        items.sort(key=lambda entry: entry[0])
-        return {key: item for _, key, item in items}
+    if kind is dict or isinstance(value, Mapping):
+        items = list(cast("Mapping[object, object]", value).items())
+        items.sort(key=_encoded_key)
+        return {key: _sorted(item) for key, item in items}
     if isinstance(value, list | tuple):
         return [_sorted(item) for item in cast("list[object]", value)]
     return value
+
+
+def _encoded_key(item: tuple[object, object]) -> bytes:
+    key = item[0]
+    return _encoded_name(key) if type(key) is str else encode(key)
+
+
+@lru_cache(1_024)
+def _encoded_name(name: str) -> bytes:
+    """Return what `encode` does: examples have their names alike."""
+    return encode(name)
 
 
 def _convert(value: object) -> object:

@@ -12,6 +12,7 @@ from dspex_pipelines.model.evaluation import Evaluation
 from dspex_pipelines.orchestration.checks import evaluation_checks
 from dspex_pipelines.orchestration.dataset import dataset_asset
 from dspex_pipelines.orchestration.evaluation import evaluation_asset
+from dspex_pipelines.orchestration.executor import shipped_executor
 from dspex_pipelines.orchestration.freshness import KeepFreshSensor, freshness_policy
 from dspex_pipelines.orchestration.io_managers import trials_io_manager
 from dspex_pipelines.orchestration.launching import schedules, trigger_sensors
@@ -24,17 +25,6 @@ from dspex_pipelines.orchestration.resources import (
 )
 from dspex_pipelines.orchestration.secrecy import check_resources
 from dspex_pipelines.orchestration.tags import RETRIES, evaluation_tags, pool_tag
-
-# Step processes fork from a server that has imported all this already; importing it in each costs seconds.
-PRELOADED = [
-    "dagster",
-    "dagster._core.storage.sqlite_storage",
-    "dagster._core.storage.event_log.sqlite.sqlite_event_log",
-    "sqlalchemy.dialects.sqlite",
-    "alembic.runtime.migration",
-    "dspex_pipelines.orchestration.build",
-    "dspex_pipelines.orchestration.component",
-]
 
 
 def build_evaluation(evaluation: Evaluation, *, resources: Mapping[str, Any] | None = None) -> dg.Definitions:
@@ -91,18 +81,3 @@ def standard_resources() -> Mapping[str, Any]:
         "progress": ProgressResource(),
         "trials_io_manager": trials_io_manager,
     }
-
-
-@cache
-def shipped_executor() -> dg.ExecutorDefinition:
-    """Return the multiprocess executor over a warm forkserver, one `run_trials` step at a time.
-
-    One at a time makes `max_concurrency` hold for the run; the step itself fills the pool.
-    """
-    return dg.multiprocess_executor.configured(
-        {
-            "max_concurrent": 2,
-            "start_method": {"forkserver": {"preload_modules": PRELOADED}},
-            "tag_concurrency_limits": [{"key": "dspex/step", "value": "run_trials", "limit": 1}],
-        }
-    )

@@ -20,9 +20,8 @@ from dspex_pipelines.model.search import LARGEST, Search
 from dspex_pipelines.model.space import Configuration, ConfigurationSpace
 
 MAX_CONCURRENCY_TAG = "dspex/max_concurrency"
-ONE_BY_ONE = 20
-"""So many trials are worth a step each in the UI."""
-TRIALS_PER_STEP = 5_000
+TRIALS_PER_STEP = 50_000
+"""A step costs as much as thousands of trials that do nothing, and holds its place in a Dagster pool to its end."""
 MOST_STEPS = 20
 SHORT = 12
 """Characters by which results name a configuration."""
@@ -194,9 +193,5 @@ def chosen_configurations(
 
 
 def trials_per_op(config: EvaluationConfig, total: int) -> int:
-    """Return how many trials a mapped step runs: one while the run has few, never more than 20 steps of full size."""
-    if config.trials_per_op:
-        return config.trials_per_op
-    if total <= ONE_BY_ONE:
-        return 1
-    return max(TRIALS_PER_STEP, -(-total // MOST_STEPS))
+    """Return how many trials a mapped step runs: all while the run has few, never more than 20 steps of full size."""
+    return config.trials_per_op or max(TRIALS_PER_STEP, -(-total // MOST_STEPS))

@@ -310,6 +310,7 @@ class _StoredExamples(Sequence[Example]):
         rows = (metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
         self._starts = list(accumulate(rows, initial=0))
         self._group = lru_cache(KEPT_GROUPS)(self._read)
+        self._last: tuple[int, list[Example]] = 0, []
 
     def __len__(self) -> int:
         return self._count
@@ -319,12 +320,17 @@ class _StoredExamples(Sequence[Example]):
     @overload
     def __getitem__(self, index: slice) -> Sequence[Example]: ...
     def __getitem__(self, index: int | slice) -> Example | Sequence[Example]:
+        if isinstance(index, int) and 0 <= index < self._count:
+            return self._at(index)
         chosen = range(self._count)[index]
         return self._at(chosen) if isinstance(chosen, int) else [self._at(row) for row in chosen]
 
     def _at(self, row: int) -> Example:
-        group = bisect_right(self._starts, row) - 1
-        return self._group(group)[row - self._starts[group]]
+        start, examples = self._last
+        if not 0 <= row - start < len(examples):
+            group = bisect_right(self._starts, row) - 1
+            start, examples = self._last = self._starts[group], self._group(group)
+        return examples[row - start]
 
     def _read(self, group: int) -> list[Example]:
         with _reading(self._path), pq.ParquetFile(self._path, metadata=self._metadata) as file:

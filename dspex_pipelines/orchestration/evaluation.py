@@ -345,7 +345,12 @@ def collect_evaluation(
     told = Manifest(manifest)
     document, plans = told.rest, [told.plan(number) for number in range(len(told))]
     collected: list[EvaluatedPartition] = []
-    with without_secrets(), ExitStack() as unfinished, store.journal(context.instance) as journal:
+    with (
+        without_secrets(),
+        loop.rarely_collected(),
+        ExitStack() as unfinished,
+        store.journal(context.instance) as journal,
+    ):
         stopped = why_stopped(journal, context.run.run_id)
         for number, plan in enumerate(plans):
             path = _results_file(context, store, plan)

@@ -1,5 +1,6 @@
 """Results as Parquet, a folder for each version: ``<evaluation>/<partition>/<data_version>/``."""
 
+import filecmp
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -151,6 +152,14 @@ def _plan_at(path: Path) -> Plan | None:
         return None
 
 
+def _is_the_same(path: Path, kept: Path) -> bool:
+    """Return whether the file that is kept, if any, has the bytes of the new one, as where all trials were reused."""
+    try:
+        return filecmp.cmp(path, kept, shallow=False)
+    except OSError:
+        return False
+
+
 def _told_at(path: Path) -> str:
     """Return what tells the results there from others; empty for no file, or a damaged one."""
     try:
@@ -187,11 +196,13 @@ class TrialsIOManager(dg.IOManager):
         """
         instance = context.step_context.instance
         folder = self._store.results(instance, obj.plan.evaluation, obj.plan.partition) / obj.data_version
-        told = _told_at(obj.path)
-        kept = _told_at(folder / TRIALS_FILE)
-        if kept and kept != told:
-            folder = folder.with_name(f"{obj.data_version}-{told}")
-            kept = _told_at(folder / TRIALS_FILE)
+        kept = _is_the_same(obj.path, folder / TRIALS_FILE)
+        if not kept and (there := _told_at(folder / TRIALS_FILE)):
+            told = _told_at(obj.path)
+            if there != told:
+                folder = folder.with_name(f"{obj.data_version}-{told}")
+                there = _told_at(folder / TRIALS_FILE)
+            kept = bool(there)
         unfinished = obj.path.parent
         if kept:
             shutil.rmtree(unfinished)

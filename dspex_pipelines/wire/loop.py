@@ -36,17 +36,25 @@ def run(main: Coroutine[Any, Any, Result]) -> Result:
     what it would have done. When the process that made this one by `multiprocessing` is gone, that is like SIGTERM: a
     run that was killed leaves no step behind that goes on.
     """
-    before = gc.get_threshold()
-    gc.set_threshold(YOUNG_OBJECTS, *before[1:])
     received: list[signal.Signals] = []
     try:
-        with _handlers_kept():
+        with rarely_collected(), _handlers_kept():
             return uvloop.run(_cancelled_by_signals(main, received))
     finally:
-        gc.set_threshold(*before)
         if received:
             # Its handler raises, or ends the process; where it lets the signal pass, the cancellation comes out.
             signal.raise_signal(received[0])
+
+
+@contextlib.contextmanager
+def rarely_collected() -> Generator[None]:
+    """Have the garbage collector look after as many allocations as suit what makes many objects and hardly a cycle."""
+    before = gc.get_threshold()
+    gc.set_threshold(YOUNG_OBJECTS, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 def run_process(

@@ -108,6 +108,31 @@ def test_a_failure_gives_way_to_a_run_that_does_not_want_it(journal_url: str) ->
         assert isinstance(_found(journal, 1)[_id(1)].outcome, TrialResult), "a success stays"
 
 
+def test_what_needs_nothing_is_told_from_what_is_run_or_scored_again(journal_url: str) -> None:
+    failed, passing = _error(ErrorType.PROGRAM_EXCEPTION), _error(ErrorType.TIMEOUT_RUN)
+    wanted = {_id(number): SCORING for number in range(1, 6)}
+    with Journal(journal_url) as journal:
+        assert journal.look_up("run", wanted) == (set(), {})
+        journal.record("", _entries(1))
+        journal.record("", _entries(2, outcome=failed))
+        journal.record("", _entries(3, outcome=passing))
+        journal.record("", [Entry(OTHER, RESULT._replace(trial_id=_id(4)))])
+        found = _found(journal, 2, 3, 4)
+        settled, rest = journal.look_up("", wanted)
+        assert settled == {_id(1), _id(2)}
+        assert rest == {trial_id: one for trial_id, one in found.items() if trial_id != _id(2)}
+        since = found[_id(2)].recorded_at + 1
+        assert journal.look_up("", wanted, failures_since=since) == ({_id(1)}, found)
+        assert journal.look_up("", {_id(5): SCORING}) == (set(), {})
+
+
+def test_traces_are_read_where_they_are_wanted(journal_url: str) -> None:
+    with Journal(journal_url) as journal:
+        journal.record("", _entries(1))
+        (found,) = journal.find("", {_id(1): SCORING}, traces=False).values()
+        assert found.outcome == RESULT._replace(trial_id=_id(1), trace_payload=b"")
+
+
 def test_generations_are_executions_of_their_own(journal_url: str) -> None:
     with Journal(journal_url) as journal:
         journal.record("", _entries(1, 2))

@@ -16,7 +16,8 @@ from dspex_pipelines.engine.executor import Progress
 from dspex_pipelines.model.search import Search
 from dspex_pipelines.model.space import ConfigurationSpace
 from dspex_pipelines.model.variables import Integer
-from dspex_pipelines.orchestration.build import PRELOADED, build_evaluation
+from dspex_pipelines.orchestration.build import build_evaluation
+from dspex_pipelines.orchestration.executor import PRELOADED
 from dspex_pipelines.orchestration.resources import ProgressReporter, ProgressResource
 from tests.orchestration.conftest import Lab
 from tests.orchestration.declared import PROGRAMS, declare, rows

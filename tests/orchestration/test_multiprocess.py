@@ -1,4 +1,4 @@
-"""The shipped executor: a process for each step, forked from a warm server, over the local pool."""
+"""The shipped executor: a process for each step, forked from the run's own, over the local pool."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ def home(tmp_path_factory: pytest.TempPathFactory, runtime_root: Path) -> Path:
     shutil.copy(ROOT / "dagster.yaml", folder)
     config = {"ops": {"served__evaluation": {"config": {"trials_per_op": 10}}}}
     (folder / "run.json").write_text(json.dumps(config))
-    command = [
-        sys.executable,
-        "-m",
-        "dagster",
-        "job",
-        "execute",
-        "-m",
-        "tests.orchestration.served",
-        "-j",
-        "served_job",
-    ]
+    execute(folder, runtime_root, "", "-c", str(folder / "run.json"))
+    return folder
+
+
+def execute(folder: Path, runtime_root: Path, code: str, *options: str) -> None:
+    """Run the job, of definitions that run *code* besides and write down each process that loads them."""
+    (folder / "defs.py").write_text(
+        "import os\nfrom tests.orchestration.served import defs\n"
+        f"with open({str(folder / 'loaded')!r}, 'a') as file:\n    print(os.getpid(), file=file)\n{code}"
+    )
+    command = [sys.executable, "-m", "dagster", "job", "execute", "-f", str(folder / "defs.py"), "-j", "served_job"]
     tags = json.dumps({"dagster/partition": "text"})
     done = subprocess.run(
-        [*command, "--tags", tags, "-c", str(folder / "run.json")],
+        [*command, "--tags", tags, *options],
         cwd=ROOT,
         env={**os.environ, "DAGSTER_HOME": str(folder), "XDG_RUNTIME_DIR": str(runtime_root)},
         capture_output=True,
@@ -59,7 +59,11 @@ def home(tmp_path_factory: pytest.TempPathFactory, runtime_root: Path) -> Path:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    return folder
+
+
+def loaded(folder: Path) -> list[str]:
+    """The processes that have loaded the definitions, as often as they did."""
+    return (folder / "loaded").read_text().split()
 
 
 @pytest.fixture
@@ -115,3 +119,19 @@ def test_run_trials_steps_take_turns(instance: dg.DagsterInstance) -> None:
         event.event_type for event in events if event.event_type in kinds and "run_trials" in (event.step_key or "")
     ]
     assert order == [*kinds, *kinds]
+
+
+def test_steps_fork_from_a_process_that_has_loaded_the_definitions(home: Path) -> None:
+    assert len(loaded(home)) == 1
+
+
+def test_steps_fork_from_a_server_where_the_definitions_have_started_a_thread(
+    tmp_path: Path, runtime_root: Path
+) -> None:
+    shutil.copy(ROOT / "dagster.yaml", tmp_path)
+    code = "import threading, time\nthreading.Thread(target=time.sleep, args=(3600,), daemon=True).start()\n"
+    execute(tmp_path, runtime_root, code)
+    with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+        (run,) = instance.get_runs()
+        steps = len(instance.get_run_step_stats(run.run_id))
+    assert len(set(loaded(tmp_path))) == steps + 1

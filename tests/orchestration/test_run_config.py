@@ -106,7 +106,7 @@ def test_trials_in_flight_are_bounded(lab: Lab, tmp_path: Path, declared: int, a
 
 @pytest.mark.parametrize(
     ("asked", "total", "size", "steps"),
-    [(0, 1, 1, 1), (0, 20, 1, 20), (0, 21, 5_000, 1), (0, 1_000_000, 50_000, 20), (7, 20, 7, 3)],
+    [(0, 1, 50_000, 1), (0, 50_001, 50_000, 2), (0, 2_000_000, 100_000, 20), (7, 20, 7, 3), (1, 20, 1, 20)],
 )
 def test_trials_in_a_step(asked: int, total: int, size: int, steps: int) -> None:
     chosen = trials_per_op(EvaluationConfig(trials_per_op=asked), total)

@@ -14,7 +14,7 @@ from dagster._core.launcher import LaunchRunContext, RunLauncher
 from dagster._serdes import ConfigurableClass, ConfigurableClassData
 from dagster._utils.hosted_user_process import recon_job_from_origin
 
-from dspex_pipelines.orchestration.build import PRELOADED
+from dspex_pipelines.orchestration.executor import PRELOADED
 
 
 class WarmRunLauncher(RunLauncher[Any], ConfigurableClass):
