@@ -24,7 +24,7 @@ import grpc.aio
 from dspex.v1 import execution_pb2, execution_pb2_grpc, types_pb2, worker_pb2, worker_pb2_grpc
 from dspex_pipelines.model.payload import encode
 from dspex_pipelines.wire.codec import CHANNEL_OPTIONS, FRAME_BYTES, FRAME_TRIALS, SERVER_OPTIONS
-from dspex_pipelines.wire.frames import Frames
+from dspex_pipelines.wire.frames import grown
 from dspex_pipelines.wire.loop import run_process
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,7 +37,6 @@ class _Box:
         self.most = max(1, min(FRAME_TRIALS, FRAME_BYTES // max(1, payload)))
         self.waiting: deque[Any] = deque()
         self.wake = asyncio.Event()
-        self._frames = Frames(self.waiting)
 
     def put(self, messages: Any) -> None:
         self.waiting.extend(messages)
@@ -47,7 +46,7 @@ class _Box:
         while not self.waiting:
             self.wake.clear()
             await self.wake.wait()
-        await self._frames.ready()
+        await grown(self.waiting)
         return [self.waiting.popleft() for _ in range(min(self.most, len(self.waiting)))]
 
 

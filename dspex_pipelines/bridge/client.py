@@ -45,7 +45,7 @@ from dspex_pipelines.wire.codec import (
     program_to_wire,
     write_trial,
 )
-from dspex_pipelines.wire.frames import Frames
+from dspex_pipelines.wire.frames import grown
 
 if TYPE_CHECKING:
     from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
@@ -363,13 +363,12 @@ class PoolClient:
 
     async def _frames(self, wake: asyncio.Event) -> AsyncIterator[execution_pb2.ExecuteProgramsRequest]:
         yield execution_pb2.ExecuteProgramsRequest(protocol_version=PROTOCOL_VERSION, weight=self._weight)
-        frames = Frames(self._outbox)
         while wake is self._wake:
             if not (self._outbox or self._cancels or self._committed):
                 wake.clear()
                 await wake.wait()
                 continue
-            await frames.ready()
+            await grown(self._outbox)
             frame = execution_pb2.ExecuteProgramsRequest()
             self._take_trials(frame.trials)
             # A cancel goes after the trial it is about.

@@ -24,7 +24,7 @@ from dspex_pipelines.bridge.hub import ClientLink, Hub
 from dspex_pipelines.bridge.refusals import Context, check_protocol, end, parsed
 from dspex_pipelines.model.limits import MOST_WEIGHT
 from dspex_pipelines.wire.codec import HEARTBEAT_S, PROTOCOL_VERSION
-from dspex_pipelines.wire.frames import Frames
+from dspex_pipelines.wire.frames import grown
 
 HELLO_S = 30.0
 """Whoever opens a stream and says nothing for so long is hung up on."""
@@ -77,13 +77,12 @@ class ExecutionService(execution_pb2_grpc.ExecutionServiceServicer):
             )
             reader = asyncio.create_task(self._read(link, data, request_iterator))
             reader.add_done_callback(lambda _: link.wake.set())
-            frames = Frames(link.outcomes)
             while not reader.done() and not link.gone and not hub.failing:
                 if not link.outcomes:
                     link.wake.clear()
                     await link.wake.wait()
                 if link.outcomes:
-                    await frames.ready()
+                    await grown(link.outcomes)
                     await context.write(link.next_frame())
                     hub.has_read(link)
             if hub.failing:
@@ -144,9 +143,8 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
 
             reader = asyncio.create_task(read())
             reader.add_done_callback(lambda _: link.wake.set())
-            frames = Frames(link.trials)
             while not reader.done() and not link.gone:
-                await frames.ready()
+                await grown(link.trials)
                 # Before it is looked: what happens from here on wakes this up again.
                 link.wake.clear()
                 frame = link.next_frame()

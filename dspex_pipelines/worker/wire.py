@@ -31,7 +31,7 @@ from dspex_pipelines.wire.codec import (
     HEARTBEAT_S,
     PROTOCOL_VERSION,
 )
-from dspex_pipelines.wire.frames import Frames
+from dspex_pipelines.wire.frames import grown
 from dspex_pipelines.wire.marks import Marks
 
 CONNECT_S = 20.0
@@ -228,7 +228,6 @@ class WorkerWire:
                 quarantine=self._quarantine,
             )
         )
-        frames = Frames(self._outcomes)
         while True:
             if not (self._woken or self._outcomes or self._released or self._returned):
                 if self._leaving:
@@ -236,7 +235,7 @@ class WorkerWire:
                 # When nothing happens, a frame is a heartbeat.
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), HEARTBEAT_S)
-            await frames.ready()
+            await grown(self._outcomes)
             self._wake.clear()
             self._woken = False
             yield self._next_frame()

@@ -7,7 +7,7 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sized
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import grpc.aio
 import pytest
 
 from dspex.v1 import execution_pb2, execution_pb2_grpc, types_pb2, worker_pb2, worker_pb2_grpc
+from dspex_pipelines.bridge import services
 from dspex_pipelines.bridge.client import PoolClient
 from dspex_pipelines.bridge.hub import Hub
 from dspex_pipelines.bridge.server import Bridge
@@ -28,7 +29,6 @@ from dspex_pipelines.model.payload import decode
 from dspex_pipelines.model.space import Configuration
 from dspex_pipelines.model.trial import Example, TrialSpec
 from dspex_pipelines.wire.codec import MESSAGE_LIMIT, PROTOCOL_VERSION, failure_to_wire
-from dspex_pipelines.wire.frames import Frames
 from tests.bridge.conftest import ROOT
 from tests.bridge.fakes import PROGRAM, TRIAL, FakeWorker, Seen, doing, raw_client, ready, wire_trial
 
@@ -298,7 +298,7 @@ async def test_a_worker_that_leaves_while_frames_are_filled_is_missed_at_once(
 ) -> None:
     gate = asyncio.Event()
 
-    async def ready(_: Frames) -> None:
+    async def grown(waiting: Sized) -> None:
         await gate.wait()
 
     async with (
@@ -306,7 +306,7 @@ async def test_a_worker_that_leaves_while_frames_are_filled_is_missed_at_once(
         PoolClient(address) as client,
         FakeWorker(bridge.address, "w", 1) as worker,
     ):
-        monkeypatch.setattr(Frames, "ready", ready)
+        monkeypatch.setattr(services, "grown", grown)
         # It is in there once a heartbeat has woken it up, whatever it was at before.
         (link,) = bridge.hub.workers.values()
         link.wake.set()
