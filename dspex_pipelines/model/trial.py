@@ -131,6 +131,10 @@ class TrialSpec(_TrialFields):
         trial_id = _beginning(of_program, of_configuration) + own
         return tuple.__new__(cls, (program, example, configuration, repeat, seed, trial_id))
 
+    def __getnewargs__(self) -> tuple[Any, ...]:
+        """Return what a copy is made of: the id is worked out again."""
+        return self[:-1]
+
 
 @lru_cache(maxsize=4_096)
 def _beginning(program: bytes, configuration: bytes) -> bytes:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -76,6 +78,15 @@ def _spec(**changes: object) -> TrialSpec:
 )
 def test_a_trial_is_another_one_when_any_part_of_it_is(change: dict[str, object]) -> None:
     assert _spec(**change).trial_id != _spec().trial_id
+
+
+def test_a_copy_is_the_same_trial() -> None:
+    spec = _spec(seed=3)
+    for copied in (copy.copy(spec), copy.deepcopy(spec), pickle.loads(pickle.dumps(spec))):
+        assert copied == spec
+        assert type(copied) is TrialSpec
+        assert copied.trial_id == spec.trial_id
+        assert copied.example.payload == spec.example.payload
 
 
 def test_the_trials_of_a_configuration_lie_side_by_side() -> None:
