@@ -267,7 +267,8 @@ class PoolClient:
         Waits while the window of uncommitted trials is full. A trial that no frame can hold is not sent: its outcome is
         `SERIALIZATION`. Raises `PoolInterrupted` when it has to be sent again,
         under a snapshot of a new session, and `PoolUnreachable` once the bridge is gone. Cancelling the wait cancels
-        the trial. So does *withdrawn* once it is done, and then the outcome says what became of it.
+        the trial. So does *withdrawn* once it is done; then the outcome says what became of it, and nobody has to
+        commit it.
         """
         size = len(spec.example.payload) + len(outputs)
         if size > PAYLOAD_BYTES:
@@ -283,16 +284,29 @@ class PoolClient:
             number = self.send(spec, session_id, version, timeout_s, outputs, most_attempts, self._settle, future)
             if number:
                 break
+            if withdrawn is not None and withdrawn.done():
+                return TrialError(spec.trial_id, b"", ErrorType.CANCELLED, "cancelled before it was sent", attempts=0)
             room = self._loop.create_future()
             self._credit_waiters.append(room)
+            if withdrawn is not None:
+                withdrawn.add_done_callback(lambda _, room=room: self._give_way(room))
             await room
         if withdrawn is not None:
             withdrawn.add_done_callback(lambda _: self._cancel(number))
         try:
-            return await future
+            outcome = await future
         except asyncio.CancelledError:
             self._drop(number)
             raise
+        if withdrawn is not None and withdrawn.done():
+            self.commit(1)
+        return outcome
+
+    def _give_way(self, room: asyncio.Future[None]) -> None:
+        """Wake one that waits for credit and is not to be sent any more: what comes back is the others'."""
+        if not room.done():
+            self._credit_waiters.remove(room)
+            room.set_result(None)
 
     def send(
         self,
@@ -355,10 +369,12 @@ class PoolClient:
         count = max(0, min(count, self.credit_limit - self._credit - len(self._pending)))
         self._committed += count
         self._credit += count
-        for _ in range(min(count, len(self._credit_waiters))):
+        while count and self._credit_waiters:
             room = self._credit_waiters.popleft()
             if not room.done():
+                # One that was cancelled has no use for it.
                 room.set_result(None)
+                count -= 1
         self._wake.set()
 
     async def _frames(self, wake: asyncio.Event) -> AsyncIterator[execution_pb2.ExecuteProgramsRequest]:
@@ -398,6 +414,8 @@ class PoolClient:
                 # A number that the wire has no room for: its caller's affair, and nobody else's.
                 del trials[-1]
                 answered, about, _ = self._pending.pop(number)
+                if answered == self._unwanted:
+                    self.commit(1)
                 answered(about, error)
 
     async def _read(self, stream: AsyncIterator[execution_pb2.ExecuteProgramsResponse]) -> None:

@@ -11,6 +11,7 @@ from dspex_pipelines.engine.asked import answered_of, asked_of
 from dspex_pipelines.engine.calls import NAME_CHARACTERS, Call, T, running_trial
 from dspex_pipelines.engine.used import Used, used_by_answer
 from dspex_pipelines.errors import InvalidValue
+from dspex_pipelines.model.usage import UNTOLD_COPIES
 
 
 def report_usage(**amounts: float) -> None:
@@ -18,7 +19,7 @@ def report_usage(**amounts: float) -> None:
 
     Programs and metrics call it as often as they like, in coroutines too, but not in threads that they start
     themselves; outside a trial it does nothing. Budgets are about ``tokens`` and ``cost_usd`` (US dollars). Raises
-    `InvalidValue` for what is no finite number of 0 or more, and for a name that cannot be printed.
+    `InvalidValue` for what is no finite number of 0 or more, and for a name that cannot be printed or is taken.
     """
     trial = running_trial()
     for name, amount in amounts.items():
@@ -27,6 +28,8 @@ def report_usage(**amounts: float) -> None:
             raise InvalidValue(field=name, value=amount, fix="report a finite number, 0 or more")
         if len(name) > NAME_CHARACTERS or not name.isprintable():
             raise InvalidValue(field="name", value=name, fix=f"use {NAME_CHARACTERS} printable characters at most")
+        if name == UNTOLD_COPIES:
+            raise InvalidValue(field="name", value=name, fix="hedged trials count that themselves; use another name")
         if trial is not None:
             trial.report({name: number})
 

@@ -1,6 +1,6 @@
 """Runs many items through one runner: bounded, streaming in and out, with progress and cancel.
 
-It knows nothing of trials, gRPC or Dagster: it takes items and an async function.
+It knows nothing of trials, gRPC or Dagster: it takes items and an async function, or a `Sender`.
 """
 
 from __future__ import annotations
@@ -88,7 +88,8 @@ def _never(_: object) -> bool:
 class ParallelExecutor(Generic[Item, Result]):
     """At most `max_concurrency` items in flight; input is pulled only as there is room.
 
-    A runner that raises is an outcome, one that takes longer than *timeout_per_trial_s* is a `TimeoutError`.
+    A runner that raises is an outcome, one that takes longer than *timeout_per_trial_s* is a `TimeoutError`;
+    with it every item is awaited, a `Sender`'s too.
     *is_failure* says which returned results count as failed in the progress. With *hold_outcomes* an outcome keeps the
     place of its item until `let_go` is told of it: at most `max_concurrency` items are in flight or held. One executor
     makes one run at a time (`RuntimeError` otherwise); a second run starts its progress anew.
@@ -324,7 +325,7 @@ class _Run(Generic[Item, Result]):
         # Without a coroutine for each item where there is nothing to await.
         take = source.take if source.is_synchronous else None
         ended, again, room, most = self._ended, self._again, self._room, self._max_concurrency
-        while not self.stopped and self._error is None:
+        while not (self.cancelled or self.stopped) and self._error is None:
             in_flight = self._begun + len(self._awaited)
             if in_flight >= most or self._held + (in_flight if self._hold_outcomes else 0) >= most:
                 room.clear()
@@ -334,6 +335,8 @@ class _Run(Generic[Item, Result]):
                 item = await source.next() if take is None else take()
             except StopAsyncIteration:
                 return
+            if self.cancelled:
+                return  # while the input was asked
             self._begun += 1
             if begin is None:
                 again(item)

@@ -128,8 +128,9 @@ class HedgedPool:
         other = None
         if behind.standing <= _Standing.FAILED:
             other = behind.task.result()
-            # It took credit, and nobody will record it.
-            self._pool.commit(1)
+            if not behind.is_withdrawn:
+                # It took credit, and nobody will record it.
+                self._pool.commit(1)
         self.won += ahead is second
         return _joined(spec, outcome, other, "first" if behind is first else "second")
 
@@ -214,6 +215,11 @@ class _Copy:
         self._withdrawn.set_result(None)
 
     @property
+    def is_withdrawn(self) -> bool:
+        """Whether it was to be cancelled."""
+        return self._withdrawn.done()
+
+    @property
     def standing(self) -> _Standing:
         """How far it is."""
         if not self.task.done():
@@ -288,7 +294,7 @@ def _joined(spec: TrialSpec, outcome: TrialOutcome, other: TrialOutcome | None, 
         run_s=other.run_s,
         history=other.history,
     )
-    joined = continued(copy, outcome)._replace(throttled_s=outcome.throttled_s + other.throttled_s)
+    joined = continued(copy, outcome)
     used = _sum(usage_of(outcome), usage_of(other))
     if not used:
         return joined

@@ -131,6 +131,12 @@ class TrialSpec(_TrialFields):
         trial_id = _beginning(of_program, of_configuration) + own
         return tuple.__new__(cls, (program, example, configuration, repeat, seed, trial_id))
 
+    def _replace(self, **changes: Any) -> Self:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Return another trial, with an id of its own."""
+        parts: dict[str, Any] = {**self._asdict(), **changes}
+        del parts["trial_id"]
+        return type(self)(**parts)
+
     def __getnewargs__(self) -> tuple[Any, ...]:
         """Return what a copy is made of: the id is worked out again."""
         return self[:-1]

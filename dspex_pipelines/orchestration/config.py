@@ -62,8 +62,8 @@ class EvaluationConfig(dg.Config):
     )
     hedge_fraction: float | None = Field(
         default=None,
-        description="Most trials, as a fraction of them, that may be run a second time because they take long; "
-        "0: none; left out: what the evaluation declares.",
+        description="Most trials that may be run a second time because they take long, as a fraction of those with a "
+        "final outcome; 0: none; left out: what the evaluation declares.",
     )
     timeout_s: float = Field(default=0.0, description="Seconds a trial may run; 0: what the evaluation declares.")
     trials_per_op: int = Field(

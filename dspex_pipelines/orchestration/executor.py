@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 import threading
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import dagster as dg
 from dagster._core.execution.retries import RetryMode
 from dagster._core.executor.multiprocess import MultiprocessExecutor  # its options leave out `fork`
 
-# Where steps cannot fork from the run's own process, it is from a server that has imported all this already.
+# Where steps cannot fork from the run's own process, they fork from a server that has imported all this.
 PRELOADED = [
     "dagster",
     "dagster._core.storage.sqlite_storage",
@@ -40,6 +41,7 @@ def shipped_executor() -> dg.ExecutorDefinition:
         forks = may_fork()
         if forks:
             # What is loaded by now is never looked at by the collector again, which would copy it into each step.
+            gc.collect()
             gc.freeze()
         return MultiprocessExecutor(
             max_concurrent=2,
@@ -55,20 +57,23 @@ def shipped_executor() -> dg.ExecutorDefinition:
 def may_fork() -> bool:
     """Return whether a copy of this process is as good as a new one that has loaded the same.
 
-    It is not where the definitions have started threads, which a copy lacks, or opened connections, which copies would
-    share. Those of gRPC are told by the names of its own threads.
+    It is not where the definitions have started threads of Python's, which a copy lacks, or opened sockets, which
+    copies would share, or channels of gRPC, told by the names of its own threads. Other native threads, files (a
+    connection to SQLite too) and pipes are not seen: definitions must not hold them.
     """
     if sys.platform != "linux" or threading.current_thread() is not threading.main_thread():
         return False
     if any(one.name not in _THREADS for one in threading.enumerate() if one is not threading.main_thread()):
         return False
-    if any(name.read_text().startswith("grpc") for name in Path("/proc/self/task").glob("*/comm")):
+    if any(_said(name.read_text).startswith("grpc") for name in Path("/proc/self/task").glob("*/comm")):
         return False
-    return not any(_is_socket(entry) for entry in Path("/proc/self/fd").iterdir() if int(entry.name) >= _STANDARD)
+    opened = (entry for entry in Path("/proc/self/fd").iterdir() if int(entry.name) >= _STANDARD)
+    return not any(_said(entry.readlink).startswith("socket:") for entry in opened)
 
 
-def _is_socket(descriptor: Path) -> bool:
+def _said(read: Callable[[], object]) -> str:
+    """Return what a file of the system's says; nothing where thread or descriptor is gone by now."""
     try:
-        return str(descriptor.readlink()).startswith("socket:")
+        return str(read())
     except OSError:
-        return False  # it was open only to list the others
+        return ""

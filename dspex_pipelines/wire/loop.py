@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import os
 import signal
 import sys
 import threading
@@ -24,8 +25,13 @@ class ParentProcess(Protocol):
     """What `multiprocessing` says of the process that made this one."""
 
     @property
+    def pid(self) -> int | None:
+        """Its number."""
+        ...
+
+    @property
     def sentinel(self) -> int:
-        """A descriptor that can be read once it is gone."""
+        """A descriptor that can be read once it is gone, and so is whoever has inherited its other end."""
         ...
 
 
@@ -83,7 +89,7 @@ async def _cancelled_by_signals(main: Coroutine[Any, Any, Result], received: lis
         for number in ENDING:
             loop.add_signal_handler(number, cancel, number)
         if (parent := _parent()) is not None:
-            watched = parent.sentinel
+            watched = _gone(parent)
 
             def orphaned() -> None:
                 loop.remove_reader(watched)
@@ -91,6 +97,15 @@ async def _cancelled_by_signals(main: Coroutine[Any, Any, Result], received: lis
 
             loop.add_reader(watched, orphaned)
     return await main
+
+
+def _gone(parent: ParentProcess) -> int:
+    """Return a descriptor that can be read once the parent is gone."""
+    # Of forked siblings, later ones hold the other end of the sentinel of earlier ones.
+    if sys.platform == "linux" and parent.pid is not None:
+        with contextlib.suppress(OSError):
+            return os.pidfd_open(parent.pid)
+    return parent.sentinel
 
 
 def _parent() -> ParentProcess | None:

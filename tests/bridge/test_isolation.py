@@ -210,9 +210,9 @@ async def test_what_ran_under_another_configuration_is_stale(
             assert isinstance(answer, outcome)
             assert getattr(answer, "type", None) is not ErrorType.STALE_STATE
             continue
+        assert (answer.configuration_digest, answer.worker, answer.attempts) == (seen, "w", 2)
+        assert answer.outputs == (1 if outcome is TrialResult else None)
         assert isinstance(answer, TrialError)
         assert answer.type is ErrorType.STALE_STATE
         assert answer.retryable
         assert OWN.digest.hex()[:12] in answer.message
-    assert (answer.configuration_digest, answer.worker, answer.attempts) == (seen, "w", 2)
-    assert answer.outputs == (1 if outcome is TrialResult else None)

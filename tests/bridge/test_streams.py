@@ -7,7 +7,7 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Mapping, Sized
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sized
 from pathlib import Path
 from typing import Any
 
@@ -420,3 +420,59 @@ async def test_a_run_ends_over_a_call_that_its_bridge_breaks_over(
     await asyncio.wait_for(runner.run(TRIAL), 20)
     assert isinstance(runner.pool_lost, PoolUnreachable)
     assert "not like this" in str(runner.pool_lost)
+
+
+async def test_what_was_sent_is_dropped_and_its_credit_comes_back(address: str) -> None:
+    async with Bridge(address, credit_limit=4) as bridge, PoolClient(address) as client:
+        session = await ready(client)
+        told: list[tuple[int, object]] = []
+
+        def answered(about: int, outcome: object) -> None:
+            told.append((about, outcome))
+
+        def other(about: int, outcome: object) -> None:
+            told.append((-about, outcome))
+
+        def send(number: int, to: Callable[[int, object], None]) -> int:
+            return client.send(TRIAL, session, 1, 0.0, b"", 0, to, number)
+
+        async with FakeWorker(bridge.address, "w", 4) as worker:
+            assert all([send(1, answered), send(2, answered), send(3, other)])
+            await worker.until(lambda seen: len(seen.trials) == 3)
+            client.drop(answered)
+            await worker.until(lambda seen: len(seen.cancelled) == 2)
+            await worker.call.write(worker_pb2.AttachRequest(released_ids=worker.seen.cancelled))
+            async with doing(worker.work()), asyncio.timeout(30):
+                while not told:
+                    await asyncio.sleep(0)
+                client.commit(1)
+                # Of four, all come back: those that were dropped without anybody's doing.
+                while not all(send(number, other) for number in (4, 5, 6, 7)):
+                    await client.status()
+                while len(told) < 5:
+                    await asyncio.sleep(0)
+        assert {about for about, _ in told} <= {-3, -4, -5, -6, -7}
+        assert all(isinstance(outcome, TrialResult) for _, outcome in told)
+
+
+async def test_what_waits_for_credit_can_be_withdrawn(address: str) -> None:
+    async with Bridge(address, credit_limit=1) as bridge, PoolClient(address) as client:
+        session = await ready(client)
+        async with FakeWorker(bridge.address, "w", 4) as worker:
+            first = asyncio.create_task(client.execute(TRIAL, session_id=session, version=1, timeout_s=0))
+            await worker.until(lambda seen: len(seen.trials) == 1)
+            withdrawn = asyncio.get_running_loop().create_future()
+            waiting = asyncio.create_task(
+                client.execute(TRIAL, session_id=session, version=1, timeout_s=0, withdrawn=withdrawn)
+            )
+            last = asyncio.create_task(client.execute(TRIAL, session_id=session, version=1, timeout_s=0))
+            await asyncio.sleep(0)
+            withdrawn.set_result(None)
+            outcome = await asyncio.wait_for(waiting, 30)
+            assert isinstance(outcome, TrialError)
+            assert (outcome.type, outcome.attempts) == (ErrorType.CANCELLED, 0)
+            async with doing(worker.work()):
+                assert isinstance(await first, TrialResult)
+                client.commit(1)
+                # The credit is not lost on the one that is gone.
+                assert isinstance(await asyncio.wait_for(last, 30), TrialResult)

@@ -236,7 +236,7 @@ async def test_an_earlier_attempt_stays_in_the_history(journal: Journal) -> None
 async def test_a_journal_that_fails_ends_the_batch_and_keeps_what_it_had(
     journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many lanes wait for credit that never comes back."""
+    """However many trials wait for credit that never comes back."""
 
     class Bounded(Pool):
         def __init__(self) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dspex_pipelines.engine.executor import JobComplete, ParallelExecutor, Sender
+from dspex_pipelines.engine.executor import JobComplete, ParallelExecutor, Runner, Sender
 from dspex_pipelines.errors import InvalidValue
 
 
@@ -392,3 +392,40 @@ async def test_a_limit_of_time_holds_for_what_could_be_begun() -> None:
     runner = Sending(awaited=1_000)
     assert len([outcome async for outcome in executor.run(range(1, 11), runner)]) == 10
     assert sorted(runner.ran) == list(range(1, 11))
+
+
+@pytest.mark.parametrize("runner", [double, Sending(awaited=1_000)], ids=["awaited", "begun"])
+async def test_cancelled_while_input_is_pulled_it_starts_nothing_more(runner: Runner[int, int]) -> None:
+    executor = ParallelExecutor[int, int](max_concurrency=100)
+
+    def items() -> Iterator[int]:
+        for item in range(1, 51):
+            if item == 4:
+                executor.cancel()
+            yield item
+
+    assert [outcome async for outcome in executor.run(items(), runner)] == []
+
+
+async def test_a_bug_in_counting_is_not_theirs_who_bring_the_result() -> None:
+    def broken(_: int) -> bool:
+        raise RuntimeError("a bug")
+
+    class Told(Sending):
+        raised = 0
+
+        def begin(self, item: int, ended: Callable[[int, int], None], again: Callable[[int], None]) -> bool:
+            def told(item: int, result: int) -> None:
+                try:
+                    ended(item, result)
+                except RuntimeError:
+                    self.raised += 1
+                    raise
+
+            return super().begin(item, told, again)
+
+    executor = ParallelExecutor[int, int](max_concurrency=3, is_failure=broken)
+    runner = Told(awaited=1_000)
+    with pytest.raises(RuntimeError, match="a bug"):
+        assert [outcome async for outcome in executor.run(range(1, 1_000), runner)]
+    assert not runner.raised

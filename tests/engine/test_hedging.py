@@ -122,6 +122,8 @@ class Pool:
             work.cancel()
             run.ended = now()
         self.answered += 1
+        if run.withdrawn:
+            self.commit(1)
         if not run.began:
             return outcome
         return outcome._replace(attempts=1, worker=f"w{run.copy}", run_s=now() - run.began)

@@ -89,6 +89,11 @@ def test_a_copy_is_the_same_trial() -> None:
         assert copied.example.payload == spec.example.payload
 
 
+def test_a_trial_with_another_part_has_another_id() -> None:
+    assert _spec()._replace(seed=7) == _spec(seed=7)
+    assert _spec()._replace(seed=7).trial_id == _spec(seed=7).trial_id != _spec().trial_id
+
+
 def test_the_trials_of_a_configuration_lie_side_by_side() -> None:
     examples = [Example(example_id=str(number), inputs={"x": number}) for number in range(100)]
     kinds = [{"configuration": Configuration({"k": 1})}, {"configuration": Configuration({"k": 2})}]
