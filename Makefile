@@ -17,6 +17,7 @@ setup: $(VENV)/.ready ## create .venv with everything, pinned by constraints.txt
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; this is %s. Say which with: make PYTHON=python3.11" % sys.version.split()[0])'
+	@echo "Installing into $(VENV), which takes a few minutes the first time and says little meanwhile."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,dspy,otel,postgresql]'
 	@touch $@

@@ -109,7 +109,9 @@ class Leaderboard:
 
     def label(self, standing: Standing) -> str:
         """Return the values of those variables that differ between configurations; its digest where none does."""
-        return standing.label(varying(self.standings)) or standing.configuration
+        return standing.label(varying(self.standings)) or (
+            standing.configuration if standing.variables else "no variables"
+        )
 
     def to_markdown(self, limit: int | None = None) -> str:
         """Return the rows as a Markdown table."""

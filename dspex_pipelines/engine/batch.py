@@ -235,7 +235,7 @@ async def run_batch(
 def _has_room(ledger: Ledger | None, reservation: Reservation | None, trial_id: bytes) -> bool:
     """Whether a trial in flight may have a second copy, which is reserved for if so."""
     if reservation is not None:
-        return reservation.take_again(trial_id)
+        return reservation.take_second(trial_id)
     return ledger is None or not ledger.stopped
 
 

@@ -149,7 +149,7 @@ class Journal:
         """Return those in *wanted*, trial id to scoring, that need nothing, and what is recorded of others.
 
         A trial needs nothing that has succeeded, or failed for good since *failures_since* (seconds since the epoch),
-        and was then judged by what is asked for: of such no outcome is read.
+        and was then judged by what is asked for: of such no outcome is read, and of the others no trace.
         """
 
         def read(connection: sa.Connection) -> tuple[set[bytes], dict[bytes, Found]]:
@@ -163,7 +163,7 @@ class Journal:
             rows = sql.select_settled(connection, number, possible, failures_since)
             settled = {trial_id for trial_id, scoring in rows if scoring == wanted[trial_id]}
             rest = [trial_id for trial_id in possible if trial_id not in settled]
-            return settled, _found(sql, connection, number, rest, wanted)
+            return settled, _found(sql, connection, number, rest, wanted, traces=False)
 
         return self.database.read(read) if wanted else (set(), {})
 

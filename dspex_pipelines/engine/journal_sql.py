@@ -15,7 +15,7 @@ from dspex_pipelines.engine.journal_rows import OK, PLAIN, SHARED, STATUS, Row
 from dspex_pipelines.engine.journal_schema import executions, scores
 
 _KEYS = {executions.name: ("trial_id", "generation"), scores.name: ("trial_id", "generation", "scoring")}
-NO_TRACE, NO_TRACE_POSTGRESQL = "X''", "''::bytea"
+_NO_TRACE, _NO_TRACE_POSTGRESQL = "X''", "''::bytea"
 """In place of a trace that nobody looks at: those of calls to models are the largest part of a row."""
 _SETTLED = "SELECT trial_id, scoring FROM executions"
 _ANY = "generation = %s AND trial_id = ANY(%b)"
@@ -155,7 +155,7 @@ class _Sqlite:
 
     @cache  # noqa: B019 - one instance, few sizes
     def _select(self, table: sa.Table, traces: bool, count: int) -> str:  # noqa: FBT001 - a key of the cache
-        return f"{_from(table, '' if traces else NO_TRACE)} WHERE {_among(count)}"
+        return f"{_from(table, '' if traces else _NO_TRACE)} WHERE {_among(count)}"
 
     @cache  # noqa: B019 - one instance, few sizes
     def _select_settled(self, count: int) -> str:
@@ -218,7 +218,7 @@ class _PostgreSql:
 
     @cache  # noqa: B019 - one instance
     def _select(self, table: sa.Table, traces: bool) -> str:  # noqa: FBT001 - a key of the cache
-        return f"{_from(table, '' if traces else NO_TRACE_POSTGRESQL)} WHERE {_ANY}"
+        return f"{_from(table, '' if traces else _NO_TRACE_POSTGRESQL)} WHERE {_ANY}"
 
 
 SQLITE, _POSTGRESQL = _Sqlite(), _PostgreSql()

@@ -28,7 +28,7 @@ class Reservation:
         self._settled = 0
         self._tokens = 0
         self._cost_usd = 0.0
-        self._again: set[bytes] = set()
+        self._doubled: set[bytes] = set()
         """Trials in flight that have a second copy."""
         self._changed = asyncio.Event()
 
@@ -46,22 +46,22 @@ class Reservation:
             self._in_flight += 1
             yield item
 
-    def take_again(self, trial_id: bytes) -> bool:
+    def take_second(self, trial_id: bytes) -> bool:
         """Reserve what a second copy of a trial in flight may use; return False where there is no room for it now."""
-        if trial_id in self._again:
+        if trial_id in self._doubled:
             return not self._ledger.stopped
         if not self._has_room():
             return False
         self._in_flight += 1
-        self._again.add(trial_id)
+        self._doubled.add(trial_id)
         return True
 
     def settle(self, outcomes: Iterable[TrialOutcome]) -> None:
         """What these have used is booked, and no more reserved."""
         for outcome in outcomes:
             self._in_flight -= 1
-            if outcome.trial_id in self._again:
-                self._again.remove(outcome.trial_id)
+            if outcome.trial_id in self._doubled:
+                self._doubled.remove(outcome.trial_id)
                 self._in_flight -= 1
             self._settled += 1
             tokens, cost_usd = spent_by(outcome)

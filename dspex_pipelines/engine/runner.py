@@ -144,12 +144,12 @@ class TrialRunner:
             except Exception as error:  # noqa: BLE001 - the promise above
                 outcome = error
             if not self._is_outdated(spec, session_id, version, outcome):
-                return self._settled(spec, outcome)
+                return self._as_outcome(spec, outcome)
             # As often as it takes, where the bridge has gone: it is the pool that gives up.
             if not isinstance(outcome, PoolInterrupted):
                 stale += 1
                 if stale == _STALE_TRIES:
-                    return self._settled(spec, outcome)
+                    return self._as_outcome(spec, outcome)
 
     def begin(
         self,
@@ -185,7 +185,7 @@ class TrialRunner:
         elif self._is_outdated(spec, session_id, version, outcome):
             again(item)
         else:
-            ended(item, self._settled(spec, outcome))
+            ended(item, self._as_outcome(spec, outcome))
 
     def _is_outdated(self, spec: TrialSpec, session_id: int, version: int, outcome: TrialOutcome | Exception) -> bool:
         """Return whether what the trial was sent under is no more; it is forgotten then."""
@@ -198,7 +198,7 @@ class TrialRunner:
             return True
         return False
 
-    def _settled(self, spec: TrialSpec, outcome: TrialOutcome | Exception) -> TrialOutcome:
+    def _as_outcome(self, spec: TrialSpec, outcome: TrialOutcome | Exception) -> TrialOutcome:
         return self._fault(spec, outcome) if isinstance(outcome, Exception) else _verified(spec, outcome)
 
     def _fault(self, spec: TrialSpec, error: Exception) -> TrialError:

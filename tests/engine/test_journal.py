@@ -117,7 +117,7 @@ def test_what_needs_nothing_is_told_from_what_is_run_or_scored_again(journal_url
         journal.record("", _entries(2, outcome=failed))
         journal.record("", _entries(3, outcome=passing))
         journal.record("", [Entry(OTHER, RESULT._replace(trial_id=_id(4)))])
-        found = _found(journal, 2, 3, 4)
+        found = journal.find("", {_id(number): SCORING for number in (2, 3, 4)}, traces=False)
         settled, rest = journal.look_up("", wanted)
         assert settled == {_id(1), _id(2)}
         assert rest == {trial_id: one for trial_id, one in found.items() if trial_id != _id(2)}

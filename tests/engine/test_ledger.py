@@ -110,13 +110,13 @@ async def test_a_second_copy_is_reserved_for_as_a_trial_is(journal_url: str) -> 
             assert await anext(trials) == one
         ledger.spend([first])
         reservation.settle([first._replace(trial_id=b"a")])
-        assert reservation.take_again(b"b"), "30 are spent, and 30 in flight"
-        assert reservation.take_again(b"b"), "it was sent to a pool that is gone"
-        assert not reservation.take_again(b"d"), "30 more would be too much"
+        assert reservation.take_second(b"b"), "30 are spent, and 30 in flight"
+        assert reservation.take_second(b"b"), "it was sent to a pool that is gone"
+        assert not reservation.take_second(b"d"), "30 more would be too much"
         ledger.spend([second])
         reservation.settle([second._replace(trial_id=b"b")])
         assert await anext(trials) == b"c", "60 are spent, and nothing is in flight"
-        assert not reservation.take_again(b"c")
+        assert not reservation.take_second(b"c")
 
 
 def test_the_clock_is_the_runs_and_not_the_steps(journal_url: str) -> None:
