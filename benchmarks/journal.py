@@ -82,9 +82,9 @@ def fill(journal: Journal, count: int) -> float:
 class NoJournal:
     """Knows nothing and keeps nothing."""
 
-    def find(self, generation: str, wanted: Any) -> dict[bytes, Any]:
+    def look_up(self, generation: str, wanted: Any, **_: Any) -> tuple[set[bytes], dict[bytes, Any]]:
         del generation, wanted
-        return {}
+        return set(), {}
 
     def record(self, generation: str, recorded: Any, **_: Any) -> None:
         """Forget them."""
