@@ -8,7 +8,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from itertools import islice
 from operator import attrgetter
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from dspex_pipelines.engine.executor import Outcome, ParallelExecutor, Progress, Sender
 from dspex_pipelines.engine.hedging import HedgedPool
@@ -17,7 +17,7 @@ from dspex_pipelines.engine.journal_rows import entry_of
 from dspex_pipelines.engine.ledger import Ledger
 from dspex_pipelines.engine.recorder import Recorder
 from dspex_pipelines.engine.reservation import Reservation
-from dspex_pipelines.engine.runner import TrialPool, TrialRunner
+from dspex_pipelines.engine.runner import DurablePool, TrialRunner
 from dspex_pipelines.engine.running_scores import RunningScores
 from dspex_pipelines.engine.spans import RunSpans
 from dspex_pipelines.errors import EvaluationIncomplete, ProviderRefused
@@ -48,28 +48,6 @@ class Missing(NamedTuple):
     known: TrialOutcome | None = None
     outputs: bytes = b""
     """What its program returned before, when only the scores are missing; else empty."""
-
-
-class DurablePool(TrialPool, Protocol):
-    """A pool that bounds what is sent and not yet made durable."""
-
-    async def execute(
-        self,
-        spec: TrialSpec,
-        *,
-        session_id: int,
-        version: int,
-        timeout_s: float,
-        outputs: bytes = b"",
-        most_attempts: int = 0,
-        withdrawn: asyncio.Future[None] | None = None,
-    ) -> TrialOutcome:
-        """Run a trial as a `TrialPool` does; once *withdrawn* is done, it is cancelled, and its outcome says so."""
-        ...
-
-    def commit(self, count: int) -> None:
-        """*count* outcomes are durable: so much credit comes back."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -410,7 +410,6 @@ class _Source(Generic[Item]):
     """One `next` over both kinds of iterables; ends for good at the first exception."""
 
     def __init__(self, items: Items[Item]) -> None:
-        self._lock = asyncio.Lock()
         self.over = False
         self._asynchronous: AsyncIterator[Item] | None = None
         if isinstance(items, AsyncIterable):
@@ -439,14 +438,13 @@ class _Source(Generic[Item]):
     async def next(self) -> Item:
         """Return the next item; raises as `take` does."""
         assert self._asynchronous is not None
-        async with self._lock:
-            if self.over:
-                raise StopAsyncIteration
-            try:
-                return await anext(self._asynchronous)
-            except BaseException:
-                self.over = True
-                raise
+        if self.over:
+            raise StopAsyncIteration
+        try:
+            return await anext(self._asynchronous)
+        except BaseException:
+            self.over = True
+            raise
 
     async def close(self) -> None:
         """Let a generator run its `finally`."""

@@ -12,18 +12,16 @@ from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Mapping
 from enum import IntEnum
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dspex_pipelines.engine.alarm import Alarm
 from dspex_pipelines.engine.calls import MOST_AMOUNT
+from dspex_pipelines.engine.runner import DurablePool
 from dspex_pipelines.model.hedging import Hedging
 from dspex_pipelines.model.outcome import ErrorType, TrialError, TrialOutcome, TrialResult, continued
 from dspex_pipelines.model.payload import encode
 from dspex_pipelines.model.trial import TrialSpec
 from dspex_pipelines.model.usage import UNTOLD_COPIES, usage_of
-
-if TYPE_CHECKING:
-    from dspex_pipelines.engine.batch import DurablePool
 
 KEPT = 1_000
 """Durations that the quantile is of: the last ones, as providers have slower hours."""

@@ -95,6 +95,28 @@ class TrialPool(Protocol):
         ...
 
 
+class DurablePool(TrialPool, Protocol):
+    """A pool that bounds what is sent and not yet made durable."""
+
+    async def execute(
+        self,
+        spec: TrialSpec,
+        *,
+        session_id: int,
+        version: int,
+        timeout_s: float,
+        outputs: bytes = b"",
+        most_attempts: int = 0,
+        withdrawn: asyncio.Future[None] | None = None,
+    ) -> TrialOutcome:
+        """Run a trial as a `TrialPool` does; once *withdrawn* is done, it is cancelled, and its outcome says so."""
+        ...
+
+    def commit(self, count: int) -> None:
+        """*count* outcomes are durable: so much credit comes back."""
+        ...
+
+
 class TrialRunner:
     """Turns a `TrialSpec` into its outcome over a pool.
 
