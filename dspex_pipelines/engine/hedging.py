@@ -209,8 +209,9 @@ class _Copy:
         self.task = asyncio.ensure_future(send(withdrawn=self._withdrawn))
 
     def withdraw(self) -> None:
-        """Have it cancelled; its outcome says what became of it."""
-        self._withdrawn.set_result(None)
+        """Have it cancelled, unless it has answered; its outcome says what became of it."""
+        if not self.task.done():
+            self._withdrawn.set_result(None)
 
     @property
     def is_withdrawn(self) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dspex_pipelines.engine.hedging import HedgedPool
@@ -122,7 +122,7 @@ class Pool:
             work.cancel()
             run.ended = now()
         self.answered += 1
-        if run.withdrawn:
+        if withdrawn is not None and withdrawn.done():
             self.commit(1)
         if not run.began:
             return outcome
@@ -438,6 +438,14 @@ def test_a_copy_that_does_not_say_that_it_is_cancelled_holds_up_nobody() -> None
     on_its_clock(test())
 
 
+@example(
+    # Both copies answer at the same moment.
+    seconds=[0.0, 0.0, 0.0, 1.0, 0.0, 1.0],
+    kinds=[None],
+    policy=Hedging(quantile=0.5, fraction=1.0, after=1),
+    slots=2,
+    at_a_time=2,
+)
 @given(
     seconds=st.lists(st.floats(0, 20) | st.floats(0, 1_000), min_size=1, max_size=120),
     kinds=st.lists(st.none() | st.sampled_from(ErrorType), min_size=1, max_size=7),
