@@ -6,8 +6,8 @@ A trial's `TrialCalls` is found by whatever runs on its behalf, coroutine or thr
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
+from _thread import RLock
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Future
@@ -104,23 +104,17 @@ class Call:
 class TrialCalls:
     """What one trial has asked of models, what it has used, and how long it has waited for leave."""
 
-    __slots__ = (
-        "_lock",
-        "_throttled_s",
-        "_waiting",
-        "_waits_since",
-        "attempt",
-        "caller",
-        "calls",
-        "failed",
-        "seed",
-        "spans",
-        "started",
-        "steps",
-        "timeout_s",
-        "trial",
-        "used",
-    )
+    # Of the class, as most trials never have another: there is one of these per trial.
+    started = 0.0
+    spans: AttemptSpans | None = None
+    calls: list[Call] | None = None
+    """None until there is one: most programs of other kinds make none."""
+    failed: deque[FailedCall] | None = None
+    steps: list[Any] | None = None
+    """What the program's own parts made of the answers, as its library tells."""
+    _waiting = 0
+    _waits_since = 0.0
+    _throttled_s = 0.0
 
     def __init__(
         self, caller: Caller | None, *, trial: int = 0, seed: int = 0, attempt: int = 1, timeout_s: float = 0.0
@@ -130,19 +124,9 @@ class TrialCalls:
         self.seed = seed
         self.attempt = attempt
         self.timeout_s = timeout_s
-        self.started = 0.0
-        self.spans: AttemptSpans | None = None
         self.used: dict[str, float] = {}
-        self.calls: list[Call] | None = None
-        """None until there is one: most programs of other kinds make none."""
-        self.failed: deque[FailedCall] | None = None
-        self.steps: list[Any] | None = None
-        """What the program's own parts made of the answers, as its library tells."""
         # A program's threads call and count at once.
-        self._lock = threading.RLock()
-        self._waiting = 0
-        self._waits_since = 0.0
-        self._throttled_s = 0.0
+        self._lock = RLock()
 
     @property
     def throttled_s(self) -> float:

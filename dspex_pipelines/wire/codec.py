@@ -231,7 +231,8 @@ def example_from_wire(payload: bytes) -> Example:
         and type(example_id) is type(group) is str
     ):
         raise _not_an_example()
-    for name in cast("dict[object, Any]", inputs):
+    name: object
+    for name in inputs:  # pyright: ignore[reportUnknownVariableType] - as it came
         if type(name) is not str:
             raise SerializationError(path=f"example.inputs[{name!r}]", reason="inputs are named by strings")
     return Example(example_id=example_id, inputs=inputs, labels=labels, group=group, metadata=metadata)

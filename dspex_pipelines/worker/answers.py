@@ -40,20 +40,16 @@ def answer_result(
     """Return the outcome of a program that returned; a metric's failure keeps the outputs."""
     payload, judged, failure = b"", b"", None
     try:
-        payload = encode_outputs(outputs)
-        _check_size("outputs", len(payload), OUTCOME_BYTES)
-        if type(outputs) not in _SCALARS:
-            _check_readable(payload)
-        payload = _redacted(payload)
-        # A secret's name may be longer than the secret.
-        _check_size("outputs", len(payload), OUTCOME_BYTES)
+        payload = _packed(outputs)
     except SerializationError as error:
         payload, failure = b"", failure_to_wire(ErrorType.SERIALIZATION, said(error))
     except BaseException as error:  # noqa: BLE001 - the outputs' own methods may raise anything
         payload, failure = b"", failure_of(ErrorType.SERIALIZATION, error)
     if failure is None and not isinstance(scores, BaseException):
         try:
-            judged = _redacted(encode({name: _score(name, value) for name, value in scores.items()}))
+            judged = encode({name: _score(name, value) for name, value in scores.items()})
+            if holds_secret(judged):
+                judged = _redacted(judged)
         except BaseException as error:  # noqa: BLE001 - as above, of a score
             scores = error
         if len(judged) > SCORES_BYTES:
@@ -72,7 +68,7 @@ def answer_result(
     outcome.outputs = payload
     outcome.scores = judged
     if calls.used:
-        outcome.usage = _redacted(encode(calls.used))
+        outcome.usage = _usage(calls)
     if failure is not None:
         outcome.failure.CopyFrom(failure)
     if calls.calls is not None:
@@ -99,7 +95,7 @@ def answer_failed(
         session_version=trial.version,
         run_s=run_s,
         outputs=b"" if raw is None else encode({RAW: raw}),
-        usage=_redacted(encode(calls.used)) if calls.used else b"",
+        usage=_usage(calls) if calls.used else b"",
         failure=failure,
     )
     if calls.calls is not None:
@@ -141,9 +137,26 @@ def answer_unavailable(
     )
 
 
+def _packed(outputs: Any) -> bytes:
+    payload = encode_outputs(outputs)
+    _check_size("outputs", len(payload), OUTCOME_BYTES)
+    if type(outputs) not in _SCALARS:
+        _check_readable(payload)
+    if holds_secret(payload):
+        payload = _redacted(payload)
+        # A secret's name may be longer than the secret.
+        _check_size("outputs", len(payload), OUTCOME_BYTES)
+    return payload
+
+
+def _usage(calls: TrialCalls) -> bytes:
+    used = encode(calls.used)
+    return _redacted(used) if holds_secret(used) else used
+
+
 def _redacted(payload: bytes) -> bytes:
-    """Return a payload without secrets: they are seldom there, so nothing is unpacked to find out."""
-    return encode(redact_values(decode(payload))) if holds_secret(payload) else payload
+    """Return a payload that holds a secret without it: they are seldom there, so nothing is unpacked to find out."""
+    return encode(redact_values(decode(payload)))
 
 
 def _check_readable(payload: bytes) -> None:

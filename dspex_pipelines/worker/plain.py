@@ -25,12 +25,13 @@ from dspex_pipelines.errors import SerializationError
 from dspex_pipelines.model.payload import encode
 
 _SCALARS = frozenset((type(None), str, int, float, bool, bytes))
+_PACKED = (dict, list, str, int, float, bool, bytes)
 _DEEPEST = 200
 
 
 def encode_outputs(outputs: Any) -> bytes:
     """Return outputs as they are sent; raises `SerializationError` with the path of what cannot be."""
-    if isinstance(outputs, dict | list | str | int | float | bool | bytes):
+    if isinstance(outputs, _PACKED):
         try:
             # Nearly all of them are plain, and packing them says so sooner than looking.
             return encode(outputs)

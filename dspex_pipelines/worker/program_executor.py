@@ -9,7 +9,7 @@ import asyncio
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 from dspex.v1 import types_pb2
 from dspex_pipelines.engine.calls import Caller, Permits, TrialCalls
@@ -30,6 +30,8 @@ from dspex_pipelines.worker.threads import CannotStart, Threads
 
 MOST_READY = 64
 T = TypeVar("T")
+_Key: TypeAlias = tuple[int, int, tuple[str, ...]]
+"""Session, version, and the names of the inputs."""
 
 
 class Isolated(Protocol):
@@ -97,7 +99,8 @@ class ProgramExecutor:
         self._context = SessionContext()
         self._loader = loader or ProgramLoader()
         self._instances = Instances()
-        self._ready: OrderedDict[tuple[int, int, tuple[str, ...]], asyncio.Future[Ready]] = OrderedDict()
+        self._ready: OrderedDict[_Key, Ready | asyncio.Future[Ready]] = OrderedDict()
+        """What was made ready, or is being made so; what could not be stays until it is asked for again."""
         # A cancelled thread cannot be killed, so its replacement needs a thread of its own.
         self._threads = Threads(most=2 * slots, broken=broken)
         self._tasks: dict[int, asyncio.Task[None]] = {}
@@ -126,38 +129,44 @@ class ProgramExecutor:
 
     def submit(self, trial: types_pb2.Trial) -> None:
         """Run *trial* under exactly the snapshot it names."""
+        number, session_id, version = trial.id, trial.session_id, trial.version
         try:
-            found = self._context.find(trial.session_id, trial.version)
+            found = self._context.find(session_id, version)
         except DspexError as error:
             self._deliver(answer_unavailable(trial, None, error))
             return
         if found is None:
-            message = f"this worker was never sent version {trial.version} of its session"
+            message = f"this worker was never sent version {version} of its session"
             failure = failure_to_wire(ErrorType.STALE_STATE, message, retryable=True)
-            self._deliver(types_pb2.Outcome(id=trial.id, failure=failure))
+            self._deliver(types_pb2.Outcome(id=number, failure=failure))
             return
         session, configuration = found
         try:
             example = example_from_wire(trial.example)
-            inputs = tuple(example.inputs)
         except DspexError as error:
             # A client of another make may send anything.
             message = f"the example cannot be read: {error}"
-            self._deliver(types_pb2.Outcome(id=trial.id, failure=failure_to_wire(ErrorType.SERIALIZATION, message)))
+            self._deliver(types_pb2.Outcome(id=number, failure=failure_to_wire(ErrorType.SERIALIZATION, message)))
             return
-        key = (trial.session_id, trial.version, inputs)
+        key = (session_id, version, tuple(example.inputs))
         ready = self._ready.get(key)
-        if ready is not None and ready.done() and ready.exception() is None:
+        if isinstance(ready, Ready):
             self._ready.move_to_end(key)
-            self._start(trial, ready.result(), example)
+            if ready.in_loop:
+                # Not by the loop, which makes a name for each: a fifth of its time.
+                running = self._run_coroutine(trial, number, ready, example)
+                self._tasks[number] = asyncio.Task(running, loop=self._loop, name="trial")
+            else:
+                self._start_thread(trial, number, ready, example)
             return
         if ready is None or ready.done():
             try:
                 ready = self._prepare(key, session, configuration)
             except CannotStart as error:
-                self._give_back(trial.id, str(error))
+                self._give_back(number, str(error))
                 return
-        self._tasks[trial.id] = self._loop.create_task(self._start_when_ready(trial, ready, configuration, example))
+        starting = self._start_when_ready(trial, number, ready, configuration, example)
+        self._tasks[number] = self._loop.create_task(starting)
 
     def cancel(self, attempt_id: int) -> None:
         """Stop a trial if that can be done; its slot is released when it really ends."""
@@ -186,9 +195,7 @@ class ProgramExecutor:
 
     # ------------------------------------------------------------------ getting ready
 
-    def _prepare(
-        self, key: tuple[int, int, tuple[str, ...]], session: KnownSession, configuration: Configuration
-    ) -> asyncio.Future[Ready]:
+    def _prepare(self, key: _Key, session: KnownSession, configuration: Configuration) -> asyncio.Future[Ready]:
         """Import and build off the loop: it may take seconds, and the neighbours go on."""
         future: asyncio.Future[Ready] = self._loop.create_future()
 
@@ -198,6 +205,8 @@ class ProgramExecutor:
                 future.exception()  # seen: every waiting trial tells it
             elif ready is not None:
                 future.set_result(ready)
+                if self._ready.get(key) is future:
+                    self._ready[key] = ready
 
         def work() -> None:
             try:
@@ -224,30 +233,27 @@ class ProgramExecutor:
         return future
 
     async def _start_when_ready(
-        self, trial: types_pb2.Trial, ready: asyncio.Future[Ready], configuration: Configuration, example: Any
+        self,
+        trial: types_pb2.Trial,
+        number: int,
+        ready: asyncio.Future[Ready],
+        configuration: Configuration,
+        example: Any,
     ) -> None:
         try:
             state = await asyncio.shield(ready)
-            if state.program.shape.is_async and state.instance is not None:
-                await self._run_coroutine(trial, state, example)
+            if state.in_loop:
+                await self._run_coroutine(trial, number, state, example)
             else:
-                self._start_thread(trial, state, example)
+                self._start_thread(trial, number, state, example)
         except DspexError as error:
             self._deliver(answer_unavailable(trial, configuration, error))
         except Exception as error:  # noqa: BLE001 - the program's constructor
             self._deliver(answer_failed(trial, configuration, error, calls=TrialCalls(None)))
         finally:
-            self._tasks.pop(trial.id, None)
+            self._tasks.pop(number, None)
 
     # ------------------------------------------------------------------ running
-
-    def _start(self, trial: types_pb2.Trial, ready: Ready, example: Any) -> None:
-        if ready.program.shape.is_async and ready.instance is not None:
-            # Not by the loop, which makes a name for each: a fifth of its time.
-            running = self._run_coroutine(trial, ready, example)
-            self._tasks[trial.id] = asyncio.Task(running, loop=self._loop, name="trial")
-        else:
-            self._start_thread(trial, ready, example)
 
     def _ended(self, attempt_id: int) -> None:
         """A cancelled task is over: its slot is free, unless a thread of the trial still runs."""
@@ -257,19 +263,19 @@ class ProgramExecutor:
             self._permits.forget(attempt_id)
             self._release(attempt_id)
 
-    async def _run_coroutine(self, trial: types_pb2.Trial, ready: Ready, example: Any) -> None:
+    async def _run_coroutine(self, trial: types_pb2.Trial, number: int, ready: Ready, example: Any) -> None:
         try:
-            outcome = await self._marks.marked(answer_in_loop(trial, ready, example), trial.id)
-            if trial.id not in self._cancelled:
+            outcome = await self._marks.marked(answer_in_loop(trial, ready, example), number)
+            if number not in self._cancelled:
                 self._deliver(outcome)
         except asyncio.CancelledError:
             raise
         except BaseException as error:  # noqa: BLE001 - told
             self._broken(error)
         finally:
-            self._tasks.pop(trial.id, None)
+            self._tasks.pop(number, None)
 
-    def _start_thread(self, trial: types_pb2.Trial, ready: Ready, example: Any) -> None:
+    def _start_thread(self, trial: types_pb2.Trial, number: int, ready: Ready, example: Any) -> None:
         isolated: Isolated | None = None
         if ready.instance is None:
             assert self._isolate is not None
@@ -282,30 +288,30 @@ class ProgramExecutor:
                 if isolated is not None:
                     outcome = isolated.run()
                 else:
-                    self._marks.mark(trial.id)
+                    self._marks.mark(number)
                     outcome = answer_in_thread(trial, ready, example, on_loop=self._on_loop)
                     self._marks.mark(0)
                     self._restore()
             except CannotStart as error:
                 reason = str(error)
             with self._ending:
-                del self._in_threads[trial.id]
-                cancelled = trial.id in self._cancelled
-                self._cancelled.discard(trial.id)
+                del self._in_threads[number]
+                cancelled = number in self._cancelled
+                self._cancelled.discard(number)
             if cancelled:
-                self._permits.forget(trial.id)
-                self._release(trial.id)
+                self._permits.forget(number)
+                self._release(number)
             elif outcome is not None:
                 self._deliver(outcome)
             else:
-                self._give_back(trial.id, reason)
+                self._give_back(number, reason)
 
-        self._in_threads[trial.id] = stop
+        self._in_threads[number] = stop
         try:
             self._threads.run(work)
         except CannotStart as error:
-            del self._in_threads[trial.id]
-            self._give_back(trial.id, str(error))
+            del self._in_threads[number]
+            self._give_back(number, str(error))
 
     def _on_loop(self, coroutine: Coroutine[Any, Any, T], trial_id: int) -> T:
         """Return what *coroutine*, which raises nothing, returns on the program loop."""

@@ -6,7 +6,7 @@ import contextlib
 import inspect
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from dspex.v1 import types_pb2
@@ -33,11 +33,14 @@ class Ready:
     """None for a program that is built in a process of its own."""
     call_variables: Mapping[str, Any]
     caller: Caller
+    in_loop: bool = field(init=False)
+    """Whether they are coroutines; else each has a thread."""
+    convention: Convention | None = field(init=False)
+    """How the library that the program is written in has it called, and its results judged."""
 
-    @property
-    def convention(self) -> Convention | None:
-        """How the library that the program is written in has it called, and its results judged."""
-        return self.program.convention
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "in_loop", self.program.shape.is_async and self.instance is not None)
+        object.__setattr__(self, "convention", self.program.convention)
 
 
 def answer_in_thread(
@@ -49,7 +52,8 @@ def answer_in_thread(
 ) -> types_pb2.Outcome:
     """Return the trial's outcome; *on_loop* returns what a coroutine, which raises nothing, returns on the loop."""
     calls = _begin(trial, ready)
-    outputs, scores, raised, run_s = None, dict[str, Any](), None, 0.0
+    scores: dict[str, Any] | BaseException = {}
+    outputs, raised, run_s = None, None, 0.0
     with _around(ready, calls):
         try:
             outputs = _given(trial, ready) if trial.outputs else ready.instance(**_arguments(ready, trial, example))
@@ -66,13 +70,15 @@ def answer_in_thread(
                 scores = on_loop(judging, trial.id)
             else:
                 scores = _finish(judging)
+    end_trial()
     return _answer(trial, ready, outputs, scores, raised, calls, run_s)
 
 
 async def answer_in_loop(trial: types_pb2.Trial, ready: Ready, example: Any) -> types_pb2.Outcome:
     """Return the outcome of a coroutine's trial; raises only what cancels it."""
     calls = _begin(trial, ready)
-    outputs, scores, raised, run_s = None, dict[str, Any](), None, 0.0
+    scores: dict[str, Any] | BaseException = {}
+    outputs, raised, run_s = None, None, 0.0
     with _around(ready, calls):
         try:
             if trial.outputs:
@@ -96,7 +102,6 @@ def _answer(
     calls: TrialCalls,
     run_s: float,
 ) -> types_pb2.Outcome:
-    end_trial()
     if raised is not None:
         outcome = answer_failed(trial, ready.configuration, raised, calls=calls, run_s=run_s)
     else:
@@ -130,14 +135,14 @@ def _begin(trial: types_pb2.Trial, ready: Ready) -> TrialCalls:
 
 
 def _around(ready: Ready, calls: TrialCalls) -> AbstractContextManager[None]:
-    convention = ready.program.convention
+    convention = ready.convention
     return _NOTHING_AROUND if convention is None else convention.around(calls, ready.instance)
 
 
 def _given(trial: types_pb2.Trial, ready: Ready) -> Any:
     """Return the outputs of an earlier run, of which only the metrics are wanted."""
     outputs = decode(trial.outputs)
-    return outputs if ready.program.convention is None else ready.program.convention.outputs(outputs)
+    return outputs if ready.convention is None else ready.convention.outputs(outputs)
 
 
 def _arguments(ready: Ready, trial: types_pb2.Trial, example: Any) -> dict[str, Any]:
@@ -150,7 +155,7 @@ def _arguments(ready: Ready, trial: types_pb2.Trial, example: Any) -> dict[str, 
 async def _judge(ready: Ready, example: Any, outputs: Any) -> dict[str, Any] | BaseException:
     """Return the scores by name, or what a metric raised."""
     scores: dict[str, Any] = {}
-    convention = ready.program.convention
+    convention = ready.convention
     for spec, metric in ready.program.metrics:
         try:
             value = metric(example, outputs) if convention is None else convention.judge(metric, example, outputs)

@@ -79,11 +79,13 @@ class SessionContext:
     def find(self, session_id: int, version: int) -> tuple[KnownSession, Configuration] | None:
         """Return what exactly that snapshot says, or None when it was never sent; raises why it cannot be read."""
         session = self._sessions.get(session_id)
-        if isinstance(session, DspexError):
-            raise session.with_traceback(None)
-        if session is None:
-            return None
-        configuration = session.snapshots.get(version)
-        if isinstance(configuration, DspexError):
-            raise configuration.with_traceback(None)
-        return None if configuration is None else (session, configuration)
+        if type(session) is KnownSession:
+            configuration = session.snapshots.get(version)
+            if type(configuration) is Configuration:
+                return session, configuration
+            unread = configuration
+        else:
+            unread = session
+        if isinstance(unread, DspexError):
+            raise unread.with_traceback(None)
+        return None
