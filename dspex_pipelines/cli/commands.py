@@ -78,16 +78,32 @@ def evaluate(
     *,
     partition: Annotated[
         list[str] | None,
-        typer.Option(help="Only this partition; may be repeated.", autocompletion=complete_partition),
+        typer.Option(
+            metavar="PARTITION", help="Only this partition; may be repeated.", autocompletion=complete_partition
+        ),
     ] = None,
-    limit: Annotated[int, typer.Option(help="Only the first so many examples of each partition.")] = 0,
+    limit: Annotated[
+        int,
+        typer.Option(
+            metavar="N", show_default=False, help="Only the first so many examples of each partition; 0: all."
+        ),
+    ] = 0,
     samples: Annotated[
-        int | None, typer.Option(help="So many random configurations; 0: the grid. Default: as declared.")
+        int | None, typer.Option(metavar="N", help="So many random configurations; 0: the grid. Default: as declared.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the draw and of the trials. Default: as declared.")] = None,
-    repeats: Annotated[int, typer.Option(help="How often each configuration meets each example.")] = 1,
-    max_concurrency: Annotated[int, typer.Option(help="Most trials in flight; 0: as declared.")] = 0,
-    weight: Annotated[int, typer.Option(help="Turns for each one of another run in the pool; 0: as declared.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", help="Seed of the draw and of the trials. Default: as declared.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(metavar="N", help="How often each configuration meets each example.")] = 1,
+    max_concurrency: Annotated[
+        int, typer.Option(metavar="N", show_default=False, help="Most trials in flight; 0: as declared.")
+    ] = 0,
+    weight: Annotated[
+        int,
+        typer.Option(
+            metavar="N", show_default=False, help="Turns for each one of another run in the pool; 0: as declared."
+        ),
+    ] = 0,
     hedge_fraction: Annotated[
         float | None,
         typer.Option(
@@ -95,22 +111,54 @@ def evaluate(
             help="Most trials that may be run a second time when they take long; 0: none. Default: as declared.",
         ),
     ] = None,
-    timeout_s: Annotated[float, typer.Option(help="Seconds a trial may run; 0: as declared.")] = 0.0,
-    trials_per_op: Annotated[int, typer.Option(help="Trials in one Dagster step; 0: chosen.")] = 0,
-    reuse: Annotated[str, typer.Option(help="Outcomes of earlier runs to keep: all, successes or none.")] = "all",
-    max_attempts: Annotated[int, typer.Option(help="Attempts of a trial; 0: by the type of its error.")] = 0,
-    max_errors: Annotated[
-        float, typer.Option(help="Stop after so many failed trials, or a fraction of 100 and more.")
+    timeout_s: Annotated[
+        float, typer.Option(metavar="SECONDS", show_default=False, help="Seconds a trial may run; 0: as declared.")
     ] = 0.0,
-    max_time_s: Annotated[float, typer.Option(help="Stop after so many seconds of a partition's trials.")] = 0.0,
+    trials_per_op: Annotated[
+        int, typer.Option(metavar="N", show_default=False, help="Trials in one Dagster step; 0: chosen.")
+    ] = 0,
+    reuse: Annotated[str, typer.Option(metavar="all|successes|none", help="Outcomes of earlier runs to keep.")] = "all",
+    max_attempts: Annotated[
+        int, typer.Option(metavar="N", show_default=False, help="Attempts of a trial; 0: by the type of its error.")
+    ] = 0,
+    max_errors: Annotated[
+        float,
+        typer.Option(
+            metavar="N|SHARE",
+            show_default=False,
+            help="Stop after so many failed trials, or a fraction of 100 and more; 0: as declared.",
+        ),
+    ] = 0.0,
+    max_time_s: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS",
+            show_default=False,
+            help="Stop after so many seconds of a partition's trials; 0: as declared.",
+        ),
+    ] = 0.0,
     max_tokens: Annotated[
-        int, typer.Option(help="Stop after so many tokens, of calls to models and as programs report them.")
+        int,
+        typer.Option(
+            metavar="N",
+            show_default=False,
+            help="Stop after so many tokens, of calls to models and as programs report them; 0: as declared.",
+        ),
     ] = 0,
     max_cost_usd: Annotated[
-        float, typer.Option(help="Stop after so many dollars, of calls to models and as programs report them.")
+        float,
+        typer.Option(
+            metavar="USD",
+            show_default=False,
+            help="Stop after so many dollars, of calls to models and as programs report them; 0: as declared.",
+        ),
     ] = 0.0,
-    workers: Annotated[int, typer.Option(help="Workers of the local pool; 0: one for each core.")] = 0,
-    pool_address: Annotated[str, typer.Option(help="A pool to use instead of a local one: `dspex pool start`.")] = "",
+    workers: Annotated[
+        int, typer.Option(metavar="N", show_default=False, help="Workers of the local pool; 0: one for each core.")
+    ] = 0,
+    pool_address: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="A pool to use instead of a local one: `dspex pool start`.")
+    ] = "",
     fail_under: Annotated[
         list[str] | None,
         typer.Option(
@@ -193,8 +241,10 @@ def evaluate(
 def leaderboard(
     target: Target = "",
     *,
-    metric: Annotated[str, typer.Option(help="Rank by this metric; default: the first.")] = "",
-    limit: Annotated[int, typer.Option(help="Print only the best so many; 0: all.")] = 0,
+    metric: Annotated[str, typer.Option(metavar="METRIC", help="Rank by this metric; default: the first.")] = "",
+    limit: Annotated[
+        int, typer.Option(metavar="N", show_default=False, help="Print only the best so many; 0: all.")
+    ] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Print the configurations of the newest results, best first."""

@@ -36,11 +36,18 @@ def start(
     address: Annotated[
         str, typer.Option(help="Where: unix:/path, which is yours alone, or a loopback host:port (port 0: any free).")
     ] = "127.0.0.1:50051",
-    workers: Annotated[int, typer.Option(help="Worker processes; 0: one for each core.")] = 0,
+    workers: Annotated[
+        int, typer.Option(metavar="N", show_default=False, help="Worker processes; 0: one for each core.")
+    ] = 0,
     slots: Slots = SLOTS,
     max_rss_mb: MaxRssMb = MAX_RSS_MB,
     max_trials: MaxTrials = 0,
-    idle_s: Annotated[float, typer.Option(help="End after so many seconds without a client; 0: never.")] = 0.0,
+    idle_s: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS", show_default=False, help="End after so many seconds without a client; 0: never."
+        ),
+    ] = 0.0,
     detach: Annotated[
         bool, typer.Option("--detach", help="Return once its workers are up, and leave it to `dspex pool stop`.")
     ] = False,

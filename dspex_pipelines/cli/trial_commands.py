@@ -29,6 +29,7 @@ def trials(
     outcome: Annotated[
         list[str] | None,
         typer.Option(
+            metavar="OUTCOME",
             help="Only with this outcome: ok, or a type of error such as timeout_run; may be repeated.",
             autocompletion=complete_outcome,
         ),
@@ -40,14 +41,24 @@ def trials(
         ),
     ] = None,
     configuration: Annotated[
-        str, typer.Option(help="Only this configuration: its values, as 'words=2 ellipsis=False', or its digest.")
+        str,
+        typer.Option(
+            metavar="CONFIGURATION",
+            help="Only this configuration: its values, as 'words=2 ellipsis=False', or its digest.",
+        ),
     ] = "",
-    example: Annotated[str, typer.Option(help="Only this example, by its id.")] = "",
-    partition: Annotated[str, typer.Option(help="Only this partition.", autocompletion=complete_partition)] = "",
+    example: Annotated[str, typer.Option(metavar="EXAMPLE", help="Only this example, by its id.")] = "",
+    partition: Annotated[
+        str, typer.Option(metavar="PARTITION", help="Only this partition.", autocompletion=complete_partition)
+    ] = "",
     sort: Annotated[
-        str, typer.Option(help="Worst first, by score (the first metric), a metric, run_s, queue_s, attempts, usage.…")
+        str,
+        typer.Option(
+            metavar="COLUMN",
+            help="Worst first, by score (the first metric), a metric, run_s, queue_s, attempts, usage.…",
+        ),
     ] = "",
-    limit: Annotated[int, typer.Option(help="Print at most so many; 0: all.")] = 20,
+    limit: Annotated[int, typer.Option(metavar="N", help="Print at most so many; 0: all.")] = 20,
     as_json: AsJson = False,
 ) -> None:
     """List trials of the newest results: outcome, scores, and how to look closer."""
