@@ -329,8 +329,9 @@ class PoolClient:
         self._credit -= 1
         self._last_id = number = self._last_id + 1
         self._pending[number] = (answered, about, spec.trial_id)
+        if not self._outbox:
+            self._wake.set()
         self._outbox.append((spec, number, session_id, version, timeout_s, outputs, most_attempts, size))
-        self._wake.set()
         return number
 
     def drop(self, answered: Answered[Any]) -> None:

@@ -364,12 +364,12 @@ class _LookedUp(Iterable[Missing]):
             self.reused += len(settled)
             if len(settled) == len(page):
                 continue
-            for spec, scored_by in zip(page, wanted.values(), strict=True):
-                if spec.trial_id in settled:
+            for spec, (trial_id, scored_by) in zip(page, wanted.items(), strict=True):
+                if trial_id in settled:
                     continue
-                found = known.get(spec.trial_id) if known else None
+                found = known.get(trial_id)
                 if found is None:
-                    yield Missing(spec, scored_by)
+                    yield tuple.__new__(Missing, (spec, scored_by, None, b""))
                 elif _reusable(found, plan.failures_since):
                     self.reused += 1
                 else:
@@ -385,15 +385,16 @@ def _reusable(found: Found, failures_since: float) -> bool:
 
 
 def _entry(done: Outcome[Missing, TrialOutcome]) -> Entry:
-    if done.result is None:
-        assert done.error is not None
-        raise done.error  # a runner lets nothing escape, so this is a bug in it
-    missing, outcome = done.item, done.result
-    if missing.outputs:
-        return Entry(missing.scoring, outcome, rescored=True)
-    if missing.known is not None:
-        outcome = continued(missing.known, outcome)
-    return entry_of(missing.scoring, outcome)
+    missing, outcome, error = done
+    if outcome is None:
+        assert error is not None
+        raise error  # a runner lets nothing escape, so this is a bug in it
+    _, scoring, known, outputs = missing
+    if outputs:
+        return Entry(scoring, outcome, rescored=True)
+    if known is not None:
+        outcome = continued(known, outcome)
+    return entry_of(scoring, outcome)
 
 
 def _refusal(entries: Iterable[Entry]) -> str:

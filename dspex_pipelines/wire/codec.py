@@ -213,8 +213,10 @@ def write_trial(
     trial.session_id = session_id
     trial.version = version
     trial.example = spec.example.payload
-    trial.seed = spec.seed
-    trial.repeat = spec.repeat
+    if seed := spec.seed:
+        trial.seed = seed
+    if repeat := spec.repeat:
+        trial.repeat = repeat
     trial.timeout_s = timeout_s
 
 
@@ -345,7 +347,7 @@ def outcome_from_wire(outcome: types_pb2.Outcome, trial_id: bytes) -> TrialOutco
     usage = _spent(outcome) if history else outcome.usage
     if not failed:
         # In the order of its fields: by name, making one takes four times as long.
-        return TrialResult(
+        fields = (
             trial_id,
             outcome.configuration_digest[:DIGEST_BYTES],
             version,
@@ -360,6 +362,7 @@ def outcome_from_wire(outcome: types_pb2.Outcome, trial_id: bytes) -> TrialOutco
             history,
             throttled_s,
         )
+        return tuple.__new__(TrialResult, fields)
     failure = outcome.failure
     return TrialError(
         trial_id=trial_id,
