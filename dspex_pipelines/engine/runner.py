@@ -190,10 +190,12 @@ class TrialRunner:
         if version is None:
             return False
         about = (item, spec, session_id, version, ended, again)
-        sent = self._pool.send(
-            spec, session_id, version, self._timeout_s, outputs, self._most_attempts, self._answered, about
+        return (
+            self._pool.send(
+                spec, session_id, version, self._timeout_s, outputs, self._most_attempts, self._answered, about
+            )
+            > 0
         )
-        return sent > 0
 
     def drop(self) -> None:
         """Cancel what was begun."""
