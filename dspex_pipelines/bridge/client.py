@@ -401,10 +401,12 @@ class PoolClient:
         outbox, add = self._outbox, trials.add
         size = 0
         for count in range(min(len(outbox), FRAME_TRIALS)):
-            size += outbox[0][-1]
+            waiting = outbox.popleft()
+            spec, example, number, session_id, version, timeout_s, outputs, most_attempts, payloads = waiting
+            size += payloads
             if count and size > FRAME_BYTES:
+                outbox.appendleft(waiting)
                 break
-            spec, example, number, session_id, version, timeout_s, outputs, most_attempts, _ = outbox.popleft()
             trial = add()
             try:
                 write_trial(trial, spec, example, number, session_id, version, timeout_s)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, repeat
 from operator import attrgetter
 from typing import TypeAlias
 
@@ -361,6 +361,9 @@ class _LookedUp(Iterable[Missing]):
             settled, known = self._journal.look_up(plan.generation, wanted, failures_since=plan.failures_since)
             self.reused += len(settled)
             if len(settled) == len(page):
+                continue
+            if not (settled or known):
+                yield from zip(page, wanted.values(), repeat(None), repeat(b""))
                 continue
             for spec, (trial_id, scored_by) in zip(page, wanted.items(), strict=True):
                 if trial_id in settled:

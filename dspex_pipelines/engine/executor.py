@@ -390,9 +390,6 @@ class _Run(Generic[Item, Result]):
     def _finish(self, item: Item, result: Result | None, error: BaseException | None) -> None:
         self.done += 1
         self._held += 1
-        if not self._finished:
-            self._wake.set()
-        self._finished.append(tuple.__new__(Outcome, (item, result, error)))
         try:
             if error is not None or self._is_failure(result):  # type: ignore[arg-type]
                 self.failed += 1
@@ -400,6 +397,9 @@ class _Run(Generic[Item, Result]):
             self._note(bug)
         if not self._hold_outcomes:
             self._room.set()
+        if not self._finished:
+            self._wake.set()
+        self._finished.append(tuple.__new__(Outcome, (item, result, error)))
 
     def _note(self, error: BaseException | None) -> None:
         if error is not None and self._error is None:

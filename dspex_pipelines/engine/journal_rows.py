@@ -18,6 +18,7 @@ JUDGED = frozenset((OK, STATUS[ErrorType.METRIC_EXCEPTION]))
 # The sqlite3 module looks for an adapter of each bytes that it is given, never of a bytearray: half the time of a row.
 _blob = bytearray
 _NOTHING = bytearray()
+"""Bytes that are added to it are a `_blob` too, in half the time."""
 
 
 class Entry(NamedTuple):
@@ -43,8 +44,8 @@ def entry_of(scoring: bytes, outcome: TrialOutcome) -> Entry:
         return Entry(scoring, outcome)
     # fmt: off
     plain = (
-        _blob(trial_id), _blob(scoring), _blob(seen), version, attempts, worker, queue_s, run_s,
-        _blob(outputs), _blob(payload),
+        _NOTHING + trial_id, _NOTHING + scoring, _NOTHING + seen, version, attempts, worker, queue_s, run_s,
+        _NOTHING + outputs, _NOTHING + payload,
     )
     # fmt: on
     return tuple.__new__(Entry, (scoring, outcome, False, plain))
