@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from itertools import islice, repeat
+from itertools import islice
 from operator import attrgetter
 from typing import TypeAlias
 
@@ -363,7 +363,8 @@ class _LookedUp(Iterable[Missing]):
             if len(settled) == len(page):
                 continue
             if not (settled or known):
-                yield from zip(page, wanted.values(), repeat(None), repeat(b""))
+                for spec, scored_by in zip(page, wanted.values(), strict=True):
+                    yield spec, scored_by, None, b""
                 continue
             for spec, (trial_id, scored_by) in zip(page, wanted.items(), strict=True):
                 if trial_id in settled:

@@ -409,7 +409,7 @@ class _Run(Generic[Item, Result]):
 
 
 class _Source(Generic[Item]):
-    """Both kinds of iterables: `take` returns the next item, where there is one to await it is None and `next` does."""
+    """Both kinds of iterables: `take` returns the next item; it is None where that has to be awaited, of `next`."""
 
     def __init__(self, items: Items[Item]) -> None:
         self._iterator: Any

@@ -190,12 +190,10 @@ class TrialRunner:
         if version is None:
             return False
         about = (item, spec, session_id, version, ended, again)
-        return (
-            self._pool.send(
-                spec, session_id, version, self._timeout_s, outputs, self._most_attempts, self._answered, about
-            )
-            > 0
+        sent = self._pool.send(
+            spec, session_id, version, self._timeout_s, outputs, self._most_attempts, self._answered, about
         )
+        return sent > 0
 
     def drop(self) -> None:
         """Cancel what was begun."""
