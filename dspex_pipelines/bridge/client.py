@@ -67,9 +67,9 @@ _MEANT = frozenset(
 _BROKEN = frozenset({grpc.StatusCode.UNKNOWN, grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.INVALID_ARGUMENT})
 """How a bridge that is there fails a call: it would fail the next one too."""
 
-_Waiting: TypeAlias = tuple[TrialSpec, int, int, int, float, bytes, int, int]
-"""A trial that is to be sent: its id in this stream, session, version, timeout, outputs, most attempts, and how many
-bytes its payloads have."""
+_Waiting: TypeAlias = tuple[TrialSpec, bytes, int, int, int, float, bytes, int, int]
+"""A trial that is to be sent: its example's payload, its id in this stream, session, version, timeout, outputs, most
+attempts, and how many bytes its payloads have."""
 
 
 _About = TypeVar("_About")
@@ -323,14 +323,16 @@ class PoolClient:
 
         *answered* is called once, with *about* and the outcome, or what `execute` would raise.
         """
-        size = len(spec.example.payload) + len(outputs)
+        example = spec.example.payload
+        size = len(example) + len(outputs)
         if self._credit <= 0 or self._lost is not None or size > PAYLOAD_BYTES or not self._up.is_set():
             return 0
         self._credit -= 1
         self._last_id = number = self._last_id + 1
         self._pending[number] = (answered, about, spec.trial_id)
-        self._outbox.append((spec, number, session_id, version, timeout_s, outputs, most_attempts, size))
-        self._wake.set()
+        if not self._outbox:
+            self._wake.set()
+        self._outbox.append((spec, example, number, session_id, version, timeout_s, outputs, most_attempts, size))
         return number
 
     def drop(self, answered: Answered[Any]) -> None:
@@ -399,13 +401,15 @@ class PoolClient:
         outbox, add = self._outbox, trials.add
         size = 0
         for count in range(min(len(outbox), FRAME_TRIALS)):
-            size += outbox[0][-1]
+            waiting = outbox.popleft()
+            spec, example, number, session_id, version, timeout_s, outputs, most_attempts, payloads = waiting
+            size += payloads
             if count and size > FRAME_BYTES:
+                outbox.appendleft(waiting)
                 break
-            spec, number, session_id, version, timeout_s, outputs, most_attempts, _ = outbox.popleft()
             trial = add()
             try:
-                write_trial(trial, spec, number, session_id, version, timeout_s)
+                write_trial(trial, spec, example, number, session_id, version, timeout_s)
                 if outputs:
                     trial.outputs = outputs
                 if most_attempts:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ from dspex_pipelines.bridge import inspection
 from dspex_pipelines.bridge.holding import is_large
 from dspex_pipelines.bridge.links import ClientLink, WorkerLink
 from dspex_pipelines.bridge.model_calls import ModelCalls
-from dspex_pipelines.bridge.sessions import SessionStore
+from dspex_pipelines.bridge.sessions import Session, SessionStore
 from dspex_pipelines.engine.alarm import Alarm
 from dspex_pipelines.engine.dispatcher import Dispatcher
 from dspex_pipelines.engine.retries import Fault
@@ -197,34 +198,33 @@ class Hub:
     def submit(self, link: ClientLink, trials: Sequence[types_pb2.Trial], size: int) -> None:
         """A client has sent trials in a frame of *size* bytes; one that cannot be run is answered at once."""
         tickets: list[Ticket] = []
-        number, live, pin = link.number, link.live, self.sessions.pin
+        number, live = link.number, link.live
         link.uncommitted += len(trials)
         large = is_large(size, len(trials))
-        if large:
-            trials = self._fitting(link, trials)
-        for trial in trials:
-            state = (trial.session_id, trial.version)
-            try:
-                session = pin(*state)
-            except UnknownSession as error:
-                self._refuse(link, trial.id, ErrorType.STALE_STATE, str(error), retryable=True)
+        trials = self._fitting(link, trials) if large else list(trials)
+        states = [(trial.session_id, trial.version) for trial in trials]
+        sessions = {state: self._pin(state, count) for state, count in Counter(states).items()}
+        for trial, state in zip(trials, states, strict=True):
+            session = sessions[state]
+            trial_id, timeout_s = trial.id, trial.timeout_s
+            if isinstance(session, UnknownSession):
+                self._refuse(link, trial_id, ErrorType.STALE_STATE, str(session), retryable=True)
                 continue
-            timeout_s = trial.timeout_s
-            if self.draining or trial.id in live or not timeout_s >= 0.0:
-                self._unpin(state)
+            if self.draining or trial_id in live or not timeout_s >= 0.0:
+                self._unpin([state])
                 if self.draining:
-                    self._refuse(link, trial.id, ErrorType.CANCELLED, "the pool is draining", retryable=True)
-                elif trial.id in live:
-                    why = f"trial {trial.id} is in flight already"
-                    self._refuse(link, trial.id, ErrorType.CANCELLED, why, retryable=True)
+                    self._refuse(link, trial_id, ErrorType.CANCELLED, "the pool is draining", retryable=True)
+                elif trial_id in live:
+                    why = f"trial {trial_id} is in flight already"
+                    self._refuse(link, trial_id, ErrorType.CANCELLED, why, retryable=True)
                 else:
                     why = f"timeout_s is {timeout_s}; give seconds, or 0 for no limit"
-                    self._refuse(link, trial.id, ErrorType.INVALID_CONFIGURATION, why)
+                    self._refuse(link, trial_id, ErrorType.INVALID_CONFIGURATION, why)
                 continue
-            live[trial.id] = state
+            live[trial_id] = state
             if large:
-                link.held.add(trial.id, trial.ByteSize())
-            tickets.append(Ticket(number, trial.id, *state, timeout_s, trial, trial.max_attempts, session.trial_slots))
+                link.held.add(trial_id, trial.ByteSize())
+            tickets.append(Ticket(number, trial_id, state, timeout_s, trial, trial.max_attempts, session.trial_slots))
         if tickets:
             self._perform(self.dispatcher.submit(number, tickets, time.monotonic()))
 
@@ -260,8 +260,7 @@ class Hub:
         if not self.clients:
             self._tell({"clients": False})
         orders = self.dispatcher.disconnect(link.number, time.monotonic())
-        for state in link.live.values():
-            self._unpin(state)
+        self._unpin(link.live.values())
         link.live.clear()
         self._perform(orders)
 
@@ -277,9 +276,17 @@ class Hub:
             self.models.withdraw(session_id)
             self._forget(session_id)
 
-    def _unpin(self, state: tuple[int, int]) -> None:
-        if self.sessions.unpin(*state):
-            self._forget(state[0])
+    def _pin(self, state: tuple[int, int], trials: int) -> Session | UnknownSession:
+        try:
+            return self.sessions.pin(*state, trials)
+        except UnknownSession as error:
+            return error
+
+    def _unpin(self, states: Iterable[tuple[int, int]]) -> None:
+        """One trial less refers to each."""
+        for (session_id, version), trials in Counter(states).items():
+            if self.sessions.unpin(session_id, version, trials):
+                self._forget(session_id)
         if self.sessions.gone:
             self.forget_versions()
 
@@ -339,48 +346,48 @@ class Hub:
                 self._end(worker, [attempt_id], "a trial that did not end held it")
         if orders.quarantine is not None:
             self._tell({"quarantine": orders.quarantine})
-        if verdicts := sum(settled.error in _VERDICTS for settled in orders.settle):
-            # At once: the worker that it took may be one too many.
-            self._tell({"answered": verdicts})
-        for settled in orders.settle:
-            self._answer(settled)
+        if orders.settle:
+            self._answer(orders.settle)
         self._arm()
 
-    def _answer(self, settled: Settled) -> None:
-        ticket = settled.ticket
-        client = self.clients.get(ticket.client)
-        if client is None:
-            return
-        state = client.live.pop(ticket.client_trial_id, None)
-        if state is not None:
-            self._unpin(state)
-        if client.held.sizes:
-            client.held.drop(ticket.client_trial_id)
-            client.room.set()
-        outcome = settled.outcome
-        if not isinstance(outcome, types_pb2.Outcome):
-            assert settled.error is not None
-            outcome = types_pb2.Outcome(
-                run_s=settled.run_s,
-                throttled_s=settled.throttled_s,
-                session_version=ticket.version,
-                failure=failure_to_wire(settled.error, settled.message, retryable=not settled.error.is_final),
-            )
-        outcome.id = ticket.client_trial_id
-        outcome.queue_s = settled.queue_s
-        outcome.attempts = settled.attempts
-        outcome.worker_id = settled.worker_id
-        if settled.throttled_s:
-            outcome.throttled_s = max(outcome.throttled_s, settled.throttled_s)
-        if settled.history or outcome.history:
-            self._tell_history(outcome, settled)
-        if self._sizes and (size := self._sizes.get(id(outcome))):
-            client.unread.add(id(outcome), size)
-            if client.unread.is_full and not client.stopped:
-                client.stopped = True
-                self.dispatcher.stop(ticket.client)
-        client.outcomes.append(outcome)
-        client.wake.set()
+    def _answer(self, settled: Iterable[Settled]) -> None:
+        states: list[tuple[int, int]] = []
+        verdicts = 0
+        client: ClientLink | None = None
+        for one in settled:
+            ticket, outcome = one.ticket, one.outcome
+            trial_id = ticket.client_trial_id
+            if not isinstance(outcome, types_pb2.Outcome):
+                verdicts += one.error in _VERDICTS
+                outcome = _outcome_of(one)
+            if client is None or client.number != ticket.client:
+                client = self.clients.get(ticket.client)
+                if client is None:
+                    continue
+                client.wake.set()
+            if (state := client.live.pop(trial_id, None)) is not None:
+                states.append(state)
+            if client.held.sizes:
+                client.held.drop(trial_id)
+                client.room.set()
+            outcome.id = trial_id
+            outcome.queue_s = one.queue_s
+            outcome.attempts = one.attempts
+            outcome.worker_id = one.worker_id
+            if one.throttled_s:
+                outcome.throttled_s = max(outcome.throttled_s, one.throttled_s)
+            if one.history or outcome.history:
+                self._tell_history(outcome, one)
+            if self._sizes and (size := self._sizes.get(id(outcome))):
+                client.unread.add(id(outcome), size)
+                if client.unread.is_full and not client.stopped:
+                    client.stopped = True
+                    self.dispatcher.stop(ticket.client)
+            client.outcomes.append(outcome)
+        if verdicts:
+            # At once: the worker that it took may be one too many.
+            self._tell({"answered": verdicts})
+        self._unpin(states)
 
     @staticmethod
     def _tell_history(outcome: types_pb2.Outcome, settled: Settled) -> None:
@@ -390,16 +397,20 @@ class Hub:
         outcome.history.extend(_last(attempt_to_wire(one) for one in (*settled.history[-MOST_ATTEMPTS:], *calls)))
 
     def _send(self, worker: WorkerLink, dispatched: Sequence[tuple[int, Ticket]]) -> None:
-        known = worker.known
+        known, trials = worker.known, worker.trials
+        client: ClientLink | None = None
         for attempt_id, ticket in dispatched:
-            versions = known.get(ticket.session_id)
-            if versions is None or ticket.version not in versions:
-                self._introduce(worker, ticket.session_id, ticket.version)
-            trial = ticket.body
-            assert isinstance(trial, types_pb2.Trial)
+            if client is None or client.number != ticket.client:
+                client = self.clients[ticket.client]
+                worker.has_large |= bool(client.held.sizes)
+            session_id, version = ticket.snapshot
+            versions = known.get(session_id)
+            if versions is None or version not in versions:
+                self._introduce(worker, session_id, version)
+            trial: types_pb2.Trial = ticket.body
             trial.id = attempt_id
             trial.attempt += 1
-            worker.trials.append(trial)
+            trials.append(trial)
         worker.wake.set()
 
     def _introduce(self, worker: WorkerLink, session_id: int, version: int) -> None:
@@ -426,6 +437,17 @@ class Hub:
 
     def _tick(self) -> None:
         self._perform(self.dispatcher.tick(time.monotonic()))
+
+
+def _outcome_of(settled: Settled) -> types_pb2.Outcome:
+    """Return what stands for the outcome that no worker has given."""
+    assert settled.error is not None
+    return types_pb2.Outcome(
+        run_s=settled.run_s,
+        throttled_s=settled.throttled_s,
+        session_version=settled.ticket.snapshot[1],
+        failure=failure_to_wire(settled.error, settled.message, retryable=not settled.error.is_final),
+    )
 
 
 def _last(attempts: Iterable[types_pb2.Attempt]) -> list[types_pb2.Attempt]:

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import islice
 
 from dspex.v1 import execution_pb2, types_pb2, worker_pb2
 from dspex_pipelines.bridge.holding import LARGE_BYTES, MOST_HELD_BYTES, MOST_UNREAD_BYTES, Held
@@ -25,6 +26,8 @@ class WorkerLink:
     sessions: deque[types_pb2.Session] = field(default_factory=deque[types_pb2.Session])
     snapshots: deque[types_pb2.Snapshot] = field(default_factory=deque[types_pb2.Snapshot])
     trials: deque[types_pb2.Trial] = field(default_factory=deque[types_pb2.Trial])
+    has_large: bool = False
+    """Whether any of them may be large."""
     cancels: list[int] = field(default_factory=list[int])
     permits: list[worker_pb2.CallPermit] = field(default_factory=list[worker_pb2.CallPermit])
     leaves: list[worker_pb2.StandingLeave] = field(default_factory=list[worker_pb2.StandingLeave])
@@ -62,14 +65,10 @@ class WorkerLink:
                 # Whose trials wait behind it is not known here, so all of them do.
                 return frame
             frame.snapshots.append(self.snapshots.popleft())
-        trials: list[types_pb2.Trial] = []
-        while self.trials and len(trials) < FRAME_TRIALS:
-            size += len(self.trials[0].example) + len(self.trials[0].outputs)
-            if size > FRAME_BYTES and (trials or frame.sessions or frame.snapshots):
-                break
-            trials.append(self.trials.popleft())
-        frame.trials.extend(trials)
+        fitting = self._fitting(size, alone=not (frame.sessions or frame.snapshots))
+        frame.trials.extend([self.trials.popleft() for _ in range(fitting)])
         if not self.trials:
+            self.has_large = False
             # Not before the trials they are about: a cancel that overtakes its trial would be lost.
             frame.cancel_ids.extend(self.cancels)
             frame.closed_session_ids.extend(self.closed_sessions)
@@ -79,6 +78,17 @@ class WorkerLink:
             frame.drain = self.drain
             self.cancels, self.closed_sessions, self.drain = [], [], False
         return frame
+
+    def _fitting(self, size: int, *, alone: bool) -> int:
+        """Return how many trials fit a frame beside *size* bytes; one does that would be *alone*."""
+        most = min(len(self.trials), FRAME_TRIALS)
+        if self.has_large:
+            # Those that are not large would all fit.
+            for number, trial in enumerate(islice(self.trials, most)):
+                size += len(trial.example) + len(trial.outputs)
+                if size > FRAME_BYTES and (number or not alone):
+                    return number
+        return most
 
 
 @dataclass(slots=True, eq=False)
@@ -102,18 +112,23 @@ class ClientLink:
 
     def next_frame(self) -> execution_pb2.ExecuteProgramsResponse:
         """Return the outcomes that wait, up to a frame's limits."""
-        outcomes: list[types_pb2.Outcome] = []
-        size = 0
-        while self.outcomes and len(outcomes) < FRAME_TRIALS:
-            if self.unread.sizes:
-                # Those that are not large would all fit.
-                key = id(self.outcomes[0])
-                size += self.unread.sizes.get(key, LARGE_BYTES)
-                if outcomes and size > FRAME_BYTES:
-                    break
-                self.unread.drop(key)
-            outcomes.append(self.outcomes.popleft())
+        outcomes = [self.outcomes.popleft() for _ in range(self._fitting())]
+        if self.unread.sizes:
+            for outcome in outcomes:
+                self.unread.drop(id(outcome))
         return execution_pb2.ExecuteProgramsResponse(outcomes=outcomes)
+
+    def _fitting(self) -> int:
+        """Return how many outcomes fit a frame; one does that is alone."""
+        most = min(len(self.outcomes), FRAME_TRIALS)
+        if self.unread.sizes:
+            # Those that are not large would all fit.
+            size = 0
+            for number, outcome in enumerate(islice(self.outcomes, most)):
+                size += self.unread.sizes.get(id(outcome), LARGE_BYTES)
+                if number and size > FRAME_BYTES:
+                    return number
+        return most
 
     async def has_room(self) -> None:
         """Return once the client may send more."""

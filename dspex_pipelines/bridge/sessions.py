@@ -198,20 +198,20 @@ class SessionStore:
             session.watchers -= 1
             session.used = True
 
-    def pin(self, session_id: int, version: int) -> Session:
-        """Keep a version alive for one more trial; raises `UnknownSession` when it is gone."""
+    def pin(self, session_id: int, version: int, trials: int = 1) -> Session:
+        """Keep a version alive for so many more trials; raises `UnknownSession` when it is gone."""
         session = self._sessions.get(session_id)
         if session is None or session.closed or version not in session.snapshots:
             raise UnknownSession(session_id=str(session_id), version=version)
-        session.pins[version] = session.pins.get(version, 0) + 1
+        session.pins[version] = session.pins.get(version, 0) + trials
         return session
 
-    def unpin(self, session_id: int, version: int) -> bool:
-        """One trial less refers to the version; return whether it was the last of a closed session."""
+    def unpin(self, session_id: int, version: int, trials: int = 1) -> bool:
+        """So many trials less refer to the version; return whether they were the last of a closed session."""
         session = self._sessions.get(session_id)
         if session is None:
             return False
-        left = session.pins.get(version, 0) - 1
+        left = session.pins.get(version, 0) - trials
         if left > 0:
             session.pins[version] = left
             return False

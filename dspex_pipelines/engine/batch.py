@@ -8,7 +8,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from itertools import islice
 from operator import attrgetter
-from typing import NamedTuple
+from typing import TypeAlias
 
 from dspex_pipelines.engine.executor import Outcome, ParallelExecutor, Progress, Sender
 from dspex_pipelines.engine.hedging import HedgedPool
@@ -36,18 +36,14 @@ FIRST_PAGE = 250
 KNOWN_LABELS = 40_000
 """Examples whose labels' digests are remembered: configurations and repeats come back to them."""
 _BY_ID = attrgetter("trial_id")
+_RESCORED = attrgetter("rescored")
 STOP_S = 10.0
 """Once a bound of the budget is reached, what is in flight has so long to end before it is cancelled."""
 
 
-class Missing(NamedTuple):
-    """A trial to be run, or only to be scored: the digest of labels and metrics, and what is known of it already."""
-
-    spec: TrialSpec
-    scoring: bytes
-    known: TrialOutcome | None = None
-    outputs: bytes = b""
-    """What its program returned before, when only the scores are missing; else empty."""
+Missing: TypeAlias = tuple[TrialSpec, bytes, TrialOutcome | None, bytes]
+"""A trial to be run, or only to be scored: the digest of labels and metrics, what is known of it already, and what its
+program returned before when only the scores are missing; else empty."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,7 +154,7 @@ async def run_batch(
         nonlocal rescored
         pool.commit(len(entries))
         executor.let_go(len(entries))
-        rescored += sum(entry.rescored for entry in entries)
+        rescored += sum(map(_RESCORED, entries))
         if usage is not None:
             usage.add_outcomes(entry.outcome for entry in entries)
         if scores is not None:
@@ -227,16 +223,18 @@ class _Running(Sender[Missing, TrialOutcome]):
     def begin(
         self, item: Missing, ended: Callable[[Missing, TrialOutcome], None], again: Callable[[Missing], None]
     ) -> bool:
-        return self._spans is None and self._runner.begin(item.spec, item.outputs, item, ended, again)
+        spec, _, _, outputs = item
+        return self._spans is None and self._runner.begin(spec, outputs, item, ended, again)
 
     def drop(self) -> None:
         self._runner.drop()
 
     async def __call__(self, item: Missing) -> TrialOutcome:
-        running = self._runner.run(item.spec, item.outputs)
+        spec, _, _, outputs = item
+        running = self._runner.run(spec, outputs)
         if self._spans is None:
             return await running
-        return await self._spans.trial(item.spec, running, rescored=bool(item.outputs))
+        return await self._spans.trial(spec, running, rescored=bool(outputs))
 
 
 class _Stopping:
@@ -357,24 +355,28 @@ class _LookedUp(Iterable[Missing]):
         self.reused = 0
 
     def __iter__(self) -> Iterator[Missing]:
-        scoring, plan = self._scoring, self._plan
+        scoring, plan = self._scoring.of_example, self._plan
         for page in pages(self._trials):
-            wanted = {spec.trial_id: scoring.of(spec) for spec in page}
+            wanted = {spec.trial_id: scoring(spec.example) for spec in page}
             settled, known = self._journal.look_up(plan.generation, wanted, failures_since=plan.failures_since)
             self.reused += len(settled)
             if len(settled) == len(page):
                 continue
-            for spec, scored_by in zip(page, wanted.values(), strict=True):
-                if spec.trial_id in settled:
+            if not (settled or known):
+                for spec, scored_by in zip(page, wanted.values(), strict=True):
+                    yield spec, scored_by, None, b""
+                continue
+            for spec, (trial_id, scored_by) in zip(page, wanted.items(), strict=True):
+                if trial_id in settled:
                     continue
-                found = known.get(spec.trial_id) if known else None
+                found = known.get(trial_id)
                 if found is None:
-                    yield Missing(spec, scored_by)
+                    yield spec, scored_by, None, b""
                 elif _reusable(found, plan.failures_since):
                     self.reused += 1
                 else:
                     outputs = found.outcome.outputs_payload if found.rescorable else b""
-                    yield Missing(spec, scored_by, found.outcome, outputs)
+                    yield spec, scored_by, found.outcome, outputs
 
 
 def _reusable(found: Found, failures_since: float) -> bool:
@@ -385,15 +387,16 @@ def _reusable(found: Found, failures_since: float) -> bool:
 
 
 def _entry(done: Outcome[Missing, TrialOutcome]) -> Entry:
-    if done.result is None:
-        assert done.error is not None
-        raise done.error  # a runner lets nothing escape, so this is a bug in it
-    missing, outcome = done.item, done.result
-    if missing.outputs:
-        return Entry(missing.scoring, outcome, rescored=True)
-    if missing.known is not None:
-        outcome = continued(missing.known, outcome)
-    return entry_of(missing.scoring, outcome)
+    missing, outcome, error = done
+    if outcome is None:
+        assert error is not None
+        raise error  # a runner lets nothing escape, so this is a bug in it
+    _, scoring, known, outputs = missing
+    if outputs:
+        return Entry(scoring, outcome, rescored=True)
+    if known is not None:
+        outcome = continued(known, outcome)
+    return entry_of(scoring, outcome)
 
 
 def _refusal(entries: Iterable[Entry]) -> str:

@@ -55,7 +55,7 @@ class Board:
     def dispatch(self, orders: Orders, trial: Trial, worker: Worker, now: float) -> None:
         """Send a trial that is nowhere to a worker that has a free slot."""
         ticket = trial.ticket
-        slots, free = ticket[7], worker.free
+        slots, free = ticket.slots, worker.free
         if slots > free:  # noqa: PLR1730 - `min` takes as long as half of the rest
             slots = free
         trial.slots = slots
@@ -67,13 +67,9 @@ class Board:
         trial.queue_s += now - trial.since
         trial.since = now
         worker.running[attempt_id] = trial
-        if ticket[4] > 0:
-            self.timers.arm(trial, now + ticket[4])
-        sent = orders.dispatch.get(worker.worker_id)
-        if sent is None:
-            orders.dispatch[worker.worker_id] = [(attempt_id, ticket)]
-        else:
-            sent.append((attempt_id, ticket))
+        if ticket.timeout_s > 0:
+            self.timers.arm(trial, now + ticket.timeout_s)
+        orders.dispatch[worker.worker_id].append((attempt_id, ticket))
 
     def stop_clock(self, trial: Trial, now: float) -> None:
         """One more of its calls waits for leave."""

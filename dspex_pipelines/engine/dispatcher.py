@@ -25,7 +25,7 @@ class Dispatcher:
     * A worker is sent at most its free slots; a trial may take several, and one that finds no worker with so many free
       waits, and the others with it. Within a client trials go in the order of submission; clients with
       trials waiting take turns, each as many as its weight.
-    * A worker that has run the ticket's (session, version) is preferred while it has a free slot and is at most
+    * A worker that has run the ticket's snapshot is preferred while it has a free slot and is at most
       `affinity_lead` (a fraction) busier than the worker with the most free slots, which is taken otherwise: knowing a
       snapshot saves building one instance, and must not leave other workers idle. ``float("inf")`` always prefers.
     * The run clock starts at dispatch. At the deadline the trial is settled as `TIMEOUT_RUN` and its worker asked to
@@ -157,7 +157,7 @@ class Dispatcher:
             if trial.waiting_calls:
                 board.end_wait(trial, now)
             ticket = trial.ticket
-            del trial.client.trials[ticket[1]]
+            del trial.client.trials[ticket.client_trial_id]
             settle.append(
                 Settled(
                     ticket,
@@ -339,12 +339,9 @@ class Dispatcher:
         if self._quarantine.active:
             self._quarantine.tend(orders, now)
         queues, fleet, dispatch = self._queues, self._fleet, self._board.dispatch
-        while queues and fleet.most_free:
-            trial = queues.next()
-            if trial is None:
-                break
+        while fleet.most_free and (trial := queues.next()) is not None:
             ticket = trial.ticket
-            worker = fleet.choose((ticket[2], ticket[3]), ticket[7])
+            worker = fleet.choose(ticket.snapshot, ticket.slots)
             if worker is None:
                 # The others wait with it: it would never have its turn if smaller ones always went before it.
                 queues.put_back(trial)

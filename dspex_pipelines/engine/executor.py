@@ -9,7 +9,7 @@ import asyncio
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
@@ -81,7 +81,7 @@ class Sender(ABC, Generic[Item, Result]):
         """Run *item* from beginning to end."""
 
 
-def _never(_: object) -> bool:
+def _never(*_: object) -> bool:
     return False
 
 
@@ -246,7 +246,7 @@ class _Run(Generic[Item, Result]):
     ) -> None:
         self.total = total
         self.done = self.failed = 0
-        self.cancelled = self.stopped = False
+        self.cancelled = False
         self.started = clock()
         self.ended: float | None = None
         self._max_concurrency = max_concurrency
@@ -264,17 +264,19 @@ class _Run(Generic[Item, Result]):
         self._room = asyncio.Event()
         self._wake = asyncio.Event()
         self._error: BaseException | None = None
+        self._halted = False
+        """Whether no more input is pulled."""
 
     @property
     def in_flight(self) -> int:
         return self._begun + len(self._awaited)
 
     def cancel(self) -> None:
-        self.cancelled = True
+        self.cancelled = self._halted = True
         self._abandon()
 
     def stop(self) -> None:
-        self.stopped = True
+        self._halted = True
         self._room.set()
 
     def let_go(self, count: int) -> None:
@@ -321,26 +323,24 @@ class _Run(Generic[Item, Result]):
 
     async def _feed(self, source: _Source[Item]) -> None:
         """Start items as there is room for them."""
-        begin = self._runner.begin if isinstance(self._runner, Sender) else None
+        begin = self._runner.begin if isinstance(self._runner, Sender) else _never
         # Without a coroutine for each item where there is nothing to await.
-        take = source.take if source.is_synchronous else None
-        ended, again, room, most = self._ended, self._again, self._room, self._max_concurrency
-        while not (self.cancelled or self.stopped) and self._error is None:
-            in_flight = self._begun + len(self._awaited)
-            if in_flight >= most or self._held + (in_flight if self._hold_outcomes else 0) >= most:
+        take = source.take
+        ended, again, room, awaited = self._ended, self._again, self._room, self._awaited
+        most, hold_outcomes = self._max_concurrency, self._hold_outcomes
+        while not self._halted:
+            in_flight, held = self._begun + len(awaited), self._held
+            if (held + in_flight if hold_outcomes else max(held, in_flight)) >= most:
                 room.clear()
                 await room.wait()
                 continue
             try:
                 item = await source.next() if take is None else take()
-            except StopAsyncIteration:
+            except (StopIteration, StopAsyncIteration):
                 return
             if self.cancelled:
                 return  # while the input was asked
             self._begun += 1
-            if begin is None:
-                again(item)
-                continue
             try:
                 if not begin(item, ended, again):
                     again(item)
@@ -390,7 +390,6 @@ class _Run(Generic[Item, Result]):
     def _finish(self, item: Item, result: Result | None, error: BaseException | None) -> None:
         self.done += 1
         self._held += 1
-        self._finished.append(Outcome(item, result, error))
         try:
             if error is not None or self._is_failure(result):  # type: ignore[arg-type]
                 self.failed += 1
@@ -398,59 +397,33 @@ class _Run(Generic[Item, Result]):
             self._note(bug)
         if not self._hold_outcomes:
             self._room.set()
-        self._wake.set()
+        if not self._finished:
+            self._wake.set()
+        self._finished.append(tuple.__new__(Outcome, (item, result, error)))
 
     def _note(self, error: BaseException | None) -> None:
         if error is not None and self._error is None:
             self._error = error
+            self._halted = True
             self._room.set()
 
 
 class _Source(Generic[Item]):
-    """One `next` over both kinds of iterables; ends for good at the first exception."""
+    """Both kinds of iterables: `take` returns the next item; it is None where that has to be awaited, of `next`."""
 
     def __init__(self, items: Items[Item]) -> None:
-        self.over = False
-        self._asynchronous: AsyncIterator[Item] | None = None
+        self._iterator: Any
+        self.take: Callable[[], Item] | None = None
         if isinstance(items, AsyncIterable):
-            self._asynchronous = aiter(items)
+            self._iterator = aiter(items)
+            self.next = self._iterator.__anext__
         else:
-            self._synchronous = iter(items)
-
-    @property
-    def is_synchronous(self) -> bool:
-        """Whether `take` has the next item, and not `next`."""
-        return self._asynchronous is None
-
-    def take(self) -> Item:
-        """Return the next item; raises `StopAsyncIteration` once there is none, and what the input raises once."""
-        if self.over:
-            raise StopAsyncIteration
-        try:
-            return next(self._synchronous)
-        except StopIteration:
-            self.over = True
-            raise StopAsyncIteration from None
-        except BaseException:
-            self.over = True
-            raise
-
-    async def next(self) -> Item:
-        """Return the next item; raises as `take` does."""
-        assert self._asynchronous is not None
-        if self.over:
-            raise StopAsyncIteration
-        try:
-            return await anext(self._asynchronous)
-        except BaseException:
-            self.over = True
-            raise
+            self._iterator = iter(items)
+            self.take = self._iterator.__next__
 
     async def close(self) -> None:
         """Let a generator run its `finally`."""
-        self.over = True
-        generator: Any = self._asynchronous or self._synchronous
-        if hasattr(generator, "aclose"):
-            await generator.aclose()
-        elif hasattr(generator, "close"):
-            generator.close()
+        if hasattr(self._iterator, "aclose"):
+            await self._iterator.aclose()
+        elif hasattr(self._iterator, "close"):
+            self._iterator.close()

@@ -79,8 +79,8 @@ class Fleet:
     def __init__(self, *, affinity_lead: float) -> None:
         self._busier = 1.0 + affinity_lead
         self._workers: dict[str, Worker] = {}
-        # Open workers by number of free slots, and the highest number there is.
-        self._by_free: dict[int, dict[Worker, None]] = {}
+        # Open workers at the number of their free slots, and the highest number there is.
+        self._by_free: list[dict[Worker, None]] = [{}]
         self._knowing: dict[Snapshot, dict[Worker, None]] = {}
         self.most_free = 0
 
@@ -105,7 +105,8 @@ class Fleet:
     def open(self, worker: Worker) -> None:
         """Let the worker be chosen."""
         worker.open = True
-        self._by_free.setdefault(worker.free, {})[worker] = None
+        self._by_free.extend({} for _ in range(len(self._by_free), worker.slots + 1))
+        self._by_free[worker.free][worker] = None
         self.most_free = max(self.most_free, worker.free)
 
     def remove(self, worker_id: str) -> Worker | None:
@@ -147,38 +148,32 @@ class Fleet:
     def move(self, worker: Worker, free: int) -> None:
         """Note that a worker has *free* slots now."""
         before, worker.free = worker.free, free
-        if not worker.open:
-            return
-        by_free = self._by_free
-        peers = by_free[before]
-        del peers[worker]
-        if not peers:
-            del by_free[before]
-        others = by_free.get(free)
-        if others is None:
-            by_free[free] = {worker: None}
-        else:
-            others[worker] = None
-        if free > self.most_free:
-            self.most_free = free
-        elif not peers and before == self.most_free:
-            # Where the worker itself went down by one (most dispatches), nobody can be between.
-            self.most_free = free if before - free == 1 else max(by_free)
+        if worker.open and free != before:
+            self._by_free[free][worker] = None
+            if free > self.most_free:  # noqa: PLR1730 - `max` takes as long as the rest
+                self.most_free = free
+            self._take_out(worker, before)
 
     def close(self, worker: Worker) -> None:
         """Choose the worker no more."""
         if not worker.open:
             return
         worker.open = False
-        peers = self._by_free[worker.free]
-        del peers[worker]
-        if not peers:
-            del self._by_free[worker.free]
-            if worker.free == self.most_free:
-                self.most_free = max(self._by_free, default=0)
+        self._take_out(worker, worker.free)
         for snapshot in worker.warm:
             self._forget(worker, snapshot)
         worker.warm.clear()
+
+    def _take_out(self, worker: Worker, free: int) -> None:
+        peers = self._by_free[free]
+        del peers[worker]
+        if peers:
+            return
+        # Another dict, because finding the first of one costs a step for each that was deleted before it.
+        self._by_free[free] = {}
+        # All these steps down are no more than the slots that have been freed, or have come with workers, since.
+        while self.most_free and not self._by_free[self.most_free]:
+            self.most_free -= 1
 
     def _forget(self, worker: Worker, snapshot: Snapshot) -> None:
         knowing = self._knowing[snapshot]

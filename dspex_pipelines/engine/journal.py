@@ -122,7 +122,7 @@ class Journal:
             return False
 
         def write(connection: sqlite3.Connection) -> None:
-            if plain := [entry.plain for entry in entries if entry.plain is not None]:
+            if plain := [row for entry in entries if (row := entry.plain) is not None]:
                 SQLITE.upsert_plain(connection, plain, (number, time.time()), failures_since)
             if len(plain) < len(entries):
                 for table, rows in _rows([entry for entry in entries if entry.plain is None], number):

@@ -92,9 +92,9 @@ class _Sqlite:
     def upsert_plain(
         self, connection: sqlite3.Connection, rows: Sequence[Row], shared: Row, failures_since: float
     ) -> None:
-        """Do the same with executions that are `plain_row`."""
+        """Do the same with executions of which *rows* are what is `plain`, and *shared* what is `SHARED`."""
         for block in _blocks(rows):
-            values = (*chain.from_iterable(row + shared for row in block), failures_since)
+            values = (*shared, *chain.from_iterable(block), failures_since)
             connection.execute(self._upsert_plain(len(block)), values)
 
     def add(self, connection: sa.Connection, table: sa.Table, rows: Sequence[Row]) -> None:
@@ -143,8 +143,10 @@ class _Sqlite:
     @cache  # noqa: B019 - one instance, few sizes
     def _upsert_plain(self, count: int) -> str:
         own = [name for name in columns(executions) if name not in PLAIN and name not in SHARED]
-        names = (*own, *SHARED, *PLAIN)
-        row = ", ".join((*("?" * (len(own) + len(SHARED))), *PLAIN.values()))
+        names = (*SHARED, *own, *PLAIN)
+        # Numbered: what is shared is handed over once, and the other parameters follow it.
+        shared = (f"?{number}" for number in range(1, len(SHARED) + 1))
+        row = ", ".join((*shared, *("?" * len(own)), *PLAIN.values()))
         rows = ", ".join([f"({row})"] * count)
         return f"{_into(executions, names)} VALUES {rows} {_on_conflict(executions, '?')}"
 

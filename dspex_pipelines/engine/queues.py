@@ -17,9 +17,12 @@ if TYPE_CHECKING:
 class Trial:
     """A trial in flight: queued, waiting for its next attempt, suspected, or running.
 
-    `waits_since` and `left_s` (until its deadline; `UNSET` for none) have a meaning while its clock stands still.
+    `waits_since` and `left_s` (until its deadline; `UNSET` for none) have a meaning while its clock stands still,
+    `attempt_id` and `slots` (how many it takes of its worker's) while it has a worker.
     """
 
+    attempt_id: int
+    slots: int
     waits_since: float
     left_s: float
 
@@ -50,7 +53,6 @@ class Trial:
         self.worker: Worker | None = None
         self.group: Group | None = None
         """The suspects it belongs to; none for a trial that is under no suspicion."""
-        self.attempt_id = 0
         self.attempts = 0
         self.deaths = 0
         """Workers that died while they ran it alone."""
@@ -64,8 +66,6 @@ class Trial:
         """When its timer fires: its next attempt while it waits, its deadline while it runs, the end of its
         grace once it is abandoned."""
         self.stuck = False
-        self.slots = 1
-        """How many it takes of its worker's."""
         self.waiting_calls = 0
         """Its calls to models that wait for leave; its clock stands still while there are any."""
         self.throttled_s = 0.0
@@ -136,13 +136,14 @@ class Queues:
             client = self.clients[number] = Client()
         trials, queue = client.trials, client.queue
         for position, ticket in enumerate(tickets):
-            if ticket.client != number or ticket.client_trial_id in trials:
+            trial_id = ticket.client_trial_id
+            if ticket.client != number or trial_id in trials:
                 for earlier in tickets[:position]:
                     del trials[earlier.client_trial_id], queue[earlier.client_trial_id]
-                msg = f"trial {ticket.client_trial_id} of client {ticket.client}: "
+                msg = f"trial {trial_id} of client {ticket.client}: "
                 msg += "in flight already" if ticket.client == number else f"submitted by {number}"
                 raise ValueError(msg)
-            trials[ticket.client_trial_id] = queue[ticket.client_trial_id] = Trial(ticket, client, now)
+            trials[trial_id] = queue[trial_id] = Trial(ticket, client, now)
         if queue:
             self._wake(client)
 

@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any
 
 from dspex_pipelines.model.outcome import Attempt, ErrorType
 
 
-# Named tuples: as immutable as a frozen dataclass, at a third of the price, and there is one of each per trial.
-class Ticket(NamedTuple):
+# Not frozen: that would make them three times as dear, and there is one of each per trial. Nobody changes them.
+@dataclass(slots=True)
+class Ticket:
     """A trial as the dispatcher knows it; `body` is the caller's and is handed back untouched."""
 
     client: int
     client_trial_id: int
-    session_id: int
-    version: int
+    snapshot: tuple[int, int]
+    """Session and version."""
     timeout_s: float
     """Run time allowed from dispatch on; 0 is no limit."""
-    body: object
+    body: Any
     most_attempts: int = 0
     """Bounds the attempts of all types of error; 0 leaves it to the policy."""
     slots: int = 1
     """How many of a worker's slots it takes, from 1; of a worker that has fewer, all."""
 
 
-class Settled(NamedTuple):
+@dataclass(slots=True)
+class Settled:
     """The one answer to a ticket: the worker's `outcome`, or the `error` that stands for it."""
 
     ticket: Ticket
@@ -51,7 +54,7 @@ class Settled(NamedTuple):
 class Orders:
     """What an event asks its caller to do."""
 
-    dispatch: dict[str, list[tuple[int, Ticket]]] = field(default_factory=dict[str, list[tuple[int, Ticket]]])
+    dispatch: defaultdict[str, list[tuple[int, Ticket]]] = field(default_factory=lambda: defaultdict(list))
     """Worker to (attempt id, ticket), in the order in which they are to be sent."""
     cancel: dict[str, list[int]] = field(default_factory=dict[str, list[int]])
     """Worker to attempt ids that it is to stop and then `release`."""

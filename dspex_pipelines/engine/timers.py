@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from typing import Generic, Protocol, TypeVar
 
 UNSET = -1.0
@@ -19,23 +20,30 @@ Owner = TypeVar("Owner", bound=Timed)
 
 
 class Timers(Generic[Owner]):
-    """A heap in which a removed timer stays until it comes up, or until such ones are the majority."""
+    """Timers in the order in which they fire; those that fire at the same time, in the order in which they were armed.
+
+    Most are armed in that order already and stand in a line; those that are not are in a heap. A removed timer stays
+    until it comes up, or until such ones are the majority.
+    """
 
     def __init__(self) -> None:
+        self._line: deque[tuple[float, int, Owner]] = deque()
         self._heap: list[tuple[float, int, Owner]] = []
         self._live = 0
         self._made = 0
 
     def arm(self, owner: Owner, due: float) -> None:
         """Give *owner*, which has none, a timer at *due*."""
-        heap = self._heap
+        line = self._line
         owner.due = due
         self._live += 1
-        self._made += 1
-        heapq.heappush(heap, (due, self._made, owner))
-        if len(heap) > 2 * self._live + _STALE:
-            heap[:] = [entry for entry in heap if entry[2].due == entry[0]]
-            heapq.heapify(heap)
+        self._made = made = self._made + 1
+        if not line or line[-1][0] <= due:
+            line.append((due, made, owner))
+        else:
+            heapq.heappush(self._heap, (due, made, owner))
+        if not made % _STALE:
+            self._clear()
 
     def disarm(self, owner: Owner) -> None:
         """Take away the timer of *owner*, if it has one."""
@@ -45,17 +53,27 @@ class Timers(Generic[Owner]):
 
     def pop(self, now: float) -> Owner | None:
         """Return whose timer fires at or before *now*, taking it away; None when nobody's does."""
-        heap = self._heap
-        while heap and heap[0][0] <= now:
-            due, _, owner = heapq.heappop(heap)
-            if owner.due == due:
-                self.disarm(owner)
-                return owner
-        return None
+        due = self.next()
+        if due is None or due > now:
+            return None
+        line, heap = self._line, self._heap
+        _, _, owner = line.popleft() if line and not (heap and heap[0] < line[0]) else heapq.heappop(heap)
+        self.disarm(owner)
+        return owner
 
     def next(self) -> float | None:
         """Return when the next one fires."""
-        heap = self._heap
+        line, heap = self._line, self._heap
+        while line and line[0][2].due != line[0][0]:
+            line.popleft()
         while heap and heap[0][2].due != heap[0][0]:
             heapq.heappop(heap)
-        return heap[0][0] if heap else None
+        if line and heap:
+            return min(line[0][0], heap[0][0])
+        return line[0][0] if line else heap[0][0] if heap else None
+
+    def _clear(self) -> None:
+        if len(self._line) + len(self._heap) > 2 * self._live + _STALE:
+            self._line = deque(entry for entry in self._line if entry[2].due == entry[0])
+            self._heap = [entry for entry in self._heap if entry[2].due == entry[0]]
+            heapq.heapify(self._heap)

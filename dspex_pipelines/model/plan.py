@@ -113,10 +113,11 @@ class Plan:
         """Yield the trials of *batch* in order, of *examples* = the first `rows` of the data set."""
         program, configurations, seed = self.program, self.configurations, self.seed
         rows, repeats = self.rows, self.repeats
+        of_configuration = rows * repeats
         for index in range(batch.start, batch.stop):
-            row_index, repeat = divmod(index, repeats)
-            configuration_index, row = divmod(row_index, rows)
-            yield TrialSpec(program, examples[row], configurations[configuration_index], repeat, seed + repeat)
+            repeat = index % repeats
+            example = examples[index // repeats % rows]
+            yield TrialSpec(program, example, configurations[index // of_configuration], repeat, seed + repeat)
 
     def to_json(self) -> str:
         """Return the plan as JSON text that `from_json` reads back to an equal plan."""

@@ -195,26 +195,32 @@ def trial_to_wire(
 ) -> types_pb2.Trial:
     """Return the wire form of a trial that runs under the snapshot (*session_id*, *version*)."""
     trial = types_pb2.Trial()
-    write_trial(trial, spec, id, session_id, version, timeout_s)
+    write_trial(trial, spec, spec.example.payload, id, session_id, version, timeout_s)
     return trial
 
 
 def write_trial(
     trial: types_pb2.Trial,
     spec: TrialSpec,
+    example: bytes,
     id: int,  # noqa: A002 - the wire's name
     session_id: int,
     version: int,
     timeout_s: float,
 ) -> None:
-    """Make an empty message the wire form of a trial: where it is part of a frame, nothing is copied."""
+    """Make an empty message the wire form of a trial, *example* being its example's payload.
+
+    Where it is part of a frame, nothing is copied.
+    """
     trial.id = id
     trial.trial_id = spec.trial_id
     trial.session_id = session_id
     trial.version = version
-    trial.example = spec.example.payload
-    trial.seed = spec.seed
-    trial.repeat = spec.repeat
+    trial.example = example
+    if seed := spec.seed:
+        trial.seed = seed
+    if repeat := spec.repeat:
+        trial.repeat = repeat
     trial.timeout_s = timeout_s
 
 
@@ -346,7 +352,7 @@ def outcome_from_wire(outcome: types_pb2.Outcome, trial_id: bytes) -> TrialOutco
     usage = _spent(outcome) if history else outcome.usage
     if not failed:
         # In the order of its fields: by name, making one takes four times as long.
-        return TrialResult(
+        fields = (
             trial_id,
             outcome.configuration_digest[:DIGEST_BYTES],
             version,
@@ -361,6 +367,7 @@ def outcome_from_wire(outcome: types_pb2.Outcome, trial_id: bytes) -> TrialOutco
             history,
             throttled_s,
         )
+        return tuple.__new__(TrialResult, fields)
     failure = outcome.failure
     return TrialError(
         trial_id=trial_id,

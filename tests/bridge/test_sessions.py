@@ -121,24 +121,25 @@ class Sessions(RuleBasedStateMachine):
         assert not changed.is_set()
 
     @precondition(lambda self: self.open and self.recent)
-    @rule(data=st.data())
-    def pin(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), trials=st.integers(1, 3))
+    def pin(self, data: st.DataObject, trials: int) -> None:
         self.touched = True
         version = data.draw(st.sampled_from(sorted(self.made)))
         if self.alive(version):
-            self.store.pin(self.id, version)
-            self.pins[version] = self.pins.get(version, 0) + 1
+            self.store.pin(self.id, version, trials)
+            self.pins[version] = self.pins.get(version, 0) + trials
         else:
             with pytest.raises(UnknownSession):
-                self.store.pin(self.id, version)
+                self.store.pin(self.id, version, trials)
 
     @precondition(lambda self: self.pins)
     @rule(data=st.data())
     def unpin(self, data: st.DataObject) -> None:
         self.touched = True
         version = data.draw(st.sampled_from(sorted(self.pins)))
-        last = self.store.unpin(self.id, version)
-        self.pins[version] -= 1
+        trials = data.draw(st.integers(1, self.pins[version]))
+        last = self.store.unpin(self.id, version, trials)
+        self.pins[version] -= trials
         if not self.pins[version]:
             del self.pins[version]
         assert last == (not self.open and not self.pins)

@@ -113,7 +113,7 @@ class Records:
         entry = Entry(client, plan, self._clock.now)
         slots = self.schedule.process_slots if plan.program.where is Where.PROCESS else 1
         state = (1, plan.number % 3)
-        entry.ticket = Ticket(client, plan.number, *state, plan.timeout_s, entry, plan.most_attempts, slots)
+        entry.ticket = Ticket(client, plan.number, state, plan.timeout_s, entry, plan.most_attempts, slots)
         self.entries.append(entry)
         self._open[client, plan.number] = entry
         return entry.ticket

@@ -25,7 +25,7 @@ class Bench:
         self.cancelled: list[int] = []
         self.killed: dict[str, int] = {}
         self.take(self.dispatcher.attach("w", slots, 100.0))
-        tickets = [Ticket(1, number, 1, 1, timeout_s, f"body {number}") for number in range(1, trials + 1)]
+        tickets = [Ticket(1, number, (1, 1), timeout_s, f"body {number}") for number in range(1, trials + 1)]
         self.take(self.dispatcher.submit(1, tickets, 100.0))
 
     @property

@@ -238,7 +238,7 @@ class Dispatching(RuleBasedStateMachine):
         tickets: list[Ticket] = []
         for session, version, timeout_s in states:
             self.numbers += 1
-            ticket = Ticket(client, self.numbers, session, version, timeout_s, object(), most_attempts, slots)
+            ticket = Ticket(client, self.numbers, (session, version), timeout_s, object(), most_attempts, slots)
             tickets.append(ticket)
             self.open_trials[client, self.numbers] = ticket
             self.attempts[client, self.numbers] = 0

@@ -8,7 +8,7 @@ from dspex_pipelines.model.outcome import ErrorType
 
 
 def tickets(client: int, *ids: int, slots: int = 1) -> list[Ticket]:
-    return [Ticket(client, number, 1, 1, 0.0, f"trial {number}", slots=slots) for number in ids]
+    return [Ticket(client, number, (1, 1), 0.0, f"trial {number}", slots=slots) for number in ids]
 
 
 def sent(orders: Orders) -> dict[int, int]:
