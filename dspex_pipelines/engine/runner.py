@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
@@ -24,6 +25,9 @@ About = TypeVar("About")
 Item = TypeVar("Item")
 _Begun: TypeAlias = tuple[Any, TrialSpec, int, int, Callable[[Any, TrialOutcome], None], Callable[[Any], None]]
 """An item, its trial, the session and version that it was sent under, and who is told."""
+
+_Parked: TypeAlias = tuple[TrialSpec, bytes, Any, Callable[[Any, TrialOutcome], None], Callable[[Any], None]]
+"""What `TrialRunner.begin` was given."""
 
 
 class SnapshotLike(Protocol):
@@ -143,6 +147,9 @@ class TrialRunner:
         self._most_attempts = most_attempts
         self._sessions: _Remembered[bytes] = _Remembered()
         self._versions: _Remembered[tuple[int, bytes]] = _Remembered()
+        self._parked: dict[tuple[bytes, bytes], list[_Parked]] = {}
+        """What is begun once its configuration is applied, by the digests of program and configuration."""
+        self._applying: set[asyncio.Task[None]] = set()
         self.pool_lost: PoolUnreachable | None = None
         """Set once the bridge is gone: outcomes since then say nothing about their trials."""
 
@@ -152,9 +159,8 @@ class TrialRunner:
         while True:
             session_id = version = 0
             try:
-                session_id = self._sessions.answers.get(spec.program.digest) or await self._context(spec.program)
-                key = (session_id, spec.configuration.digest)
-                version = self._versions.answers.get(key) or await self._apply(key, spec)
+                session_id = await self._context(spec.program)
+                version = await self._apply(session_id, spec)
                 outcome = await self._pool.execute(
                     spec,
                     session_id=session_id,
@@ -181,14 +187,15 @@ class TrialRunner:
         ended: Callable[[Item, TrialOutcome], None],
         again: Callable[[Item], None],
     ) -> bool:
-        """Begin what `run` does, where all is applied and there is room; return False, having done nothing, elsewhere.
+        """Begin what `run` does, where there is room once all is applied; return False, having done nothing, elsewhere.
 
         *ended* is called with *item* and the outcome, or *again* with *item* when it is to be `run` after all.
         """
         session_id = self._sessions.answers.get(spec.program.digest, 0)
         version = self._versions.answers.get((session_id, spec.configuration.digest))
         if version is None:
-            return False
+            self._park((spec, outputs, item, ended, again))
+            return True
         about = (item, spec, session_id, version, ended, again)
         sent = self._pool.send(
             spec, session_id, version, self._timeout_s, outputs, self._most_attempts, self._answered, about
@@ -197,7 +204,32 @@ class TrialRunner:
 
     def drop(self) -> None:
         """Cancel what was begun."""
+        self._parked.clear()
         self._pool.drop(self._answered)
+
+    def _park(self, parked: _Parked) -> None:
+        spec = parked[0]
+        key = (spec.program.digest, spec.configuration.digest)
+        if key not in self._parked:
+            self._parked[key] = []
+            task = asyncio.create_task(self._unpark(key, spec))
+            self._applying.add(task)
+            task.add_done_callback(self._applying.discard)
+        self._parked[key].append(parked)
+
+    async def _unpark(self, key: tuple[bytes, bytes], spec: TrialSpec) -> None:
+        """Apply a configuration and begin what waits for that; to run what cannot be begun says why."""
+        applied = False
+        with contextlib.suppress(Exception):
+            await self._apply(await self._context(spec.program), spec)
+            applied = True
+        for parked in self._parked.pop(key, ()):
+            *_, item, _, again = parked
+            begun = False
+            with contextlib.suppress(Exception):
+                begun = applied and self.begin(*parked)
+            if not begun:
+                again(item)
 
     def _answered(self, about: _Begun, outcome: TrialOutcome | Exception) -> None:
         item, spec, session_id, version, ended, again = about
@@ -240,17 +272,18 @@ class TrialRunner:
                 return _failed(spec, ErrorType.WORKER_LOST, message, retryable=True)
 
     async def _context(self, program: ProgramSpec) -> int:
-        return await self._sessions.get(
+        return self._sessions.answers.get(program.digest) or await self._sessions.get(
             program.digest,
             lambda: self._pool.open_session(program, self._metrics, self._space_json, self._calls),
         )
 
-    async def _apply(self, key: tuple[int, bytes], spec: TrialSpec) -> int:
+    async def _apply(self, session_id: int, spec: TrialSpec) -> int:
         async def apply() -> int:
-            snapshot = await self._pool.set_variables(key[0], spec.configuration.values)
+            snapshot = await self._pool.set_variables(session_id, spec.configuration.values)
             return snapshot.version
 
-        return await self._versions.get(key, apply)
+        key = (session_id, spec.configuration.digest)
+        return self._versions.answers.get(key) or await self._versions.get(key, apply)
 
 
 class _Remembered(Generic[Key]):
