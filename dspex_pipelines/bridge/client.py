@@ -286,21 +286,34 @@ class PoolClient:
                 break
             if withdrawn is not None and withdrawn.done():
                 return TrialError(spec.trial_id, b"", ErrorType.CANCELLED, "cancelled before it was sent", attempts=0)
-            room = self._loop.create_future()
-            self._credit_waiters.append(room)
-            if withdrawn is not None:
-                withdrawn.add_done_callback(lambda _, room=room: self._give_way(room))
-            await room
+            await self._room(withdrawn)
         if withdrawn is not None:
             withdrawn.add_done_callback(lambda _: self._cancel(number))
         try:
             outcome = await future
         except asyncio.CancelledError:
+            if not future.cancelled():
+                # Its answer had come.
+                self._unwanted(None, future.exception() or future.result())
             self._drop(number)
             raise
         if withdrawn is not None and withdrawn.done():
             self.commit(1)
         return outcome
+
+    async def _room(self, withdrawn: asyncio.Future[None] | None) -> None:
+        """Return once there may be credit, or *withdrawn* is done."""
+        room = self._loop.create_future()
+        self._credit_waiters.append(room)
+        if withdrawn is not None:
+            withdrawn.add_done_callback(lambda _: self._give_way(room))
+        try:
+            await room
+        except asyncio.CancelledError:
+            if not room.cancelled():
+                # It had been its turn, which is the next one's now.
+                self._admit(self._credit)
+            raise
 
     def _give_way(self, room: asyncio.Future[None]) -> None:
         """Wake one that waits for credit and is not to be sent any more: what comes back is the others'."""
@@ -351,8 +364,8 @@ class PoolClient:
             self._cancels.append(number)
             self._wake.set()
 
-    def _unwanted(self, _: object, outcome: TrialOutcome | Exception) -> None:
-        if not isinstance(outcome, Exception):
+    def _unwanted(self, _: object, outcome: TrialOutcome | BaseException) -> None:
+        if not isinstance(outcome, BaseException):
             # Its caller has gone; nobody else will commit it.
             self.commit(1)
 
@@ -371,13 +384,17 @@ class PoolClient:
         count = max(0, min(count, self.credit_limit - self._credit - len(self._pending)))
         self._committed += count
         self._credit += count
-        while count and self._credit_waiters:
+        self._admit(count)
+        self._wake.set()
+
+    def _admit(self, count: int) -> None:
+        """Wake so many of those that wait for credit."""
+        while count > 0 and self._credit_waiters:
             room = self._credit_waiters.popleft()
             if not room.done():
                 # One that was cancelled has no use for it.
                 room.set_result(None)
                 count -= 1
-        self._wake.set()
 
     async def _frames(self, wake: asyncio.Event) -> AsyncIterator[execution_pb2.ExecuteProgramsRequest]:
         yield execution_pb2.ExecuteProgramsRequest(protocol_version=PROTOCOL_VERSION, weight=self._weight)

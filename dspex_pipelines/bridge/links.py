@@ -83,7 +83,7 @@ class WorkerLink:
         """Return how many trials fit a frame beside *size* bytes; one does that would be *alone*."""
         most = min(len(self.trials), FRAME_TRIALS)
         if self.has_large:
-            # Those that are not large would all fit.
+            # So many that are not large fit a message.
             for number, trial in enumerate(islice(self.trials, most)):
                 size += len(trial.example) + len(trial.outputs)
                 if size > FRAME_BYTES and (number or not alone):
@@ -122,7 +122,7 @@ class ClientLink:
         """Return how many outcomes fit a frame; one does that is alone."""
         most = min(len(self.outcomes), FRAME_TRIALS)
         if self.unread.sizes:
-            # Those that are not large would all fit.
+            # So many that are not large fit a message.
             size = 0
             for number, outcome in enumerate(islice(self.outcomes, most)):
                 size += self.unread.sizes.get(id(outcome), LARGE_BYTES)

@@ -140,7 +140,6 @@ class Board:
         trial.history.append(attempt)
         trial.worker = None
         trial.group = None
-        trial.attempt_id = 0
         trial.since = now
 
     def back_off(self, trial: Trial, until: float) -> None:

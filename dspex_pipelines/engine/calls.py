@@ -104,7 +104,7 @@ class Call:
 class TrialCalls:
     """What one trial has asked of models, what it has used, and how long it has waited for leave."""
 
-    # Of the class, as most trials never have another: there is one of these per trial.
+    # Of the class, as most trials have no others: there is one of these per trial.
     started = 0.0
     spans: AttemptSpans | None = None
     calls: list[Call] | None = None

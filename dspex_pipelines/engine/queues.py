@@ -113,9 +113,6 @@ class Queues:
         self._gone = 0
         """How many of those may have been forgotten."""
 
-    def __bool__(self) -> bool:
-        return bool(self._ready)
-
     def __len__(self) -> int:
         return sum(len(client.queue) + len(client.again) for client in self.clients.values())
 

@@ -220,16 +220,18 @@ class TrialRunner:
     async def _unpark(self, key: tuple[bytes, bytes], spec: TrialSpec) -> None:
         """Apply a configuration and begin what waits for that; to run what cannot be begun says why."""
         applied = False
-        with contextlib.suppress(Exception):
-            await self._apply(await self._context(spec.program), spec)
-            applied = True
-        for parked in self._parked.pop(key, ()):
-            *_, item, _, again = parked
-            begun = False
+        try:
             with contextlib.suppress(Exception):
-                begun = applied and self.begin(*parked)
-            if not begun:
-                again(item)
+                await self._apply(await self._context(spec.program), spec)
+                applied = True
+        finally:
+            for parked in self._parked.pop(key, ()):
+                *_, item, _, again = parked
+                begun = False
+                with contextlib.suppress(Exception):
+                    begun = applied and self.begin(*parked)
+                if not begun:
+                    again(item)
 
     def _answered(self, about: _Begun, outcome: TrialOutcome | Exception) -> None:
         item, spec, session_id, version, ended, again = about

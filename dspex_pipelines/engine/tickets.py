@@ -11,7 +11,7 @@ from dspex_pipelines.model.outcome import Attempt, ErrorType
 
 
 # Not frozen: that would make them three times as dear, and there is one of each per trial. Nobody changes them.
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Ticket:
     """A trial as the dispatcher knows it; `body` is the caller's and is handed back untouched."""
 
@@ -28,7 +28,7 @@ class Ticket:
     """How many of a worker's slots it takes, from 1; of a worker that has fewer, all."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Settled:
     """The one answer to a ticket: the worker's `outcome`, or the `error` that stands for it."""
 

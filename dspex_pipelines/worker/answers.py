@@ -47,9 +47,8 @@ def answer_result(
         payload, failure = b"", failure_of(ErrorType.SERIALIZATION, error)
     if failure is None and not isinstance(scores, BaseException):
         try:
-            judged = encode({name: _score(name, value) for name, value in scores.items()})
-            if holds_secret(judged):
-                judged = _redacted(judged)
+            packed = encode({name: _score(name, value) for name, value in scores.items()})
+            judged = _redacted(packed) if holds_secret(packed) else packed
         except BaseException as error:  # noqa: BLE001 - as above, of a score
             scores = error
         if len(judged) > SCORES_BYTES:

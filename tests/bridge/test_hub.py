@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import time
+from collections import Counter
 from collections.abc import Iterator
+from random import Random
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dspex.v1 import types_pb2, worker_pb2
+from dspex_pipelines.bridge import inspection
 from dspex_pipelines.bridge.hub import Hub
-from dspex_pipelines.bridge.sessions import SessionStore
+from dspex_pipelines.bridge.links import WorkerLink
+from dspex_pipelines.bridge.sessions import SessionLimits, SessionStore
 from dspex_pipelines.engine.dispatcher import Dispatcher
-from dspex_pipelines.wire.codec import FRAME_BYTES
+from dspex_pipelines.errors import UnknownSession
+from dspex_pipelines.model.outcome import ErrorType
+from dspex_pipelines.wire.codec import FRAME_BYTES, failure_to_wire
 
 
 @pytest.fixture
@@ -66,3 +77,134 @@ async def test_large_trials_share_a_workers_frames_as_they_fit_whoever_else_has_
     assert [sum(len(trial.outputs) > 0 for trial in frame.trials) for frame in frames] in ([2, 2], [3, 1])
     assert sum(len(frame.trials) for frame in frames) == 8
     assert all(frame.ByteSize() < FRAME_BYTES + 2_000 for frame in frames)
+
+
+class Anything:
+    """Clients, workers and sessions that come and go, and trials good and bad."""
+
+    def __init__(self, chance: Random) -> None:
+        self.chance = chance
+        self.hub = Hub(dispatcher=Dispatcher(rng=chance), sessions=SessionStore(SessionLimits(unreferenced=2)))
+        self.sessions: list[int] = []
+        self.running: dict[str, list[int]] = {}
+        self.named = 0
+
+    def step(self) -> None:
+        every = (self.connect, self.attach, self.open, self.submit, self.work)
+        often = (self.submit, self.submit, self.work, self.work, self.work)
+        seldom = (self.close, self.change, self.disconnect, self.cancel, self.lose, self.tick, self.drain)
+        self.chance.choice((*every, *often, *seldom))()
+
+    def connect(self) -> None:
+        if len(self.hub.clients) < 3:
+            self.hub.connect(self.chance.randint(1, 3))
+
+    def attach(self) -> None:
+        if len(self.hub.workers) < 3:
+            self.named += 1
+            slots, quarantine = self.chance.randint(1, 9), self.chance.random() < 0.2
+            hello = worker_pb2.WorkerHello(worker_id=f"w{self.named}", slots=slots, pid=1, quarantine=quarantine)
+            self.running[self.hub.attach(hello).worker_id] = []
+
+    def open(self) -> None:
+        self.sessions.append(self.hub.sessions.open(b"", None, trial_slots=self.chance.choice((1, 3))).session_id)
+        self.change()
+
+    def change(self) -> None:
+        for session_id in self.sessions[-1:]:
+            with contextlib.suppress(UnknownSession):
+                self.hub.sessions.set_variables(session_id, {"k": self.chance.random()})
+
+    def close(self) -> None:
+        if self.sessions:
+            with contextlib.suppress(UnknownSession):
+                self.hub.close_session(self.chance.choice(self.sessions))
+
+    def submit(self) -> None:
+        if self.hub.clients and self.sessions:
+            chance = self.chance
+            frame = [
+                types_pb2.Trial(
+                    id=chance.randint(1, 20),
+                    session_id=chance.choice(self.sessions),
+                    version=chance.randint(1, 3),
+                    timeout_s=chance.choice((0.0, 0.0, 5.0, -1.0)),
+                    outputs=bytes(chance.choice((0, 0, 200_000))),
+                )
+                for _ in range(chance.randint(1, 6))
+            ]
+            link = chance.choice(list(self.hub.clients.values()))
+            self.hub.submit(link, frame, sum(trial.ByteSize() for trial in frame))
+
+    def disconnect(self) -> None:
+        if self.hub.clients:
+            self.hub.disconnect(self.chance.choice(list(self.hub.clients.values())))
+
+    def cancel(self) -> None:
+        if self.hub.clients:
+            ids = [self.chance.randint(1, 20) for _ in range(4)]
+            self.hub.cancel(self.chance.choice(list(self.hub.clients.values())), ids)
+
+    def lose(self) -> None:
+        if self.hub.workers:
+            self.hub.lose(self.chance.choice(list(self.hub.workers.values())), "gone")
+
+    def tick(self) -> None:
+        self.hub._perform(self.hub.dispatcher.tick(time.monotonic() + self.chance.choice((0.0, 3.0, 10.0))))
+
+    def drain(self) -> None:
+        self.hub.draining = self.chance.random() < 0.3
+
+    def work(self) -> None:
+        if self.hub.workers:
+            worker = self.chance.choice(list(self.hub.workers.values()))
+            message = worker_pb2.AttachRequest(outcomes=self._outcomes(worker))
+            self.hub.heard(worker, message, message.ByteSize())
+
+    def _outcomes(self, worker: WorkerLink) -> Iterator[types_pb2.Outcome]:
+        running = self.running[worker.worker_id]
+        while (frame := worker.next_frame()) is not None:
+            running += [trial.id for trial in frame.trials]
+        self.chance.shuffle(running)
+        for _ in range(self.chance.randint(0, len(running))):
+            outcome = types_pb2.Outcome(id=running.pop())
+            kind = self.chance.choice((None, None, ErrorType.RATE_LIMITED, ErrorType.PROGRAM_EXCEPTION))
+            if kind is not None:
+                outcome.failure.CopyFrom(failure_to_wire(kind, "no", retryable=True))
+            yield outcome
+
+    def check(self) -> None:
+        live = Counter(state for client in self.hub.clients.values() for state in client.live.values())
+        pinned = Counter(
+            {
+                (session_id, version): trials
+                for session_id, session in self.hub.sessions._sessions.items()
+                for version, trials in session.pins.items()
+            }
+        )
+        assert pinned == live
+        for client in self.hub.clients.values():
+            assert set(self.hub.dispatcher._queues.clients[client.number].trials) == set(client.live)
+            assert set(client.held.sizes) <= set(client.live)
+
+
+@pytest.fixture
+def harmless(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inspection, "kill", lambda *_: None)
+
+
+@pytest.mark.usefixtures("harmless")
+@settings(max_examples=60)
+@given(chance=st.randoms(use_true_random=False), steps=st.integers(1, 150))
+def test_a_version_is_pinned_by_the_trials_that_are_live_and_by_no_others(chance: Random, steps: int) -> None:
+    async def run() -> None:
+        anything = Anything(chance)
+        for _ in range(steps):
+            anything.step()
+            anything.check()
+        for client in list(anything.hub.clients.values()):
+            anything.hub.disconnect(client)
+        anything.check()
+        anything.hub.close()
+
+    asyncio.run(run())

@@ -217,6 +217,44 @@ async def test_what_took_no_credit_gives_none_back(bridge: Bridge, client: PoolC
         assert {type(outcome) for outcome in await asyncio.gather(*running)} == {TrialResult}
 
 
+async def test_one_that_is_cancelled_in_the_moment_of_its_answer_gives_its_credit_back(
+    bridge: Bridge, client: PoolClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = await ready(client)
+    settle = client._settle
+    running: list[asyncio.Task[TrialOutcome]] = []
+
+    def settle_and_cancel(future: asyncio.Future[TrialOutcome], outcome: TrialOutcome | Exception) -> None:
+        settle(future, outcome)
+        running[0].cancel()
+
+    monkeypatch.setattr(client, "_settle", settle_and_cancel)
+    async with FakeWorker(bridge.address, "w", 8) as worker, doing(worker.work()):
+        running.append(asyncio.create_task(client.execute(TRIAL, session_id=session, version=1, timeout_s=0)))
+        with pytest.raises(asyncio.CancelledError):
+            await running[0]
+    assert client._credit == client.credit_limit
+
+
+async def test_whose_turn_it_was_when_it_was_cancelled_lets_the_next_one_in(
+    bridge: Bridge, client: PoolClient
+) -> None:
+    session = await ready(client)
+
+    def one() -> asyncio.Task[TrialOutcome]:
+        return asyncio.create_task(client.execute(TRIAL, session_id=session, version=1, timeout_s=0))
+
+    async with FakeWorker(bridge.address, "w", 1_000) as worker, doing(worker.work()):
+        await asyncio.gather(*(one() for _ in range(400)))
+        first, second = one(), one()
+        while len(client._credit_waiters) < 2:
+            await asyncio.sleep(0)
+        client.commit(1)
+        first.cancel()
+        assert isinstance(await second, TrialResult)
+        assert first.cancelled()
+
+
 # ---------------------------------------------------------------------- those who break off
 
 VANISHING = """

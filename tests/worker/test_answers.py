@@ -48,6 +48,20 @@ async def test_outputs_that_are_too_large_without_their_secrets_are_refused(
     assert "more than the 1,000 allowed" in outcome.message
 
 
+async def test_scores_whose_secrets_cannot_be_taken_out_are_not_sent(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cannot(_: bytes) -> bytes:
+        raise ValueError("no")
+
+    monkeypatch.setattr(answers, "holds_secret", lambda payload: b"good" in payload)
+    monkeypatch.setattr(answers, "_redacted", cannot)
+    outcome = await bench.run("sync_function", values={"k": 1}, judges=["good"], x=1)
+    assert isinstance(outcome, TrialError)
+    assert outcome.type is ErrorType.METRIC_EXCEPTION
+    assert b"good" not in outcome.outputs_payload
+
+
 async def test_the_program_loop_survives_an_exit_in_an_awaitable(bench: Bench) -> None:
     outcome = await bench.run("awaitable", x=-1)
     assert isinstance(outcome, TrialError)
