@@ -236,9 +236,7 @@ async def test_one_that_is_cancelled_in_the_moment_of_its_answer_gives_its_credi
     assert client._credit == client.credit_limit
 
 
-async def test_whose_turn_it_was_when_it_was_cancelled_lets_the_next_one_in(
-    bridge: Bridge, client: PoolClient
-) -> None:
+async def test_whose_turn_it_was_when_it_was_cancelled_lets_the_next_one_in(bridge: Bridge, client: PoolClient) -> None:
     session = await ready(client)
 
     def one() -> asyncio.Task[TrialOutcome]:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from dspex.v1 import types_pb2
 from dspex_pipelines import redaction
+from dspex_pipelines.engine.calls import TrialCalls
 from dspex_pipelines.model.outcome import ErrorType, TrialError, TrialResult
+from dspex_pipelines.model.space import Configuration
 from dspex_pipelines.worker import answers
 from dspex_pipelines.worker.plain import plain
 from tests.worker import programs
@@ -48,18 +51,16 @@ async def test_outputs_that_are_too_large_without_their_secrets_are_refused(
     assert "more than the 1,000 allowed" in outcome.message
 
 
-async def test_scores_whose_secrets_cannot_be_taken_out_are_not_sent(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_scores_whose_secrets_cannot_be_taken_out_are_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     def cannot(_: bytes) -> bytes:
         raise ValueError("no")
 
     monkeypatch.setattr(answers, "holds_secret", lambda payload: b"good" in payload)
     monkeypatch.setattr(answers, "_redacted", cannot)
-    outcome = await bench.run("sync_function", values={"k": 1}, judges=["good"], x=1)
-    assert isinstance(outcome, TrialError)
-    assert outcome.type is ErrorType.METRIC_EXCEPTION
-    assert b"good" not in outcome.outputs_payload
+    trial, calls = types_pb2.Trial(id=1), TrialCalls(None)
+    outcome = answers.answer_result(trial, Configuration({}), 1, {"good": 1.0}, calls=calls, run_s=0.0)
+    assert outcome.failure.type == types_pb2.ERROR_TYPE_METRIC_EXCEPTION
+    assert outcome.scores == b""
 
 
 async def test_the_program_loop_survives_an_exit_in_an_awaitable(bench: Bench) -> None:
