@@ -362,10 +362,6 @@ class _LookedUp(Iterable[Missing]):
             self.reused += len(settled)
             if len(settled) == len(page):
                 continue
-            if not (settled or known):
-                for spec, scored_by in zip(page, wanted.values(), strict=True):
-                    yield spec, scored_by, None, b""
-                continue
             for spec, (trial_id, scored_by) in zip(page, wanted.items(), strict=True):
                 if trial_id in settled:
                     continue
