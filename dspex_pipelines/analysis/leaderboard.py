@@ -125,7 +125,7 @@ class Leaderboard:
 
 
 class Trials(Protocol):
-    """Results, one row per trial with the `ranking_columns`, of which one configuration is looked at at a time."""
+    """Results, one row per trial with the `ranking_columns`, of which a few configurations are looked at at a time."""
 
     def __len__(self) -> int: ...
 
@@ -142,8 +142,8 @@ class Trials(Protocol):
         """Return the variables of each configuration, by its digest."""
         ...
 
-    def frames(self) -> Iterable[tuple[str, pd.DataFrame]]:
-        """Return each configuration with its trials, in any order."""
+    def frames(self) -> Iterable[pd.DataFrame]:
+        """Return all trials in pieces, each with all those of some configurations."""
         ...
 
     def frame(self, configuration: str) -> pd.DataFrame:
@@ -169,9 +169,9 @@ class TrialsTable:
         """Return the variables of each configuration, by its digest."""
         return configurations(self._trials)
 
-    def frames(self) -> Iterable[tuple[str, pd.DataFrame]]:
-        """Return each configuration with its trials."""
-        return ((str(name), found) for name, found in self._trials.groupby("configuration"))
+    def frames(self) -> Iterable[pd.DataFrame]:
+        """Return all trials in one piece."""
+        return [self._trials]
 
     def frame(self, configuration: str) -> pd.DataFrame:
         """Return the trials of one."""
@@ -202,20 +202,23 @@ def leaderboard(
     found: list[tuple[Any, ...]] = []
     extremes: list[float] = []
     grouped = False
-    for configuration, frame in trials.frames():
-        ok = _succeeded(frame)
-        not_run = int((frame["error_type"] == ErrorType.BUDGET_EXHAUSTED.value).sum())
-        failures = len(frame) - len(ok) - not_run
-        scores = {name: estimate(ok, f"score.{name}") for name in metrics}
-        total = float(ok[column].sum())
-        unknown = len(frame) - int(ok[column].count())
-        bounds = tuple((total + unknown * score) / len(frame) for score in score_range)
+    for frame in trials.frames():
+        clusters = _codes(frame)
+        ok = (frame["status"] == "ok").to_numpy()
+        stopped = (frame["error_type"] == ErrorType.BUDGET_EXHAUSTED.value).to_numpy()
+        scored = {name: _numbers(frame, f"score.{name}", where=ok) for name in metrics}
         extremes += [frame[column].min(), frame[column].max()]
         grouped = grouped or bool((frame["group"] != frame["example_id"]).any())
-        found.append((configuration, variables_of[configuration], len(frame), failures, not_run, scores, bounds))
+        for configuration, rows in _rows(frame):
+            n, not_run = len(rows), int(stopped[rows].sum())
+            scores = {name: _clustered(values[rows], clusters[rows]) for name, values in scored.items()}
+            total = float(np.nansum(scored[metric][rows]))
+            unknown = n - scores[metric].n
+            bounds = tuple((total + unknown * score) / n for score in score_range)
+            failures = n - not_run - int(ok[rows].sum())
+            found.append((configuration, variables_of[configuration], n, failures, not_run, scores, bounds))
     found.sort(key=lambda one: (-one[6][0], -_or(one[5][metric].mean, -math.inf), one[0]))
-    best = _succeeded(trials.frame(found[0][0]))
-    differences = {name: paired_difference(_succeeded(frame), best, column) for name, frame in trials.frames()}
+    differences = _differences(trials, _succeeded(trials.frame(found[0][0])), column)
     return Leaderboard(
         outside=outside_range(pd.Series(extremes, dtype=float), metric, score_range),
         grouped=grouped,
@@ -240,6 +243,22 @@ def leaderboard(
 
 def _succeeded(trials: pd.DataFrame) -> pd.DataFrame:
     return trials[trials["status"] == "ok"]
+
+
+def _differences(trials: Trials, best: pd.DataFrame, column: str) -> dict[str, Estimate]:
+    """Return each configuration's paired difference to the trials of the best one."""
+    found: dict[str, Estimate] = {}
+    for frame in trials.frames():
+        succeeded = _succeeded(frame)
+        differences, clusters = _beside(succeeded, best, column, _PAIR), _codes(succeeded)
+        found |= dict.fromkeys(frame["configuration"], _clustered(differences[:0], clusters[:0]))
+        found |= {name: _clustered(differences[rows], clusters[rows]) for name, rows in _rows(succeeded)}
+    return found
+
+
+def _rows(trials: pd.DataFrame) -> Iterable[tuple[str, NDArray[np.intp]]]:
+    """Return the numbers of the rows of each configuration."""
+    return ((str(name), np.asarray(rows)) for name, rows in trials.groupby("configuration").indices.items())
 
 
 def configurations(trials: pd.DataFrame) -> dict[str, dict[str, Any]]:
@@ -285,8 +304,7 @@ def estimate(trials: pd.DataFrame, column: str) -> Estimate:
     with G-1 degrees of freedom: Cameron & Miller, A Practitioner's Guide to Cluster-Robust Inference (2015),
     for a regression on a constant.
     """
-    values = trials[[*_CLUSTER, column]].dropna(subset=[column])
-    return _clustered(values[column].to_numpy(dtype=float), _codes(values))
+    return _clustered(_numbers(trials, column), _codes(trials))
 
 
 def paired_difference(trials: pd.DataFrame, best: pd.DataFrame, column: str, *, within: Sequence[str] = ()) -> Estimate:
@@ -294,20 +312,32 @@ def paired_difference(trials: pd.DataFrame, best: pd.DataFrame, column: str, *, 
 
     Both are of one configuration each; for several, *within* names the column that a pair has in common besides.
     """
-    pair = [*_PAIR, *within]
-    both = trials[[*pair, "group", column]].merge(best[[*pair, column]], on=pair, suffixes=("", ".best"))
-    both = both.dropna(subset=[column, f"{column}.best"])
-    difference = both[column].to_numpy(dtype=float) - both[f"{column}.best"].to_numpy(dtype=float)
-    return _clustered(difference, _codes(both))
+    return _clustered(_beside(trials, best, column, [*_PAIR, *within]), _codes(trials))
+
+
+def _beside(trials: pd.DataFrame, best: pd.DataFrame, column: str, pair: list[str]) -> NDArray[np.float64]:
+    """Return by how much *column* is more in each of *trials* than in its pair, NaN where either is missing."""
+    beside = trials[pair].merge(best[[*pair, column]], on=pair, how="left", validate="many_to_one")
+    return _numbers(trials, column) - _numbers(beside, column)
+
+
+def _numbers(trials: pd.DataFrame, column: str, *, where: NDArray[np.bool_] | None = None) -> NDArray[np.float64]:
+    """Return a column's values, NaN for none and for rows that are not *where*."""
+    values = trials[column].to_numpy(dtype=float, na_value=math.nan)
+    return values if where is None else np.where(where, values, math.nan)
 
 
 def _codes(trials: pd.DataFrame) -> NDArray[np.intp]:
+    """Return the number of the cluster that each row is in."""
     if trials.empty:
         return np.empty(0, dtype=np.intp)
     return np.asarray(trials.groupby(_CLUSTER, sort=False).ngroup(), dtype=np.intp)
 
 
 def _clustered(values: NDArray[np.float64], codes: NDArray[np.intp]) -> Estimate:
+    """Return the mean of those *values* that are numbers, by the clusters that they are in."""
+    there = ~np.isnan(values)
+    values, codes = values[there], pd.factorize(codes[there])[0]
     n = len(values)
     clusters = int(codes.max()) + 1 if n else 0
     if n == 0:

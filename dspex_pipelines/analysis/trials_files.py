@@ -40,22 +40,21 @@ class TrialsFiles:
         """Return the variables of each configuration, by its digest."""
         return self._variables
 
-    def frames(self) -> Iterator[tuple[str, pd.DataFrame]]:
-        """Yield each configuration with its trials."""
+    def frames(self) -> Iterator[pd.DataFrame]:
+        """Yield the trials of some configurations at a time."""
         together: list[str] = []
         rows = 0
         for configuration, count in self._rows.items():
             if together and rows + count > ROWS:
-                yield from self._of(together)
+                yield self._table(together)
                 together, rows = [], 0
             together.append(configuration)
             rows += count
-        yield from self._of(together)
+        yield self._table(together)
 
     def frame(self, configuration: str) -> pd.DataFrame:
         """Return the trials of one."""
-        ((_, found),) = self._of([configuration])
-        return found
+        return self._table([configuration])
 
     def scored(self) -> list[str]:
         """Return the columns of scores that any trial has."""
@@ -64,10 +63,6 @@ class TrialsFiles:
     def _has(self, name: str) -> bool:
         batches = (batch for path in self._paths for batch in _batches(path, [name]))
         return any(batch[name].to_pandas().notna().any() for batch in batches if name in batch.schema.names)
-
-    def _of(self, together: Sequence[str]) -> Iterator[tuple[str, pd.DataFrame]]:
-        for configuration, found in self._table(together).groupby("configuration"):
-            yield str(configuration), found
 
     def _table(self, together: Sequence[str]) -> pd.DataFrame:
         compute: Any = pyarrow.compute  # its functions are made at run time
