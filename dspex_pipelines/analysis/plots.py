@@ -20,8 +20,8 @@ def leaderboard_png(board: Leaderboard, *, top: int = 20) -> bytes:
     """
     standings = board.standings[:top]
     names = varying(board.standings)
-    figure = Figure(figsize=(9.0, 1.2 + 0.27 * len(standings)), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = Figure(figsize=(9.0, 1.2 + 0.27 * len(standings)), dpi=100)
+    canvas = FigureCanvasAgg(figure)
     axes = figure.subplots()
     for row, standing in enumerate(standings):
         score = standing.scores[board.metric]
@@ -47,6 +47,14 @@ def leaderboard_png(board: Leaderboard, *, top: int = 20) -> bytes:
         fontsize=10,
         loc="left",
     )
+    _make_room(figure, max(text.get_window_extent(canvas.get_renderer()).width for text in axes.get_yticklabels()))
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
+
+
+def _make_room(figure: Figure, labels: float) -> None:
+    """Leave *labels* pixels for them, and what a title and a caption take; matplotlib's own layouts draw all twice."""
+    width, height = figure.get_size_inches() * figure.dpi
+    left = min(labels + 16, 0.75 * width)
+    figure.subplots_adjust(left=left / width, right=1 - 12 / width, bottom=48 / height, top=1 - 32 / height)
