@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +127,7 @@ def _source(entry_point: str) -> list[Any]:
     own = {name.split(".")[0] for name in modules}
     packages = _distributions()
     distributions = sorted(
-        f"{distribution}=={importlib.metadata.version(distribution)}"
+        f"{distribution.metadata['Name']}=={importlib.metadata.version(distribution.metadata['Name'])}"
         for name in imported - own
         for distribution in packages.get(name, ())
     )
@@ -150,13 +150,28 @@ def _imported(entry_point: str, modules: Mapping[str, Path]) -> set[str]:
 
 
 def know_distributions() -> None:
-    """Find out now what is installed; otherwise the first version that is asked for has to, in a fifth of a second."""
+    """Find out now what is installed; otherwise the first version that is asked for has to."""
     _distributions()
 
 
 @functools.cache
-def _distributions() -> Mapping[str, list[str]]:
-    return importlib.metadata.packages_distributions()
+def _distributions() -> Mapping[str, Sequence[importlib.metadata.Distribution]]:
+    """Return what `importlib.metadata.packages_distributions` does, which makes an object of every installed file."""
+    found: dict[str, list[importlib.metadata.Distribution]] = {}
+    for distribution in importlib.metadata.distributions():
+        for name in _top_level(distribution):
+            found.setdefault(name, []).append(distribution)
+    return found
+
+
+def _top_level(distribution: importlib.metadata.Distribution) -> Iterable[str]:
+    if declared := (distribution.read_text("top_level.txt") or "").split():
+        return declared
+    if record := distribution.read_text("RECORD"):
+        files = (line.partition(",")[0] for line in record.splitlines())
+    else:
+        files = map(str, distribution.files or ())
+    return {name.partition("/")[0].removesuffix(".py") for name in files if name.endswith(".py")}
 
 
 def _project_root(entry_point: str, module_name: str, top: str) -> Path:
