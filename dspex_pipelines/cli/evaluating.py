@@ -227,7 +227,8 @@ def evaluate_partitions(
             value=workers,
             fix=f"give 0 (one for each core) to {MOST_WORKERS:,} workers of a local pool",
         )
-    with instance() as opened, Progress(*columns(), console=console) as bars:
+    worker_pool = WorkerPoolResource(workers=workers, address=address)
+    with worker_pool.ahead(), instance() as opened, Progress(*columns(), console=console) as bars:
         end_abandoned_runs(opened)
         known = present_partitions(evaluation, opened)
         wanted = partitions or known
@@ -242,7 +243,7 @@ def evaluate_partitions(
         definitions = build_evaluation(
             evaluation,
             resources={
-                "worker_pool": WorkerPoolResource(workers=workers, address=address),
+                "worker_pool": worker_pool,
                 "progress": ProgressResource.to(reporter),
             },
         )

@@ -6,8 +6,9 @@ import io
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,10 +19,11 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn
 
 from dspex_pipelines.analysis.failures import FailureKind
 from dspex_pipelines.analysis.leaderboard import leaderboard
+from dspex_pipelines.bridge import local_pool
 from dspex_pipelines.cli import evaluating, exits, finding, replaying
 from dspex_pipelines.cli.evaluating import BarReporter, EvaluatedPartitionsSummary, FailedCheck, columns
 from dspex_pipelines.engine import executor
-from dspex_pipelines.errors import Interrupted
+from dspex_pipelines.errors import DspexError, Interrupted
 from dspex_pipelines.model.evaluation import Evaluation
 from dspex_pipelines.model.plan import Plan
 from dspex_pipelines.model.space import Configuration
@@ -356,3 +358,21 @@ def test_failed_checks_are_told_last_and_are_the_exit_code(
     told = ended.output.splitlines()
     assert told[len(told) - len(severities) :] == [f"Check check_{one} of [all] failed: 0.5 of 1" for one in severities]
     assert "3 done, but" in " ".join(run("evaluate", "--help").output.split())
+
+
+def test_the_pool_starts_while_dagster_gets_ready(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)  # of which there is no pool yet
+    before = {pool.runtime_dir for pool in local_pool.status()}
+    started: list[Path] = []
+
+    def instance() -> AbstractContextManager[None]:
+        next(thread for thread in threading.enumerate() if thread.name == "pool-ahead").join()
+        started.extend({pool.runtime_dir for pool in local_pool.status()} - before)
+        raise DspexError("far enough")
+
+    monkeypatch.setattr(evaluating, "instance", instance)
+    with pytest.raises(DspexError, match="far enough"):
+        evaluating.evaluate_partitions(
+            EVALUATION, EvaluationConfig(), partitions=(), workers=1, address="", console=Console(file=io.StringIO())
+        )
+    assert len(started) == 1
