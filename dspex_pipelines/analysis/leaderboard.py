@@ -251,7 +251,7 @@ def _differences(trials: Trials, best: pd.DataFrame, column: str) -> dict[str, E
     for frame in trials.frames():
         succeeded = _succeeded(frame)
         differences, clusters = _beside(succeeded, best, column, _PAIR), _codes(succeeded)
-        found |= dict.fromkeys(frame["configuration"], _clustered(differences[:0], clusters[:0]))
+        found |= dict.fromkeys(map(str, frame["configuration"].unique()), _clustered(differences[:0], clusters[:0]))
         found |= {name: _clustered(differences[rows], clusters[rows]) for name, rows in _rows(succeeded)}
     return found
 
