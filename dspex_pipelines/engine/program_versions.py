@@ -25,6 +25,8 @@ DECLARED = "declared-"
 _ENVIRONMENT = ".env-"
 _LIBRARIES = frozenset({"dspy"})
 """Libraries whose own metrics are used as they are: their version is that of the distribution."""
+_INFERRED_FROM = ".py" if sys.version_info < (3, 12) else ""
+"""How the files end that importlib infers packages from: since Python 3.12 it is any."""
 
 
 def program_version(
@@ -171,7 +173,13 @@ def _top_level(distribution: importlib.metadata.Distribution) -> Iterable[str]:
         files = (line.partition(",")[0] for line in record.splitlines())
     else:
         files = map(str, distribution.files or ())
-    return {name.partition("/")[0].removesuffix(".py") for name in files if name.endswith(".py")}
+    names = {_module(name) for name in files if name.endswith(_INFERRED_FROM)}
+    return {name for name in names if name and "." not in name}
+
+
+def _module(file: str) -> str | None:
+    folder, nested, _ = file.partition("/")
+    return folder if nested else inspect.getmodulename(file)
 
 
 def _project_root(entry_point: str, module_name: str, top: str) -> Path:
