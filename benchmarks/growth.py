@@ -1,5 +1,6 @@
-"""Trials per second and resident memory as an evaluation grows: a program that does nothing, one trial an example.
+"""Trials per second and resident memory as an evaluation grows: a program that does nothing.
 
+The trials are of one configuration, each with an example of its own, or of more (`--configurations`), which share them.
 Each size runs in a client process of its own, from a data set file as a step reads it, through one pool of two
 workers into a fresh journal. Runs of the reference size come before and after it, because a machine's speed changes
 over minutes. Memory is the most that was resident; the reference's is that of its first runs, before the pool has
@@ -22,7 +23,7 @@ from typing import NamedTuple
 import psutil
 
 from benchmarks._report import report
-from benchmarks._runs import seconds_of
+from benchmarks._runs import CONFIGURATIONS, seconds_of
 from benchmarks.throughput import ROOT, SLOTS, WORKERS, plan_of
 from dspex_pipelines.bridge import local_pool
 from dspex_pipelines.model.plan import Plan
@@ -47,14 +48,17 @@ class Run(NamedTuple):
     """By role, the most that one of its processes had resident, in MB."""
 
 
-def plan_over(folder: Path, count: int, generation: str) -> Plan:
+def plan_over(folder: Path, count: int, configurations: int, generation: str) -> Plan:
     """Return a plan of *count* trials, and make the data set that it names unless it is there."""
-    known = folder / f"{count}.digest"
+    rows = count // configurations
+    known = folder / f"{rows}.digest"
     if not known.exists():
-        examples = [Example(example_id=str(number), inputs={"x": number}) for number in range(count)]
+        examples = [Example(example_id=str(number), inputs={"x": number}) for number in range(rows)]
         known.write_text(store_examples(examples, folder).digest)
     plan = plan_of("async", count, generation)
-    return replace(plan, dataset_digest=known.read_text(), rows=count, configurations=plan.configurations[:1])
+    return replace(
+        plan, dataset_digest=known.read_text(), rows=rows, configurations=plan.configurations[:configurations]
+    )
 
 
 def client(took_s: SimpleQueue[tuple[float, float]], plan: Plan, address: str, folder: Path) -> None:
@@ -122,6 +126,9 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="trials")
     parser.add_argument("--reference", type=int, default=REFERENCE, help="trials that the sizes are held against")
     parser.add_argument("--rounds", type=int, default=5, help="of the reference, before each size and after it")
+    parser.add_argument(
+        "--configurations", type=int, default=1, choices=range(1, CONFIGURATIONS + 1), metavar="N", help="1 to 20"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="dspex-") as name:
         folder = Path(name)
@@ -133,7 +140,12 @@ def main() -> None:
             def once(count: int) -> Run:
                 nonlocal number
                 number += 1
-                return measured(plan_over(folder, count, f"run-{number}"), lease.address, folder, pool=pool)
+                return measured(
+                    plan_over(folder, count, arguments.configurations, f"run-{number}"),
+                    lease.address,
+                    folder,
+                    pool=pool,
+                )
 
             once(min(1_000, arguments.reference))  # imports and first connections are not what is measured
             around = [[once(arguments.reference) for _ in range(arguments.rounds)]]
@@ -148,6 +160,7 @@ def main() -> None:
                     case=f"{size:,} trials",
                     value=found.trials_per_s,
                     unit="trials/s",
+                    configurations=arguments.configurations,
                     reference=f"{arguments.reference:,} trials",
                     reference_value=median(rates),
                     cpu_us=round(found.cpu_us, 1),
