@@ -24,7 +24,7 @@ from statistics import median
 from benchmarks._report import report
 from benchmarks._runs import CONFIGURATIONS, plan_of, seconds_of
 from dspex_pipelines.bridge import local_pool
-from dspex_pipelines.engine.batch import pages
+from dspex_pipelines.engine.batch import Pages
 from dspex_pipelines.model.plan import Batch, Plan
 from dspex_pipelines.model.trial import Example
 from dspex_pipelines.wire.loop import run
@@ -114,7 +114,7 @@ def examples_of(waits: Sequence[float], generation: str) -> list[Example]:
 
 def in_order(plan: Plan, examples: Sequence[Example]) -> Iterator[float]:
     """Yield the waits in the order in which the trials are run."""
-    for page in pages(plan.trials(Batch(start=0, stop=plan.total), examples)):
+    for page in Pages(plan.trials(Batch(start=0, stop=plan.total), examples)):
         for spec in page:
             yield spec.example.inputs["waits_s"][int(spec.configuration.values["k"]) - 1]
 

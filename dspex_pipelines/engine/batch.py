@@ -332,16 +332,37 @@ def _not_run(spec: TrialSpec, stopped: str) -> TrialError:
     )
 
 
-def pages(trials: Iterator[TrialSpec]) -> Iterator[list[TrialSpec]]:
-    """Yield the trials in the order in which a batch runs them.
+class Pages(Iterator[list[TrialSpec]]):
+    """The trials in the order in which a batch runs them, a page at a time.
 
     In a page they have the order of their ids: those side by side in the journal's index are run, and so recorded, one
-    after the other.
+    after the other. `prepare` takes a few of the next page, so that it is there when the one before it is run.
     """
-    size = FIRST_PAGE
-    while page := sorted(islice(trials, size), key=_BY_ID):
-        yield page
-        size = min(2 * size, PAGE)
+
+    def __init__(self, trials: Iterator[TrialSpec]) -> None:
+        self._trials = trials
+        self._size = FIRST_PAGE
+        self._next: list[TrialSpec] = []
+
+    def __next__(self) -> list[TrialSpec]:
+        self._take(self._size)
+        page, self._next = self._next, []
+        if not page:
+            raise StopIteration
+        self._size = min(2 * self._size, PAGE)
+        return sorted(page, key=_BY_ID)
+
+    def prepare(self) -> None:
+        """Take as many trials as a page may be longer than the one before it for each of that."""
+        self._take(2)
+
+    def _take(self, most: int) -> None:
+        room = self._size - len(self._next)
+        if room > 0:
+            for spec in islice(self._trials, min(most, room)):
+                # It takes most of the time, and is kept with the trial.
+                _BY_ID(spec)
+                self._next.append(spec)
 
 
 class _LookedUp(Iterable[Missing]):
@@ -356,13 +377,15 @@ class _LookedUp(Iterable[Missing]):
 
     def __iter__(self) -> Iterator[Missing]:
         scoring, plan = self._scoring.of_example, self._plan
-        for page in pages(self._trials):
+        pages = Pages(self._trials)
+        for page in pages:
             wanted = {spec.trial_id: scoring(spec.example) for spec in page}
             settled, known = self._journal.look_up(plan.generation, wanted, failures_since=plan.failures_since)
             self.reused += len(settled)
             if len(settled) == len(page):
                 continue
             for spec, (trial_id, scored_by) in zip(page, wanted.items(), strict=True):
+                pages.prepare()
                 if trial_id in settled:
                     continue
                 found = known.get(trial_id)

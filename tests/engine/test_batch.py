@@ -170,8 +170,10 @@ async def test_the_first_trials_run_before_many_are_looked_up(journal: Journal) 
 
     summary = await run(journal, Pool(answer), planned, examples)
     assert (summary.ran, len(taken)) == (2 * PAGE, 2 * PAGE)
-    assert taken[0] == FIRST_PAGE
-    assert max(later - earlier for earlier, later in pairwise(taken)) == PAGE
+    # Of the next page two for each trial that is begun, so nothing waits for a page to be made.
+    begun_at_once = 16
+    assert taken[0] <= FIRST_PAGE + 2 * begun_at_once
+    assert max(later - earlier for earlier, later in pairwise(taken)) <= 2 * begun_at_once
 
 
 async def test_a_metric_that_failed_is_mended_without_running_a_program(journal: Journal) -> None:
