@@ -127,9 +127,17 @@ def main() -> None:
     parser.add_argument("--reference", type=int, default=REFERENCE, help="trials that the sizes are held against")
     parser.add_argument("--rounds", type=int, default=5, help="of the reference, before each size and after it")
     parser.add_argument(
-        "--configurations", type=int, default=1, choices=range(1, CONFIGURATIONS + 1), metavar="N", help="1 to 20"
+        "--configurations",
+        type=int,
+        default=1,
+        choices=range(1, CONFIGURATIONS + 1),
+        metavar="N",
+        help=f"1 to {CONFIGURATIONS}",
     )
     arguments = parser.parse_args()
+    for size in (*arguments.sizes, arguments.reference):
+        if size % arguments.configurations:
+            parser.error(f"{size:,} trials cannot be shared by {arguments.configurations} configurations alike")
     with tempfile.TemporaryDirectory(prefix="dspex-") as name:
         folder = Path(name)
         with local_pool.lease(workers=WORKERS, slots=SLOTS, cwd=ROOT, runtime_root=folder / "pool") as lease:

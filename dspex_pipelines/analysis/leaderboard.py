@@ -249,15 +249,15 @@ def _differences(trials: Trials, best: pd.DataFrame, column: str) -> dict[str, E
     """Return each configuration's paired difference to the trials of the best one."""
     found: dict[str, Estimate] = {}
     for frame in trials.frames():
-        succeeded = _succeeded(frame)
-        differences, clusters = _beside(succeeded, best, column, _PAIR), _codes(succeeded)
-        found |= dict.fromkeys(map(str, frame["configuration"].unique()), _clustered(differences[:0], clusters[:0]))
-        found |= {name: _clustered(differences[rows], clusters[rows]) for name, rows in _rows(succeeded)}
+        succeeded = (frame["status"] == "ok").to_numpy()
+        differences = np.where(succeeded, _beside(frame, best, column, _PAIR), math.nan)
+        clusters = _codes(frame)
+        found |= {name: _clustered(differences[rows], clusters[rows]) for name, rows in _rows(frame)}
     return found
 
 
 def _rows(trials: pd.DataFrame) -> Iterable[tuple[str, NDArray[np.intp]]]:
-    """Return the numbers of the rows of each configuration."""
+    """Return the positions of the rows of each configuration."""
     return ((str(name), np.asarray(rows)) for name, rows in trials.groupby("configuration").indices.items())
 
 
@@ -329,8 +329,6 @@ def _numbers(trials: pd.DataFrame, column: str, *, where: NDArray[np.bool_] | No
 
 def _codes(trials: pd.DataFrame) -> NDArray[np.intp]:
     """Return the number of the cluster that each row is in."""
-    if trials.empty:
-        return np.empty(0, dtype=np.intp)
     return np.asarray(trials.groupby(_CLUSTER, sort=False).ngroup(), dtype=np.intp)
 
 

@@ -53,8 +53,11 @@ def leaderboard_png(board: Leaderboard, *, top: int = 20) -> bytes:
     return buffer.getvalue()
 
 
-def _make_room(figure: Figure, labels: float) -> None:
-    """Leave *labels* pixels for them, and what a title and a caption take; matplotlib's own layouts draw all twice."""
+def _make_room(figure: Figure, label_width: float) -> None:
+    """Leave room for labels of so many pixels, a title and a caption; matplotlib's own layouts draw everything twice.
+
+    Of labels that would leave less than a quarter to what they are about, the beginning is cut off.
+    """
     width, height = figure.get_size_inches() * figure.dpi
-    left = min(labels + 16, 0.75 * width)
+    left = min(label_width + 16, 0.75 * width)
     figure.subplots_adjust(left=left / width, right=1 - 12 / width, bottom=48 / height, top=1 - 32 / height)

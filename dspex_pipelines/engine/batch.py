@@ -353,16 +353,12 @@ class Pages(Iterator[list[TrialSpec]]):
         return sorted(page, key=_BY_ID)
 
     def prepare(self) -> None:
-        """Take as many trials as a page may be longer than the one before it for each of that."""
+        """Take two of the next page's trials: once for each of this page, as the next is at most twice as long."""
         self._take(2)
 
     def _take(self, most: int) -> None:
-        room = self._size - len(self._next)
-        if room > 0:
-            for spec in islice(self._trials, min(most, room)):
-                # It takes most of the time, and is kept with the trial.
-                _BY_ID(spec)
-                self._next.append(spec)
+        # A trial's id is worked out when it is made, and takes most of the time.
+        self._next.extend(islice(self._trials, min(most, self._size - len(self._next))))
 
 
 class _LookedUp(Iterable[Missing]):

@@ -13,10 +13,13 @@ from dspex_pipelines.engine.journal_rows import Entry
 GROUP = 1_000
 """Outcomes that are worth a transaction of their own."""
 GROUP_S = 0.0025
-"""From one transaction to the next, while fewer outcomes than a group wait; less where `GROUP_SHARE` allows it."""
+"""From the start of one transaction to that of the next, while fewer outcomes than a group wait; less where
+`GROUP_SHARE` allows it."""
 GROUP_SHARE = 0.1
-"""Of a core, that transactions may take to come sooner. Until it is durable an outcome takes the place of a running
-trial, and a transaction costs 50 to 150 µs besides its rows, which is 2 to 6% of a core at `GROUP_S`."""
+"""Of a core, that recording may take to come sooner than that. Until it is durable an outcome takes the place of a
+running trial, and a transaction costs 30 to 150 µs besides its rows."""
+_TICK_S = 0.001
+"""The least that uvloop's timers tell from nothing, and the steps of its clock."""
 MOST_WAITING = 8 * GROUP
 """Outcomes that may wait for a slow disk before whoever brings more has to."""
 
@@ -52,7 +55,7 @@ class Recorder:
         self._moved: asyncio.Future[None] | None = None
         self._started = 0.0
         self._apart_s = GROUP_S
-        """From this one to the next."""
+        """From the start of the last transaction to that of the next."""
 
     def __enter__(self) -> Recorder:
         self._loop = asyncio.get_running_loop()
@@ -111,7 +114,7 @@ class Recorder:
         self._group, self._waiting = self._waiting, []
         began = perf_counter()
         if self._is_recorded_now():
-            self._apart_s = min(GROUP_S, (perf_counter() - began) / GROUP_SHARE)
+            self._apart_s = min(GROUP_S, max(_TICK_S, (perf_counter() - began) / GROUP_SHARE))
             self._tell()
             return
         self._writing = writing = self._thread.submit(self._record, self._group)

@@ -52,8 +52,7 @@ _RUN_AGAIN = frozenset(
 )
 
 Scores: TypeAlias = Mapping[str, float | int | bool]
-_NAME = frozenset({str})
-_NUMBER = frozenset({bool, int, float})
+_NUMBER = (int, float)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,15 +182,9 @@ def _numbers(payload: bytes, what: str) -> Scores:
     numbers = decode(payload)
     if numbers is None:
         return {}
-    if not isinstance(numbers, dict) or not _are_finite(cast("dict[Any, Any]", numbers)):
+    if not isinstance(numbers, dict) or not all(
+        isinstance(name, str) and isinstance(number, _NUMBER) and math.isfinite(number)
+        for name, number in cast("dict[Any, Any]", numbers).items()
+    ):
         raise SerializationError(path=what, reason="not a map of names to finite numbers")
     return cast("Scores", numbers)
-
-
-def _are_finite(numbers: Mapping[Any, Any]) -> bool:
-    # What was decoded is of these very types; for each outcome of a run, without a loop of ours.
-    return (
-        _NAME.issuperset(map(type, numbers))
-        and _NUMBER.issuperset(map(type, numbers.values()))
-        and all(map(math.isfinite, numbers.values()))
-    )

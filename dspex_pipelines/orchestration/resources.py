@@ -89,7 +89,8 @@ class WorkerPoolResource(dg.ConfigurableResource[Any]):
     def ahead(self) -> Generator[None]:
         """Have the local pool of the runs to come start now, beside whatever else they wait for, and hold it.
 
-        Where it does not start, the first run says so.
+        Where it does not start, the first run tries again and says so. A command that is refused meanwhile leaves it
+        to its `idle_s`.
         """
         with contextlib.ExitStack() as held:
 
@@ -101,6 +102,7 @@ class WorkerPoolResource(dg.ConfigurableResource[Any]):
             starting = threading.Thread(target=start, name="pool-ahead", daemon=True)
             if not self.address:
                 starting.start()
+                # Done first: what has been entered by then is left after it.
                 held.callback(starting.join)
             yield
 

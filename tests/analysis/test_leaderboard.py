@@ -276,3 +276,13 @@ def test_groups_are_told_of_where_there_are_some() -> None:
     alone = frame([trial(example_id=name, group=name) for name in "xy"])
     assert leaderboard(alone).interval == "95% interval"
     assert leaderboard(alone.assign(group="g")).interval == "95% interval clustered by group"
+
+
+def test_a_score_that_a_failed_trial_has_left_counts_for_nothing() -> None:
+    rows = [trial(name, score, example_id=e, group=e) for name, score in (("a", 0.9), ("b", 0.5)) for e in "efgh"]
+    for number in (0, 5):
+        rows[number] |= {"status": "error", "error_type": "timeout_run"}
+    without = [row if row["status"] == "ok" else {**row, "score.good": None} for row in rows]
+    board = leaderboard(frame(rows))
+    assert board == leaderboard(frame(without))
+    assert board.standings[1].difference.n == 2

@@ -58,3 +58,14 @@ def test_the_picture_shows_bounds_only_where_something_failed() -> None:
 def test_the_picture_grows_with_the_board_up_to_its_top() -> None:
     heights = [draw({f"c{number}": [number / 99] for number in range(count)}).shape[0] for count in (2, 20, 60)]
     assert heights[0] < heights[1] == heights[2]
+
+
+def test_labels_have_as_much_room_as_they_need() -> None:
+    def left(label: str) -> tuple[int, bool]:
+        dark = (draw({label: [1.0], "b": [0.5]})[:, :, :3] < 0.9).all(axis=2)
+        return int(dark.any(axis=0).argmax()), bool(dark[:, 0].any())
+
+    for label in ("short", "a label of some length " * 2, "W" * 40):
+        first, cut = left(label)
+        assert not cut
+        assert first < 40

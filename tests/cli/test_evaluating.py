@@ -366,7 +366,9 @@ def test_the_pool_starts_while_dagster_gets_ready(monkeypatch: pytest.MonkeyPatc
     started: list[Path] = []
 
     def instance() -> AbstractContextManager[None]:
-        next(thread for thread in threading.enumerate() if thread.name == "pool-ahead").join()
+        for thread in threading.enumerate():
+            if thread.name == "pool-ahead":
+                thread.join()
         started.extend({pool.runtime_dir for pool in local_pool.status()} - before)
         raise DspexError("far enough")
 

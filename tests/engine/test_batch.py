@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 
 import pytest
 
 from dspex_pipelines.engine import batch
-from dspex_pipelines.engine.batch import FIRST_PAGE, PAGE, BatchSummary, Scoring, planned_outcomes, run_batch
+from dspex_pipelines.engine.batch import FIRST_PAGE, PAGE, BatchSummary, Pages, Scoring, planned_outcomes, run_batch
 from dspex_pipelines.engine.journal import Entry, Journal
 from dspex_pipelines.errors import JournalError
 from dspex_pipelines.model.outcome import ErrorType, TrialError, TrialOutcome, TrialResult
@@ -19,6 +19,7 @@ from dspex_pipelines.model.plan import Batch, Plan
 from dspex_pipelines.model.space import Configuration, ConfigurationSpace
 from dspex_pipelines.model.trial import Example, MetricSpec, ProgramSpec, TrialSpec
 
+AT_ONCE = 16
 EXAMPLES = [Example(example_id=str(number), inputs={"x": number}, labels={"y": number}) for number in range(50)]
 Answer = Callable[[TrialSpec, bytes], TrialOutcome]
 Answered = Callable[[object, TrialOutcome | Exception], None]
@@ -121,7 +122,7 @@ async def run(journal: Journal, pool: Pool, planned: Plan, examples: Sequence[Ex
         examples=examples,
         pool=pool,
         journal=journal,
-        max_concurrency=16,
+        max_concurrency=AT_ONCE,
         timeout_s=10,
         most_attempts=1,
     )
@@ -171,9 +172,25 @@ async def test_the_first_trials_run_before_many_are_looked_up(journal: Journal) 
     summary = await run(journal, Pool(answer), planned, examples)
     assert (summary.ran, len(taken)) == (2 * PAGE, 2 * PAGE)
     # Of the next page two for each trial that is begun, so nothing waits for a page to be made.
-    begun_at_once = 16
-    assert taken[0] <= FIRST_PAGE + 2 * begun_at_once
-    assert max(later - earlier for earlier, later in pairwise(taken)) <= 2 * begun_at_once
+    assert taken[0] <= FIRST_PAGE + 2 * AT_ONCE
+    assert max(later - earlier for earlier, later in pairwise(taken)) <= 2 * AT_ONCE
+
+
+def test_pages_grow_and_are_in_the_order_of_their_ids_however_much_is_prepared() -> None:
+    planned = plan(rows=6 * PAGE)
+    examples = [Example(example_id=str(number), inputs={"x": number}) for number in range(6 * PAGE)]
+    wanted = list(islice(planned.trials(Batch(start=0, stop=planned.total), examples), 4 * PAGE))
+    pages, got = Pages(iter(wanted)), list[list[TrialSpec]]()
+    for page in pages:
+        got.append(page)
+        for _ in range(len(page) // len(got)):
+            pages.prepare()
+    assert [len(page) for page in got[:6]] == [FIRST_PAGE, 500, 1_000, 2_000, PAGE, PAGE]
+    start = 0
+    for page in got:
+        assert page == sorted(wanted[start : start + len(page)], key=lambda spec: spec.trial_id)
+        start += len(page)
+    assert start == len(wanted)
 
 
 async def test_a_metric_that_failed_is_mended_without_running_a_program(journal: Journal) -> None:

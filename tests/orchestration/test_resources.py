@@ -55,7 +55,9 @@ def test_a_pool_that_is_started_ahead_is_the_one_that_runs_use_and_is_held(
     before = running()
     resource = resources.WorkerPoolResource(workers=1, idle_s=0)
     with resource.ahead():
-        next(thread for thread in threading.enumerate() if thread.name == "pool-ahead").join()
+        for thread in threading.enumerate():
+            if thread.name == "pool-ahead":
+                thread.join()
         (started,) = running() - before
         with resource.yield_for_execution(dg.build_init_resource_context()) as used:
             assert used._address == f"unix:{started / 'bridge.sock'}"
