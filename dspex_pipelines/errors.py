@@ -57,7 +57,7 @@ class PoolUnreachable(DspexError):
         super().__init__(
             f"no worker pool answered at {address} within {waited_s:g} s ({reason}); "
             "leave the address (--pool-address) empty for a local pool, or start one there: "
-            "`dspex pool start --address …`"
+            f"`dspex pool start --address {address}`"
         )
 
 

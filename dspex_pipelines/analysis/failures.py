@@ -18,6 +18,13 @@ class FailureKind:
     count: int
     message: str
     """The first line of what most of them say."""
+    alike: int
+    """How many of them say it."""
+
+    @property
+    def said(self) -> str:
+        """What they say, and how many of them where not all do."""
+        return self.message if self.alike == self.count else f"{self.alike:,} of them: {self.message}"
 
 
 def failure_kinds(trials: pd.DataFrame) -> tuple[FailureKind, ...]:
@@ -26,10 +33,14 @@ def failure_kinds(trials: pd.DataFrame) -> tuple[FailureKind, ...]:
     Trials that were not run have not failed.
     """
     failed = trials["error_type"].notna() & (trials["error_type"] != ErrorType.BUDGET_EXHAUSTED.value)
-    told = Counter(zip(trials["error_type"][failed], trials["error_message"][failed].fillna(""), strict=True))
+    lines = (message.strip().partition("\n")[0] for message in trials["error_message"][failed].fillna(""))
+    told = Counter(zip(trials["error_type"][failed], lines, strict=True))
     counts: Counter[str] = Counter()
-    messages: dict[str, str] = {}
+    commonest: dict[str, tuple[str, int]] = {}
     for (kind, message), count in told.most_common():
         counts[kind] += count
-        messages.setdefault(kind, message.strip().partition("\n")[0])
-    return tuple(FailureKind(type=kind, count=count, message=messages[kind]) for kind, count in counts.most_common())
+        commonest.setdefault(kind, (message, count))
+    return tuple(
+        FailureKind(type=kind, count=count, message=commonest[kind][0], alike=commonest[kind][1])
+        for kind, count in counts.most_common()
+    )

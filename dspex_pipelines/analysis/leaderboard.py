@@ -212,7 +212,9 @@ def leaderboard(
         for configuration, rows in _rows(frame):
             n, not_run = len(rows), int(stopped[rows].sum())
             scores = {name: _clustered(values[rows], clusters[rows]) for name, values in scored.items()}
-            total = float(np.nansum(scored[metric][rows]))
+            values = scored[metric][rows]
+            # Without the failures, whose places would decide how it is rounded.
+            total = float(values[~np.isnan(values)].sum())
             unknown = n - scores[metric].n
             bounds = tuple((total + unknown * score) / n for score in score_range)
             failures = n - not_run - int(ok[rows].sum())

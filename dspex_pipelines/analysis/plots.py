@@ -39,13 +39,14 @@ def leaderboard_png(board: Leaderboard, *, top: int = 20) -> bytes:
     axes.set_axisbelow(True)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
-    axes.set_xlabel(f"{board.metric}: mean and {board.interval}", fontsize=9)
+    axes.set_xlabel(f"{board.metric}: mean and {board.interval}", fontsize=9, parse_math=False)
     failed = any(standing.failures for standing in standings)
     shown = "" if len(standings) == len(board.standings) else f", best {len(standings)} of {len(board.standings)}"
     axes.set_title(
         f"Configurations by {board.metric}{shown}" + ("; grey: bounds left by failures" if failed else ""),
         fontsize=10,
         loc="left",
+        parse_math=False,
     )
     _make_room(figure, max(text.get_window_extent(canvas.get_renderer()).width for text in axes.get_yticklabels()))
     buffer = io.BytesIO()

@@ -289,7 +289,7 @@ def _say_failures(failures: Sequence[FailureKind], target: str, *, ran: int) -> 
     if count:
         _say(f"{count:,} trials failed: {_command('dspex trials', target, '--failed')}")
     for kind in failures:
-        _say(f"  {kind.count:,} × {kind.type}: {shortened(kind.message)}")
+        _say(f"  {kind.count:,} × {kind.type}: {shortened(kind.said)}")
     if count > ran:
         again = _command("dspex evaluate", target, "--reuse successes")
         _say(f"{count - ran:,} of them failed in an earlier run; to run them again: {again}")

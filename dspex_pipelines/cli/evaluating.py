@@ -227,8 +227,7 @@ def evaluate_partitions(
             value=workers,
             fix=f"give 0 (one for each core) to {MOST_WORKERS:,} workers of a local pool",
         )
-    worker_pool = WorkerPoolResource(workers=workers, address=address)
-    with worker_pool.ahead(), instance() as opened, Progress(*columns(), console=console) as bars:
+    with instance() as opened, Progress(*columns(), console=console) as bars:
         end_abandoned_runs(opened)
         known = present_partitions(evaluation, opened)
         wanted = partitions or known
@@ -243,7 +242,7 @@ def evaluate_partitions(
         definitions = build_evaluation(
             evaluation,
             resources={
-                "worker_pool": worker_pool,
+                "worker_pool": WorkerPoolResource(workers=workers, address=address),
                 "progress": ProgressResource.to(reporter),
             },
         )
@@ -349,7 +348,7 @@ def _reason(result: dg.ExecuteInProcessResult) -> DspexError:
             kind = DspexError if _OF_ALL.search(event.step_key or "") else _OwnError
             if data.user_failure_data and data.user_failure_data.description:
                 return kind(str(data.user_failure_data.description))
-            if data.error and data.error.cls_name == dg.DagsterExecutionInterruptedError.__name__:
+            if data.error and _is_interruption(data.error):
                 return Interrupted()
             if data.error:
                 return kind(_said(data.error, event.step_key or "step"))
@@ -357,8 +356,16 @@ def _reason(result: dg.ExecuteInProcessResult) -> DspexError:
     for event in result.all_events:
         said = getattr(event.event_specific_data, "error", None)
         if isinstance(said, SerializableErrorInfo):
-            return DspexError(_said(said, "the run failed"))
+            return Interrupted() if _is_interruption(said) else DspexError(_said(said, "the run failed"))
     return DspexError("the run failed; see its log with `dagster dev`")
+
+
+def _is_interruption(error: SerializableErrorInfo | None) -> bool:
+    while error is not None:
+        if error.cls_name == dg.DagsterExecutionInterruptedError.__name__:
+            return True
+        error = error.cause
+    return False
 
 
 def _said(error: SerializableErrorInfo, where: str) -> str:

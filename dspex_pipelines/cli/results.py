@@ -54,5 +54,8 @@ def newest_results(evaluation: Evaluation) -> tuple[pd.DataFrame, NewestResults]
     with instance() as opened:
         newest = NewestResults.find(opened, evaluation.name, known_partitions(evaluation, opened))
     if not newest.paths:
-        raise DspexError(f"{evaluation.name} has no results yet; run `dspex evaluate` first")
+        raise DspexError(
+            f"{evaluation.name} has no results in {os.environ['DAGSTER_HOME']}; run `dspex evaluate` first, or set "
+            "DAGSTER_HOME to where it was evaluated"
+        )
     return newest.load(), newest

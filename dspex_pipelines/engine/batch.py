@@ -343,8 +343,12 @@ class Pages(Iterator[list[TrialSpec]]):
         self._trials = trials
         self._size = FIRST_PAGE
         self._next: list[TrialSpec] = []
+        self._error: Exception | None = None
+        """Raised once the page that it is about is wanted: the one before it can be run."""
 
     def __next__(self) -> list[TrialSpec]:
+        if self._error is not None:
+            raise self._error
         self._take(self._size)
         page, self._next = self._next, []
         if not page:
@@ -354,7 +358,10 @@ class Pages(Iterator[list[TrialSpec]]):
 
     def prepare(self) -> None:
         """Take two of the next page's trials: once for each of this page, as the next is at most twice as long."""
-        self._take(2)
+        try:
+            self._take(2)
+        except Exception as error:  # noqa: BLE001 - whatever reading examples raises
+            self._error = self._error or error
 
     def _take(self, most: int) -> None:
         # A trial's id is worked out when it is made, and takes most of the time.

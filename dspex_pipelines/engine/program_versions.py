@@ -183,7 +183,7 @@ def _top_level(distribution: importlib.metadata.Distribution) -> Iterable[str]:
 
 
 def _module(file: str) -> str | None:
-    folder, nested, _ = file.partition("/")
+    folder, nested, _ = file.removeprefix("./").partition("/")
     return folder if nested else inspect.getmodulename(file)
 
 

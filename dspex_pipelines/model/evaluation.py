@@ -155,6 +155,9 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         _check_name(self.name)
+        for part, kind in (("dataset", Dataset), ("space", ConfigurationSpace)):
+            if not isinstance(getattr(self, part), kind):
+                raise InvalidValue(field=part, value=getattr(self, part), fix=f"give {kind.__name__}(…)")
         check_entry_point("program", self.program)
         if isinstance(self.metrics, str):
             raise InvalidValue(field="metrics", value=self.metrics, fix="give a tuple of entry points")

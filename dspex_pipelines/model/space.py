@@ -8,7 +8,7 @@ import math
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeAlias, cast
+from typing import Any, ClassVar, TypeAlias, cast, get_args
 
 from dspex_pipelines.errors import InvalidValue
 from dspex_pipelines.model.payload import digest_of
@@ -168,6 +168,11 @@ class ConfigurationSpace:
             if not isinstance(given, tuple | list):
                 raise InvalidValue(field=f"space.{part}", value=given, fix="give a tuple; one alone needs a comma")
             object.__setattr__(self, part, tuple(cast("list[object]", given)))
+            kinds_of = get_args(Variable if part == "variables" else Constraint)
+            for one in cast("tuple[object, ...]", getattr(self, part)):
+                if not isinstance(one, kinds_of):
+                    fix = f"give {', '.join(kind.__name__ for kind in kinds_of)}"
+                    raise InvalidValue(field=f"space.{part}", value=one, fix=fix)
         kinds: dict[str, str] = {}
         for variable in self.variables:
             if variable.name in kinds:

@@ -2,8 +2,7 @@
 
 import contextlib
 import os
-import threading
-from collections.abc import AsyncGenerator, Generator, Mapping
+from collections.abc import AsyncGenerator, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from pydantic import Field, PrivateAttr
 
 from dspex_pipelines import telemetry
 from dspex_pipelines.bridge.client import PoolClient
-from dspex_pipelines.bridge.local_pool import LocalPoolLease, lease
+from dspex_pipelines.bridge.local_pool import lease
 from dspex_pipelines.engine.executor import Progress
 from dspex_pipelines.engine.journal import Journal
 from dspex_pipelines.engine.recycling import MAX_RSS_MB, Recycling
@@ -81,39 +80,16 @@ class WorkerPoolResource(dg.ConfigurableResource[Any]):
             self._address = self.address
             yield self
             return
-        with self._leased(environment) as local:
-            self._address = local.address
-            yield self
-
-    @contextlib.contextmanager
-    def ahead(self) -> Generator[None]:
-        """Have the local pool of the runs to come start now, beside whatever else they wait for, and hold it.
-
-        Where it does not start, the first run tries again and says so. A command that is refused meanwhile leaves it
-        to its `idle_s`.
-        """
-        with contextlib.ExitStack() as held:
-
-            def start() -> None:
-                with contextlib.suppress(Exception):
-                    telemetry.check()
-                    held.enter_context(self._leased(self._environment()))
-
-            starting = threading.Thread(target=start, name="pool-ahead", daemon=True)
-            if not self.address:
-                starting.start()
-                # Done first: what has been entered by then is left after it.
-                held.callback(starting.join)
-            yield
-
-    def _leased(self, environment: Mapping[str, str]) -> contextlib.AbstractContextManager[LocalPoolLease]:
-        return lease(
+        recycling = Recycling(max_rss_mb=self.max_rss_mb, max_trials=self.max_trials)
+        with lease(
             workers=self.workers or None,
             slots=self.slots,
             idle_s=self.idle_s,
-            recycling=Recycling(max_rss_mb=self.max_rss_mb, max_trials=self.max_trials),
+            recycling=recycling,
             environment=environment,
-        )
+        ) as local:
+            self._address = local.address
+            yield self
 
     def _environment(self) -> dict[str, str]:
         """Return what the pool's processes find besides the environment of this one."""

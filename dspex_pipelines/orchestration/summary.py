@@ -171,13 +171,13 @@ def most_failures(metadata: Mapping[str, dg.MetadataValue]) -> str:
 def _failures_by_type(failed: Any) -> dg.MetadataValue:
     kinds = failure_kinds(failed.select(["error_type", "error_message"]).to_pandas())
     records = [
-        dg.TableRecord({"type": kind.type, "trials": kind.count, "most say": kind.message[:MESSAGE_LENGTH]})
+        dg.TableRecord({"type": kind.type, "trials": kind.count, "most say": kind.said[:MESSAGE_LENGTH]})
         for kind in kinds
     ]
     columns = [
         dg.TableColumn("type", "string", "one of a closed set"),
         dg.TableColumn("trials", "int"),
-        dg.TableColumn("most say", "string", "first line of the commonest message"),
+        dg.TableColumn("most say", "string", "first line of the commonest message, and of how many where not of all"),
     ]
     return dg.MetadataValue.table(records, dg.TableSchema(columns=columns))
 

@@ -220,7 +220,8 @@ def _check(spec: ProgramSpec, metrics: tuple[MetricSpec, ...]) -> None:
             entry_point=spec.entry_point,
             reason=(
                 f"its source here is not version {spec.version[:12]} that the trial asks for; "
-                "it was edited since the run was planned, so run the evaluation again"
+                "it was edited since the run was planned, so run the evaluation again; or this pool was started in "
+                "another folder, so start one in the program's, or leave the address out"
             ),
         )
     if names := other_environment(spec):

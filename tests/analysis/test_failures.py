@@ -24,10 +24,11 @@ def test_the_commonest_type_is_first_with_what_most_of_them_say() -> None:
         )
     )
     assert found == (
-        FailureKind(type="program_exception", count=3, message="ValueError: a"),
-        FailureKind(type="timeout", count=1, message="after 1 s"),
-        FailureKind(type="worker_lost", count=1, message=""),
+        FailureKind(type="program_exception", count=3, message="ValueError: a", alike=2),
+        FailureKind(type="timeout", count=1, message="after 1 s", alike=1),
+        FailureKind(type="worker_lost", count=1, message="", alike=1),
     )
+    assert [kind.said for kind in found] == ["2 of them: ValueError: a", "after 1 s", ""]
 
 
 def test_without_failures_there_are_none() -> None:

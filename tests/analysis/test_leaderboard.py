@@ -286,3 +286,14 @@ def test_a_score_that_a_failed_trial_has_left_counts_for_nothing() -> None:
     board = leaderboard(frame(rows))
     assert board == leaderboard(frame(without))
     assert board.standings[1].difference.n == 2
+
+
+def test_where_a_configuration_has_failed_does_not_rank_it() -> None:
+    rows = [
+        trial(name, None if number == failed else 0.3, example_id=str(number), group=str(number))
+        for name, failed in (("d", 12), ("b", 9), ("a", 3), ("c", 0))
+        for number in range(13)
+    ]
+    board = leaderboard(frame(rows))
+    assert [standing.configuration for standing in board.standings] == ["a", "b", "c", "d"]
+    assert len({standing.bounds for standing in board.standings}) == 1

@@ -69,3 +69,11 @@ def test_labels_have_as_much_room_as_they_need() -> None:
         first, cut = left(label)
         assert not cut
         assert first < 40
+
+
+def test_a_metric_may_have_any_name() -> None:
+    name = "a$\\x{$b"
+    rows = [trial(configuration, 0.5) for configuration in "ab"]
+    board = leaderboard(frame(rows).rename(columns={"score.good": f"score.{name}"}))
+    assert board.metric == name
+    assert leaderboard_png(board).startswith(b"\x89PNG")

@@ -16,7 +16,8 @@ from dspex_pipelines.cli import commands
 from dspex_pipelines.cli.results import instance
 from dspex_pipelines.cli.starter import DECLARATION
 from dspex_pipelines.cli.targets import find_evaluation
-from dspex_pipelines.errors import DspexError, InvalidValue, PoolUnreachable
+from dspex_pipelines.errors import DspexError, Interrupted, InvalidValue, PoolUnreachable
+from dspex_pipelines.orchestration import resources
 from dspex_pipelines.orchestration.scaffolding import EvaluationScaffolder
 from dspex_pipelines.wire.import_path import python_path
 from tests.cli.conftest import Run
@@ -136,7 +137,17 @@ def test_what_is_wrong_with_a_declaration_in_yaml_is_told_by_file_and_line(
 def test_evaluate_imports_what_a_declaration_names_and_what_only_lists_does_not(declared: Path, run: Run) -> None:
     (declared / "program.py").write_text("1 / 0\n")
     assert "defs.yaml:12 - " in str(run("evaluate", declared).exception)
-    assert "has no results yet" in str(run("leaderboard", declared).exception)
+    assert "has no results in" in str(run("leaderboard", declared).exception)
+
+
+def test_an_interruption_while_the_pool_is_opened_is_one(
+    declared: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(**_: object) -> None:
+        raise dg.DagsterExecutionInterruptedError
+
+    monkeypatch.setattr(resources, "lease", interrupted)
+    assert isinstance(run("evaluate", declared).exception, Interrupted)
 
 
 def test_where_nothing_is_declared_what_is_declared_below_is_named(declared: Path, folder: Path, run: Run) -> None:
@@ -220,7 +231,7 @@ def test_no_local_pool_of_so_many_workers_is_started(tmp_path: Path, workers: in
 
 def test_a_pool_that_is_not_there_is_told_with_a_command_that_exists(run: Run) -> None:
     told = str(PoolUnreachable(address="unix:/x", waited_s=1))
-    assert "`dspex pool start --address …`" in told
+    assert "`dspex pool start --address unix:/x`" in told
     assert "--address" in run("pool", "start", "--help").output
 
 

@@ -6,9 +6,8 @@ import io
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,11 +18,10 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn
 
 from dspex_pipelines.analysis.failures import FailureKind
 from dspex_pipelines.analysis.leaderboard import leaderboard
-from dspex_pipelines.bridge import local_pool
 from dspex_pipelines.cli import evaluating, exits, finding, replaying
 from dspex_pipelines.cli.evaluating import BarReporter, EvaluatedPartitionsSummary, FailedCheck, columns
 from dspex_pipelines.engine import executor
-from dspex_pipelines.errors import DspexError, Interrupted
+from dspex_pipelines.errors import Interrupted
 from dspex_pipelines.model.evaluation import Evaluation
 from dspex_pipelines.model.plan import Plan
 from dspex_pipelines.model.space import Configuration
@@ -274,7 +272,7 @@ def test_the_command_says_at_its_end_what_was_used_and_what_is_in_no_sum(
             partial={},
             folder=Path("results"),
             usage=usage,
-            failures=(FailureKind(type="timeout", count=1_000, message="[m] 9 s"),),
+            failures=(FailureKind(type="timeout", count=1_000, message="[m] 9 s", alike=10),),
             failed=990,
             not_counted=tuple(usage.warnings(budget_of(config, evaluation)).values()),
             hedged=(1_200, 1_000) if config.hedge_fraction else None,
@@ -285,7 +283,7 @@ def test_the_command_says_at_its_end_what_was_used_and_what_is_in_no_sum(
     assert "Hedged: 1,200 trials had a second copy, and 1,000 of them an answer from it first\n" in told
     assert "Used: m: 3 calls, 1,000 tokens in and 10 out, $0.50, throttled 10% of the time\n" in told
     assert "Not counted: cost leaves out 2 calls to m, and max_cost_usd does not hold for them" in told
-    assert "1,000 trials failed: dspex trials --failed\n  1,000 × timeout: [m] 9 s\n" in told
+    assert "1,000 trials failed: dspex trials --failed\n  1,000 × timeout: 10 of them: [m] 9 s\n" in told
     usage.amounts.clear()
     told = run("evaluate").output
     assert "Used" not in told
@@ -309,7 +307,7 @@ def test_failures_of_earlier_runs_are_told_with_how_to_run_them_again(
         folder=Path("results"),
         usage=Usage(),
         not_counted=(),
-        failures=(FailureKind(type="program_exception", count=2, message="no"),),
+        failures=(FailureKind(type="program_exception", count=2, message="no", alike=2),),
         failed=failed_now,
     )
     monkeypatch.setattr(evaluating, "evaluate_partitions", lambda *_, **__: summary)
@@ -358,23 +356,3 @@ def test_failed_checks_are_told_last_and_are_the_exit_code(
     told = ended.output.splitlines()
     assert told[len(told) - len(severities) :] == [f"Check check_{one} of [all] failed: 0.5 of 1" for one in severities]
     assert "3 done, but" in " ".join(run("evaluate", "--help").output.split())
-
-
-def test_the_pool_starts_while_dagster_gets_ready(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.chdir(tmp_path)  # of which there is no pool yet
-    before = {pool.runtime_dir for pool in local_pool.status()}
-    started: list[Path] = []
-
-    def instance() -> AbstractContextManager[None]:
-        for thread in threading.enumerate():
-            if thread.name == "pool-ahead":
-                thread.join()
-        started.extend({pool.runtime_dir for pool in local_pool.status()} - before)
-        raise DspexError("far enough")
-
-    monkeypatch.setattr(evaluating, "instance", instance)
-    with pytest.raises(DspexError, match="far enough"):
-        evaluating.evaluate_partitions(
-            EVALUATION, EvaluationConfig(), partitions=(), workers=1, address="", console=Console(file=io.StringIO())
-        )
-    assert len(started) == 1

@@ -193,6 +193,20 @@ def test_pages_grow_and_are_in_the_order_of_their_ids_however_much_is_prepared()
     assert start == len(wanted)
 
 
+async def test_a_row_that_cannot_be_read_costs_no_trial_of_the_page_before_it(journal: Journal) -> None:
+    class Damaged(list[Example]):
+        def __getitem__(self, row: int) -> Example:  # type: ignore[override] # pyright: ignore[reportIncompatibleMethodOverride]
+            if row == FIRST_PAGE + 10:
+                raise OSError("no such row")
+            return super().__getitem__(row)
+
+    examples = Damaged(Example(example_id=str(number), inputs={"x": number}) for number in range(PAGE))
+    pool = Pool()
+    with pytest.raises(OSError, match="no such row"):
+        await run(journal, pool, plan(rows=PAGE), examples)
+    assert pool.ran == FIRST_PAGE
+
+
 async def test_a_metric_that_failed_is_mended_without_running_a_program(journal: Journal) -> None:
     def fails(spec: TrialSpec, outputs: bytes) -> TrialOutcome:
         return error(spec, ErrorType.METRIC_EXCEPTION, outputs=encode(spec.example.inputs["x"]))

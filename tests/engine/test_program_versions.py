@@ -11,10 +11,13 @@ from dspex_pipelines.engine import program_versions
 
 DISTRIBUTIONS = {
     "declares": {"top_level.txt": "first\nsecond\n", "RECORD": "third/__init__.py,,\n"},
-    "records": {"RECORD": 'own/__init__.py,,\nown/data.txt,,\nalone.py,,\nlib.so,,\n"own/a,b.py",,\n../bin/x.py,,\n'},
+    "records": {
+        "RECORD": "own/__init__.py,,\nown/data.txt,,\nalone.py,,\nlib.so,,\n"
+        '"own/a,b.py",,\n../bin/x.py,,\n./dotted/__init__.py,,\n'
+    },
     "has-no-record": {},
 }
-FILES = ("own/__init__.py", "own/data.txt", "own/a,b.py", "alone.py", "lib.so", "../bin/x.py")
+FILES = ("own/__init__.py", "own/data.txt", "own/a,b.py", "alone.py", "lib.so", "../bin/x.py", "dotted/__init__.py")
 
 
 def test_packages_are_of_the_distributions_that_importlib_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,4 +40,4 @@ def test_packages_are_of_the_distributions_that_importlib_says(tmp_path: Path, m
     named = {package: [one.metadata["Name"] for one in distributions] for package, distributions in found.items()}
     theirs = importlib.metadata.packages_distributions()
     assert named == {name: theirs[name] for name in theirs if "." not in name}, "what has a dot is no module"
-    assert {"first", "second", "own", "alone"} <= named.keys()
+    assert {"first", "second", "own", "alone", "dotted"} <= named.keys()

@@ -68,6 +68,8 @@ def test_partitions_are_named_as_the_values_of_a_column_are() -> None:
         pytest.param("weight", 1_001, id="weight-is-too-much"),
         pytest.param("weight", True, id="weight-is-a-boolean"),
         pytest.param("hedging", 0.05, id="hedging-is-a-number"),
+        pytest.param("dataset", "data.csv", id="dataset-is-a-path"),
+        pytest.param("space", {"variables": ()}, id="space-is-a-map"),
         pytest.param("score_range", (0.0,), id="one-score"),
         pytest.param("score_range", (0.0, 0.5, 1.0), id="three-scores"),
         pytest.param("score_range", ("0", "1"), id="scores-are-strings"),

@@ -259,3 +259,12 @@ def test_digests_are_equal_in_another_process() -> None:
 
 def test_an_integer_and_a_float_are_different_configurations() -> None:
     assert Configuration({"x": 1}) != Configuration({"x": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("part", "wrong", "fix"),
+    [("variables", "ellipsis", "Float, Integer"), ("constraints", "words < 3", "Ordered, Implies, AtMost")],
+)
+def test_what_is_no_variable_or_no_constraint_is_refused(part: str, wrong: str, fix: str) -> None:
+    with pytest.raises(InvalidValue, match=f"space.{part}: '{wrong}' is not accepted; give {fix}"):
+        ConfigurationSpace(**{part: (wrong,)})  # type: ignore[arg-type]
