@@ -80,7 +80,7 @@ def language_model(environment: Mapping[str, str]) -> dspy.LM:
     """Return the model that *environment* names; its key is told to nobody but the address it is for."""
     missing = [name for name in (API_BASE, API_KEY) if not environment.get(name)]
     if missing:
-        raise ValueError(
+        raise dspy.LMNotConfiguredError(
             f"{' and '.join(missing)} not set; export {API_BASE}=https://... and {API_KEY}=... of a provider that "
             "speaks OpenAI's API, or run `python -m dspex_pipelines.loopback --answers qa_rag` for a local stand-in "
             "that needs no key: it prints the two lines to paste"

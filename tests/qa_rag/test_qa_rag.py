@@ -12,6 +12,7 @@ import dspy
 import pytest
 
 from dspex_pipelines.declarations import EVALUATIONS, QA_RAG
+from dspex_pipelines.engine.provider_faults import provider_fault
 from dspex_pipelines.loopback.process import Server, serving
 from dspex_pipelines.qa_rag.dataset import DEMOS, EXAMPLES, demonstrated, examples
 from dspex_pipelines.qa_rag.metrics import answered, found
@@ -105,8 +106,12 @@ def test_without_an_endpoint_it_says_what_to_export(monkeypatch, given, missing)
         monkeypatch.delenv(name, raising=False)
     for name, value in given.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ValueError, match="python -m dspex_pipelines.loopback --answers qa_rag") as refusal:
+    what = "python -m dspex_pipelines.loopback --answers qa_rag"
+    with pytest.raises(dspy.LMNotConfiguredError, match=what) as refusal:
         QaRag()
+    fault = provider_fault(refusal.value)
+    assert fault is not None
+    assert fault.ends_run, "no other trial can succeed either"
     assert str(refusal.value).startswith(f"{missing} not set")
     assert KEY not in str(refusal.value)
 
