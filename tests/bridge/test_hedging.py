@@ -9,7 +9,7 @@ import pytest
 
 from dspex_pipelines.bridge import local_pool
 from dspex_pipelines.bridge.client import PoolClient
-from dspex_pipelines.engine.batch import pages, planned_outcomes, run_batch
+from dspex_pipelines.engine.batch import Pages, planned_outcomes, run_batch
 from dspex_pipelines.engine.journal import Journal
 from dspex_pipelines.engine.program_versions import metric_version, program_version
 from dspex_pipelines.model.hedging import Hedging
@@ -50,7 +50,7 @@ async def test_a_run_does_not_wait_for_those_that_hang(address: str, tmp_path: P
         configurations=(Configuration({}),),
     )
     whole = Batch(start=0, stop=COUNT)
-    turns = [spec for page in pages(plan.trials(whole, examples)) for spec in page]
+    turns = [spec for page in Pages(plan.trials(whole, examples)) for spec in page]
     hang = {turns[turn].trial_id for turn in STRAGGLERS}
     for turn in STRAGGLERS:
         (folder / turns[turn].example.example_id).touch()
