@@ -24,7 +24,7 @@ from statistics import median
 from benchmarks._report import report
 from benchmarks._runs import CONFIGURATIONS, plan_of, seconds_of
 from dspex_pipelines.bridge import local_pool
-from dspex_pipelines.engine.batch import Pages
+from dspex_pipelines.engine.pages import Pages
 from dspex_pipelines.model.plan import Batch, Plan
 from dspex_pipelines.model.trial import Example
 from dspex_pipelines.wire.loop import run

@@ -204,7 +204,7 @@ def leaderboard(
     grouped = False
     for frame in trials.frames():
         clusters = _codes(frame)
-        ok = (frame["status"] == "ok").to_numpy()
+        ok = _succeeded(frame)
         stopped = (frame["error_type"] == ErrorType.BUDGET_EXHAUSTED.value).to_numpy()
         scored = {name: _numbers(frame, f"score.{name}", where=ok) for name in metrics}
         extremes += [frame[column].min(), frame[column].max()]
@@ -220,7 +220,8 @@ def leaderboard(
             failures = n - not_run - int(ok[rows].sum())
             found.append((configuration, variables_of[configuration], n, failures, not_run, scores, bounds))
     found.sort(key=lambda one: (-one[6][0], -_or(one[5][metric].mean, -math.inf), one[0]))
-    differences = _differences(trials, _succeeded(trials.frame(found[0][0])), column)
+    best = trials.frame(found[0][0])
+    differences = _differences(trials, best[_succeeded(best)], column)
     return Leaderboard(
         outside=outside_range(pd.Series(extremes, dtype=float), metric, score_range),
         grouped=grouped,
@@ -243,16 +244,15 @@ def leaderboard(
     )
 
 
-def _succeeded(trials: pd.DataFrame) -> pd.DataFrame:
-    return trials[trials["status"] == "ok"]
+def _succeeded(trials: pd.DataFrame) -> NDArray[np.bool_]:
+    return (trials["status"] == "ok").to_numpy(dtype=bool)
 
 
 def _differences(trials: Trials, best: pd.DataFrame, column: str) -> dict[str, Estimate]:
     """Return each configuration's paired difference to the trials of the best one."""
     found: dict[str, Estimate] = {}
     for frame in trials.frames():
-        succeeded = (frame["status"] == "ok").to_numpy()
-        differences = np.where(succeeded, _beside(frame, best, column, _PAIR), math.nan)
+        differences = np.where(_succeeded(frame), _beside(frame, best, column, _PAIR), math.nan)
         clusters = _codes(frame)
         found |= {name: _clustered(differences[rows], clusters[rows]) for name, rows in _rows(frame)}
     return found

@@ -15,6 +15,7 @@ from dspex_pipelines.engine.hedging import HedgedPool
 from dspex_pipelines.engine.journal import Entry, Found, Journal
 from dspex_pipelines.engine.journal_rows import entry_of
 from dspex_pipelines.engine.ledger import Ledger
+from dspex_pipelines.engine.pages import PAGE, Pages
 from dspex_pipelines.engine.recorder import Recorder
 from dspex_pipelines.engine.reservation import Reservation
 from dspex_pipelines.engine.runner import DurablePool, TrialRunner
@@ -29,13 +30,8 @@ from dspex_pipelines.model.plan import Batch, Plan
 from dspex_pipelines.model.trial import Example, TrialSpec
 from dspex_pipelines.model.usage import Usage
 
-PAGE = 4_000
-"""Trials that are looked up, and put into the order of the journal's index, at a time."""
-FIRST_PAGE = 250
-"""Those of the first page, each later one being twice as long up to `PAGE`: so that the first trials run at once."""
 KNOWN_LABELS = 40_000
 """Examples whose labels' digests are remembered: configurations and repeats come back to them."""
-_BY_ID = attrgetter("trial_id")
 _RESCORED = attrgetter("rescored")
 STOP_S = 10.0
 """Once a bound of the budget is reached, what is in flight has so long to end before it is cancelled."""
@@ -330,42 +326,6 @@ def _not_run(spec: TrialSpec, stopped: str) -> TrialError:
         retryable=True,
         attempts=0,
     )
-
-
-class Pages(Iterator[list[TrialSpec]]):
-    """The trials in the order in which a batch runs them, a page at a time.
-
-    In a page they have the order of their ids: those side by side in the journal's index are run, and so recorded, one
-    after the other. `prepare` takes a few of the next page, so that it is there when the one before it is run.
-    """
-
-    def __init__(self, trials: Iterator[TrialSpec]) -> None:
-        self._trials = trials
-        self._size = FIRST_PAGE
-        self._next: list[TrialSpec] = []
-        self._error: Exception | None = None
-        """Raised once the page that it is about is wanted: the one before it can be run."""
-
-    def __next__(self) -> list[TrialSpec]:
-        if self._error is not None:
-            raise self._error
-        self._take(self._size)
-        page, self._next = self._next, []
-        if not page:
-            raise StopIteration
-        self._size = min(2 * self._size, PAGE)
-        return sorted(page, key=_BY_ID)
-
-    def prepare(self) -> None:
-        """Take two of the next page's trials: once for each of this page, as the next is at most twice as long."""
-        try:
-            self._take(2)
-        except Exception as error:  # noqa: BLE001 - whatever reading examples raises
-            self._error = self._error or error
-
-    def _take(self, most: int) -> None:
-        # A trial's id is worked out when it is made, and takes most of the time.
-        self._next.extend(islice(self._trials, min(most, self._size - len(self._next))))
 
 
 class _LookedUp(Iterable[Missing]):

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from dspex_pipelines.engine import batch
-from dspex_pipelines.engine.batch import FIRST_PAGE, PAGE, BatchSummary, Pages, Scoring, planned_outcomes, run_batch
+from dspex_pipelines.engine.batch import BatchSummary, Scoring, planned_outcomes, run_batch
 from dspex_pipelines.engine.journal import Entry, Journal
+from dspex_pipelines.engine.pages import FIRST_PAGE, PAGE, Pages
 from dspex_pipelines.errors import JournalError
 from dspex_pipelines.model.outcome import ErrorType, TrialError, TrialOutcome, TrialResult
 from dspex_pipelines.model.payload import encode
