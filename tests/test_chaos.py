@@ -21,7 +21,6 @@ from chaos.faults import OUTSIDE, schedule
 from chaos.processes import TOKEN
 from chaos.run_process import journal_file, pool_root
 from chaos.scenario import FAILS, KINDS, PARTS, ROOT, Scenario, act_of, expected
-from dspex_pipelines.engine.batch import Scoring
 from dspex_pipelines.engine.journal import Entry, Journal
 from dspex_pipelines.model.outcome import Attempt, ErrorType, TrialError, TrialOutcome, TrialResult
 from dspex_pipelines.model.payload import encode
@@ -98,9 +97,8 @@ Change = Callable[[TrialOutcome, str], TrialOutcome | None]
 def write(folder: Path, scenario: Scenario, change: Change) -> None:
     with Journal(str(journal_file(folder))) as journal:
         for one in scenario.planned():
-            scoring = Scoring(one.plan)
             entries = [
-                Entry(scoring.of(spec), outcome)
+                Entry(one.plan.scoring_of(spec.example), outcome)
                 for spec in one.specs()
                 if (outcome := change(as_run(expected(spec), act_of(spec)), act_of(spec))) is not None
             ]

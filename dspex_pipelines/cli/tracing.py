@@ -11,7 +11,6 @@ from rich.text import Text
 from dspex_pipelines.analysis.results import as_json
 from dspex_pipelines.cli.finding import FoundTrial
 from dspex_pipelines.cli.results import instance
-from dspex_pipelines.engine.batch import Scoring
 from dspex_pipelines.engine.trace import CALLS, LEFT_OUT, STEPS, unpack_trace
 from dspex_pipelines.errors import DspexError
 from dspex_pipelines.model.outcome import TrialError, TrialOutcome
@@ -25,7 +24,7 @@ def recorded(trial: FoundTrial) -> TrialOutcome:
     """Return the recorded outcome of a trial; raises `DspexError` where the journal has it no more."""
     spec, plan = trial.spec, trial.plan
     with instance() as opened, ResultStore().journal(opened) as journal:
-        found = journal.find(plan.generation, {spec.trial_id: Scoring(plan).of(spec)})
+        found = journal.find(plan.generation, {spec.trial_id: plan.scoring_of(spec.example)})
     if spec.trial_id not in found:
         raise DspexError(
             f"the journal has no outcome of trial {spec.trial_id.hex()}: it was not run, or has been pruned since; "

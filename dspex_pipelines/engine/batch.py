@@ -25,13 +25,10 @@ from dspex_pipelines.errors import EvaluationIncomplete, ProviderRefused
 from dspex_pipelines.model.calls import CallPolicy
 from dspex_pipelines.model.hedging import Hedging
 from dspex_pipelines.model.outcome import ErrorType, TrialError, TrialOutcome, TrialResult, continued
-from dspex_pipelines.model.payload import digest, digest_of
 from dspex_pipelines.model.plan import Batch, Plan
 from dspex_pipelines.model.trial import Example, TrialSpec
 from dspex_pipelines.model.usage import Usage
 
-KNOWN_LABELS = 40_000
-"""Examples whose labels' digests are remembered: configurations and repeats come back to them."""
 _RESCORED = attrgetter("rescored")
 STOP_S = 10.0
 """Once a bound of the budget is reached, what is in flight has so long to end before it is cancelled."""
@@ -59,28 +56,6 @@ class BatchSummary:
     """Trials that took long and were sent a second time."""
     hedges_won: int = 0
     """Those of them that the second copy answered first."""
-
-
-class Scoring:
-    """The digests of what a plan's trials are judged by: labels and metric versions."""
-
-    def __init__(self, plan: Plan) -> None:
-        self._metrics = plan.metrics_digest
-        self._labels: dict[str, bytes] = {}
-
-    def of(self, spec: TrialSpec) -> bytes:
-        """Return the 16-byte digest for the trial's example."""
-        return self.of_example(spec.example)
-
-    def of_example(self, example: Example) -> bytes:
-        """Return the 16-byte digest for all trials of *example*."""
-        scoring = self._labels.get(example.example_id)
-        if scoring is None:
-            if len(self._labels) >= KNOWN_LABELS:
-                self._labels.clear()
-            scoring = digest(self._metrics, digest_of([example.labels, example.metadata]))
-            self._labels[example.example_id] = scoring
-        return scoring
 
 
 async def run_batch(
@@ -297,12 +272,11 @@ def planned_outcomes(
     Raises `EvaluationIncomplete` at the end when the journal lacks any; nothing may be made of the rest. Of a run that
     has *stopped*, those that it did not get to are `BUDGET_EXHAUSTED` for that reason.
     """
-    scoring = Scoring(plan)
     trials = plan.trials(Batch(start=0, stop=plan.total), examples)
     found = 0
     lacking: list[str] = []
     while page := list(islice(trials, PAGE)):
-        known = journal.find(plan.generation, {spec.trial_id: scoring.of(spec) for spec in page}, traces=False)
+        known = journal.find(plan.generation, {spec.trial_id: plan.scoring_of(spec.example) for spec in page}, traces=False)
         for spec in page:
             execution = known.get(spec.trial_id)
             if execution is not None and execution.scored:
@@ -334,15 +308,14 @@ class _LookedUp(Iterable[Missing]):
     def __init__(self, plan: Plan, trials: Iterator[TrialSpec], journal: Journal) -> None:
         self._plan = plan
         self._trials = trials
-        self._scoring = Scoring(plan)
         self._journal = journal
         self.reused = 0
 
     def __iter__(self) -> Iterator[Missing]:
-        scoring, plan = self._scoring.of_example, self._plan
+        plan = self._plan
         pages = Pages(self._trials)
         for page in pages:
-            wanted = {spec.trial_id: scoring(spec.example) for spec in page}
+            wanted = {spec.trial_id: plan.scoring_of(spec.example) for spec in page}
             settled, known = self._journal.look_up(plan.generation, wanted, failures_since=plan.failures_since)
             self.reused += len(settled)
             if len(settled) == len(page):

@@ -31,7 +31,7 @@ from dspex_pipelines.engine.journal_schema import executions, generations, score
 from dspex_pipelines.engine.journal_sql import SQLITE, Statements, columns, statements
 from dspex_pipelines.model.outcome import TrialOutcome
 from dspex_pipelines.model.payload import DIGEST_BYTES
-from dspex_pipelines.model.trial import BEGINNING_BYTES
+from dspex_pipelines.model.trial import BEGINNING_BYTES, CONFIGURATION_BYTES
 
 __all__ = ["Entry", "Found", "Journal"]
 
@@ -183,13 +183,15 @@ class Journal:
 def _possible(sql: Statements, connection: sa.Connection, generation: int, wanted: Iterable[bytes]) -> Iterator[bytes]:
     """Yield those that may be recorded; where few are that lie among them, only those that are.
 
-    So a look at the index settles a configuration that was never run, instead of a search for each of its trials.
+    So a look at the index settles examples, or else a configuration, that were never run, instead of a search for each
+    of their trials.
     """
     trial_ids = sorted(wanted)
     start = 0
     while start < len(trial_ids):
-        last = trial_ids[start][:BEGINNING_BYTES].ljust(DIGEST_BYTES, b"\xff")
-        alike = trial_ids[start : bisect_right(trial_ids, last, start + 1)]
+        alike = _alike(trial_ids, start, BEGINNING_BYTES)
+        if len(alike) < WORTH_A_LOOK:
+            alike = _alike(trial_ids, start, CONFIGURATION_BYTES)
         start += len(alike)
         if len(alike) >= WORTH_A_LOOK:
             most = len(alike) // FEW
@@ -198,6 +200,12 @@ def _possible(sql: Statements, connection: sa.Connection, generation: int, wante
                 yield from there.intersection(alike)
                 continue
         yield from alike
+
+
+def _alike(trial_ids: Sequence[bytes], start: int, length: int) -> Sequence[bytes]:
+    """Return those of the sorted *trial_ids* from *start* that have their first *length* bytes in common."""
+    last = trial_ids[start][:length].ljust(DIGEST_BYTES, b"\xff")
+    return trial_ids[start : bisect_right(trial_ids, last, start + 1)]
 
 
 def _found(

@@ -42,6 +42,8 @@ class Plan:
     """Permanent failures from before are run again (seconds since the epoch); 0: none are."""
     digest: str = field(init=False, repr=False, compare=False)
     """Hex digest of what is planned: equal plans hold the same trials and may be compared."""
+    metrics_digest: bytes = field(init=False, repr=False, compare=False)
+    """Digest of the metrics and their versions: scores of other metrics are not reused."""
 
     def __post_init__(self) -> None:
         for name, least in (("rows", 1), ("repeats", 1), ("seed", 0)):
@@ -59,6 +61,8 @@ class Plan:
             self.seed,
         ]
         object.__setattr__(self, "digest", digest_of(identity).hex())
+        metrics = [[metric.name, metric.entry_point, metric.version] for metric in self.metrics]
+        object.__setattr__(self, "metrics_digest", digest_of(metrics))
 
     @property
     def likeness(self) -> str:
@@ -95,11 +99,6 @@ class Plan:
         ).hex()
 
     @property
-    def metrics_digest(self) -> bytes:
-        """Digest of the metrics and their versions: scores of other metrics are not reused."""
-        return digest_of([[metric.name, metric.entry_point, metric.version] for metric in self.metrics])
-
-    @property
     def total(self) -> int:
         """How many trials."""
         return len(self.configurations) * self.rows * self.repeats
@@ -118,6 +117,10 @@ class Plan:
             repeat = index % repeats
             example = examples[index // repeats % rows]
             yield TrialSpec(program, example, configurations[index // of_configuration], repeat, seed + repeat)
+
+    def scoring_of(self, example: Example) -> bytes:
+        """Return the 16-byte digest of what trials of *example* are judged by: its labels and the metrics."""
+        return example.judged_by(self.metrics_digest)
 
     def to_json(self) -> str:
         """Return the plan as JSON text that `from_json` reads back to an equal plan."""

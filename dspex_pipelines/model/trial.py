@@ -17,17 +17,24 @@ Isolation: TypeAlias = Literal["shared", "process"]
 ISOLATIONS: tuple[Isolation, ...] = ("shared", "process")
 _identity = Struct(f">{DIGEST_BYTES}s{DIGEST_BYTES}s{DIGEST_BYTES}sIQ").pack
 """Program, example, configuration, repeat and seed, each of a fixed length: their concatenation means one thing."""
-BEGINNING_BYTES = 2
-"""So many bytes of a trial's id are its program's and configuration's; the rest tell their trials apart."""
+CONFIGURATION_BYTES = 2
+"""So many bytes of a trial's id are its program's and configuration's."""
+BEGINNING_BYTES = CONFIGURATION_BYTES + 1
+"""So many are these and its example's neighbourhood; the rest tell their trials apart."""
+NEIGHBOUR_CHARACTERS = 3
+"""Examples are neighbours whose ids differ in their last so many characters: those with numbers for ids are, a thousand
+at a time."""
 
 
 class _WorkedOut:
     """What an example is asked for again and again; no field of it, so that making one takes no longer."""
 
-    __slots__ = ("_digest", "_payload")
+    __slots__ = ("_digest", "_payload", "_scoring")
 
     _digest: bytes
     _payload: bytes
+    _scoring: tuple[bytes, bytes]
+    """The metrics, and the digest of what they judge by."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +70,18 @@ class Example(_WorkedOut):
             worked_out = encode([self.example_id, self.inputs, self.labels, self.group, self.metadata])
             object.__setattr__(self, "_payload", worked_out)
             return worked_out
+
+    def judged_by(self, metrics: bytes) -> bytes:
+        """Return the 16-byte digest of what its trials are judged by: labels, metadata and *metrics*, a digest too."""
+        try:
+            known, scoring = self._scoring
+            if known == metrics:
+                return scoring
+        except AttributeError:
+            pass
+        scoring = digest(metrics, digest_of([self.labels, self.metadata]))
+        object.__setattr__(self, "_scoring", (metrics, scoring))
+        return scoring
 
     @property
     def cluster(self) -> str:
@@ -115,8 +134,8 @@ class _TrialFields(NamedTuple):
 class TrialSpec(_TrialFields):
     """Program + example + configuration + repeat + seed; `trial_id` is a digest of exactly these.
 
-    Ids of one program and configuration begin alike: whoever keeps trials sorted by id, as the journal's index does,
-    has those that run together side by side.
+    Ids of one program and configuration begin alike, and among these the ids of neighbouring examples: whoever keeps
+    trials sorted by id, as the journal's index does, has those that run together side by side.
     """
 
     # A tuple: there is one of them per trial, and a frozen dataclass takes twice as long.
@@ -128,7 +147,8 @@ class TrialSpec(_TrialFields):
         of_program, of_configuration = program.digest, configuration.digest
         identity = _identity(of_program, example.digest, of_configuration, repeat, seed)
         own = blake2b(identity, digest_size=DIGEST_BYTES - BEGINNING_BYTES).digest()
-        trial_id = _beginning(of_program, of_configuration) + own
+        neighbourhood = example.example_id[:-NEIGHBOUR_CHARACTERS]
+        trial_id = _beginning(of_program, of_configuration, neighbourhood) + own
         return tuple.__new__(cls, (program, example, configuration, repeat, seed, trial_id))
 
     def _replace(self, **changes: Any) -> Self:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -143,8 +163,9 @@ class TrialSpec(_TrialFields):
 
 
 @lru_cache(maxsize=4_096)
-def _beginning(program: bytes, configuration: bytes) -> bytes:
-    return digest(program, configuration)[:BEGINNING_BYTES]
+def _beginning(program: bytes, configuration: bytes, neighbourhood: str) -> bytes:
+    last = BEGINNING_BYTES - CONFIGURATION_BYTES
+    return digest(program, configuration)[:CONFIGURATION_BYTES] + digest(neighbourhood.encode())[:last]
 
 
 def reads_as_entry_point(value: object) -> TypeGuard[str]:

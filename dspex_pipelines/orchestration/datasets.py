@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, overload
@@ -31,8 +30,11 @@ _NAMED = 20
 GROUP_ROWS = 2_000
 GROUP_BYTES = 4_000_000
 """A row group of a data set's file has at most so many examples, and of several at most so many bytes."""
-KEPT_GROUPS = 16
-"""Row groups whose examples stay in memory: most data sets are no larger, and are read once."""
+KEPT_BYTES = 64_000_000
+"""About so much of a data set stays in memory, and is read once: what was read first, because whoever goes over a larger
+one again finds nothing of what was read last."""
+_EXAMPLE_BYTES = 1_000
+"""What an example takes in memory besides its values."""
 _SCHEMA = pa.schema(
     {
         "example_id": pa.string(),
@@ -293,7 +295,7 @@ def _holds(path: Path, column: str, values: Sequence[object]) -> bool:
 def load_examples(folder: Path, content: str, *, limit: int | None) -> Sequence[Example]:
     """Return the first *limit* examples of the data set with that digest; raises when it is gone.
 
-    Of many, only those that were last looked at are in memory: the rest stays in the file.
+    Of many, only the first and those that were last looked at are in memory: the rest stays in the file.
     """
     path = folder / f"{content}.parquet"
     with _reading(path), pq.ParquetFile(path) as file:
@@ -309,7 +311,8 @@ class _StoredExamples(Sequence[Example]):
         self._count = metadata.num_rows if limit is None else min(limit, metadata.num_rows)
         rows = (metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
         self._starts = list(accumulate(rows, initial=0))
-        self._group = lru_cache(KEPT_GROUPS)(self._read)
+        self._kept: dict[int, list[Example]] = {}
+        self._kept_bytes = 0
         self._last: tuple[int, list[Example]] = 0, []
 
     def __len__(self) -> int:
@@ -332,11 +335,23 @@ class _StoredExamples(Sequence[Example]):
             start, examples = self._last = self._starts[group], self._group(group)
         return examples[row - start]
 
-    def _read(self, group: int) -> list[Example]:
+    def _group(self, group: int) -> list[Example]:
+        examples = self._kept.get(group)
+        if examples is None:
+            examples, size = self._read(group)
+            if self._kept_bytes + size <= KEPT_BYTES:
+                self._kept[group] = examples
+                self._kept_bytes += size
+        return examples
+
+    def _read(self, group: int) -> tuple[list[Example], int]:
+        """Return its examples, and about how many bytes they take."""
         with _reading(self._path), pq.ParquetFile(self._path, metadata=self._metadata) as file:
             payloads = file.read_row_group(group, columns=["payload"])["payload"].to_pylist()
         # Of a file from before, a row group may be all of it.
-        return [example_from_wire(payload) for payload in payloads[: self._count - self._starts[group]]]
+        payloads = payloads[: self._count - self._starts[group]]
+        size = sum(map(len, payloads)) + _EXAMPLE_BYTES * len(payloads)
+        return [example_from_wire(payload) for payload in payloads], size
 
 
 @contextmanager

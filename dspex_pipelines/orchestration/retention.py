@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from dagster import DagsterRun, RunRecord
 
-from dspex_pipelines.engine.batch import Scoring
 from dspex_pipelines.engine.journal import Journal
 from dspex_pipelines.engine.journal_retention import ANY_SCORING, Count, Retention
 from dspex_pipelines.errors import DspexError, InvalidValue
@@ -289,8 +288,7 @@ class Pruning:
             examples = self._examples(plan)
         except FileNotFoundError:
             return {}  # without its data set, all scores of a trial are kept
-        scoring = Scoring(plan)
-        return {example.example_id: scoring.of_example(example) for example in examples}
+        return {example.example_id: plan.scoring_of(example) for example in examples}
 
     def _stale_paths(self) -> Iterator[Path]:
         root = self._store.folder(self._instance)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dspex_pipelines.engine import batch
-from dspex_pipelines.engine.batch import BatchSummary, Scoring, planned_outcomes, run_batch
+from dspex_pipelines.engine.batch import BatchSummary, planned_outcomes, run_batch
 from dspex_pipelines.engine.journal import Entry, Journal
 from dspex_pipelines.engine.pages import FIRST_PAGE, PAGE, Pages
 from dspex_pipelines.errors import JournalError
@@ -361,12 +361,3 @@ async def test_no_more_is_lost_to_a_kill_than_is_in_flight(journal: Journal, mon
     await run(journal, pool, plan())
     assert journal.count() == plan().total
     assert 0 < max(unrecorded) <= 16
-
-
-def test_digests_of_labels_are_remembered_for_a_bounded_number_of_examples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch, "KNOWN_LABELS", 3)
-    scoring = Scoring(plan())
-    found = [scoring.of_example(example) for example in EXAMPLES]
-    assert [scoring.of_example(example) for example in EXAMPLES] == found
-    assert len(set(found)) == len(EXAMPLES)
-    assert len(scoring._labels) <= 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,25 @@ def test_what_is_recorded_is_found_whoever_writes_meanwhile(file: Path) -> None:
         found = _found(journal, *range(400))
         assert len(counted) == 1
     assert {_id(number) for number in range(395, 400)} <= set(found)
+
+
+@pytest.mark.parametrize(
+    ("recorded", "wanted", "each", "looks"),
+    [((7, 200), (8, 9), 100, 2), ((), range(100), 20, 1)],
+    ids=["beside others of the configuration", "in small neighbourhoods"],
+)
+def test_of_what_was_never_run_no_trial_is_looked_up_by_itself(
+    file: Path, recorded: Sequence[int], wanted: Sequence[int], each: int, looks: int
+) -> None:
+    def ids(neighbourhoods: Sequence[int]) -> list[bytes]:
+        return [bytes([1, 2, one]) + number.to_bytes(13, "big") for one in neighbourhoods for number in range(each)]
+
+    with Journal(str(file)) as journal:
+        journal.record("", [entry_of(SCORING, PLAIN._replace(trial_id=one)) for one in ids(recorded)])
+        asked: list[str] = []
+        event.listen(journal.engine, "before_cursor_execute", lambda *given: asked.append(str(given[2])))
+        assert journal.look_up("", dict.fromkeys(ids(wanted), SCORING)) == (set(), {})
+        assert ["count(*)" in statement for statement in asked] == [True] * looks
 
 
 @pytest.mark.parametrize("first", [PLAIN, RESULT])

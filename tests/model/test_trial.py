@@ -105,6 +105,27 @@ def test_the_trials_of_a_configuration_lie_side_by_side() -> None:
     assert len({trial_id[:6] for trial_id in ids[0]}) == 100, "the twelve digits that are shown tell a trial apart"
 
 
+def test_ids_of_neighbouring_examples_lie_side_by_side() -> None:
+    """What runs together touches few pages of an index that holds all: a thousandth of it, with numbers for ids."""
+    ids = [_spec(example=Example(example_id=str(number), inputs={})).trial_id for number in range(20_000)]
+    place = {trial_id: number for number, trial_id in enumerate(sorted(ids))}
+    for start in (1_000, 10_000, 19_000):
+        places = sorted(place[trial_id] for trial_id in ids[start : start + 1_000])
+        assert places[-1] - places[0] < 2_000
+    other = _spec(example=Example(example_id="10000", inputs={}), configuration=Configuration({"k": 2})).trial_id
+    assert other[:2] != ids[10_000][:2], "a configuration's come before a neighbourhood's"
+
+
+def test_what_a_trial_is_judged_by_is_labels_metadata_and_metrics() -> None:
+    def judged_by(metrics: bytes = b"a", **changes: Any) -> bytes:
+        return Example(example_id="1", inputs={}, **changes).judged_by(metrics)
+
+    alike = [judged_by(), judged_by(), judged_by(group="g")]
+    assert len({*alike, judged_by(b"b"), judged_by(labels={"y": 1}), judged_by(metadata={"y": 1})}) == 4
+    example = Example(example_id="1", inputs={})
+    assert [example.judged_by(metrics) for metrics in (b"a", b"b", b"a")] == [alike[0], judged_by(b"b"), alike[0]]
+
+
 def test_labels_are_not_part_of_a_trial() -> None:
     relabelled = Example(example_id="1", inputs={"x": 1}, labels={"y": 3}, group="g")
     assert _spec(example=relabelled).trial_id == _spec().trial_id
