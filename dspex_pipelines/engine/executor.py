@@ -159,16 +159,24 @@ class ParallelExecutor(Generic[Item, Result]):
                     yield outcome
 
     async def run_batches(
-        self, items: Items[Item], runner: Runner[Item, Result], *, total: int | None = None
+        self,
+        items: Items[Item],
+        runner: Runner[Item, Result],
+        *,
+        total: int | None = None,
+        prepare: Callable[[], bool] = _never,
     ) -> AsyncGenerator[list[Outcome[Item, Result]], None]:
         """Yield lists of outcomes: whatever finished since the last look.
+
+        While there is no room, *prepare* is called once in each turn of the loop until it returns False: it does
+        some of what the next items need, and says whether there is more of that.
 
         An input that raises lets what is in flight finish and be yielded, then its exception comes out here.
         Closing the generator cancels what is in flight; after a ``break`` that is the caller's to do
         (`contextlib.aclosing`). No item starts while `max_concurrency` outcomes wait for a slow consumer.
         """
         run = self._begin(total)
-        async with aclosing(run.outcomes(items, self._bounded(runner))) as batches:
+        async with aclosing(run.outcomes(items, self._bounded(runner), prepare)) as batches:
             async for batch in batches:
                 yield batch
 
@@ -284,13 +292,13 @@ class _Run(Generic[Item, Result]):
         self._room.set()
 
     async def outcomes(
-        self, items: Items[Item], runner: Runner[Item, Result]
+        self, items: Items[Item], runner: Runner[Item, Result], prepare: Callable[[], bool] = _never
     ) -> AsyncGenerator[list[Outcome[Item, Result]], None]:
         source = _Source(items)
         self._runner = runner
         try:
             if not self.cancelled:
-                self._feeder = asyncio.create_task(self._feed(source))
+                self._feeder = asyncio.create_task(self._feed(source, prepare))
                 self._feeder.add_done_callback(self._fed)
             while self._finished or self._feeder is not None or self.in_flight:
                 if not self._finished:
@@ -321,7 +329,7 @@ class _Run(Generic[Item, Result]):
             self._begun = 0
         self._wake.set()
 
-    async def _feed(self, source: _Source[Item]) -> None:
+    async def _feed(self, source: _Source[Item], prepare: Callable[[], bool]) -> None:
         """Start items as there is room for them."""
         begin = self._runner.begin if isinstance(self._runner, Sender) else _never
         # Without a coroutine for each item where there is nothing to await.
@@ -332,6 +340,8 @@ class _Run(Generic[Item, Result]):
             in_flight, held = self._begun + len(awaited), self._held
             if (held + in_flight if hold_outcomes else max(held, in_flight)) >= most:
                 room.clear()
+                while not room.is_set() and prepare():
+                    await asyncio.sleep(0)
                 await room.wait()
                 continue
             try:

@@ -19,7 +19,7 @@ class Pages(Iterator[list[TrialSpec]]):
     """The trials in the order in which a batch runs them, a page at a time.
 
     In a page they have the order of their ids: those side by side in the journal's index are run, and so recorded, one
-    after the other. `prepare` takes a few of the next page, so that it is there when the one before it is run.
+    after the other. `prepare` takes some of the next page, so that it is there when the one before it is run.
     """
 
     def __init__(self, trials: Iterator[TrialSpec]) -> None:
@@ -39,13 +39,16 @@ class Pages(Iterator[list[TrialSpec]]):
         self._size = min(2 * self._size, PAGE)
         return sorted(page, key=_BY_ID)
 
-    def prepare(self) -> None:
-        """Take two of the next page's trials: once for each of this page, as the next is at most twice as long."""
+    def prepare(self, count: int) -> bool:
+        """Take so many of the next page's trials; return whether there may be more to take."""
         try:
-            self._take(2)
+            return self._take(count)
         except Exception as error:  # noqa: BLE001 - whatever reading examples raises
             self._error = self._error or error
+            return False
 
-    def _take(self, most: int) -> None:
+    def _take(self, most: int) -> bool:
+        before = len(self._next)
         # A trial's id is worked out when it is made, and takes most of the time.
-        self._next.extend(islice(self._trials, min(most, self._size - len(self._next))))
+        self._next.extend(islice(self._trials, min(most, self._size - before)))
+        return before < len(self._next) < self._size

@@ -31,8 +31,8 @@ GROUP_ROWS = 2_000
 GROUP_BYTES = 4_000_000
 """A row group of a data set's file has at most so many examples, and of several at most so many bytes."""
 KEPT_BYTES = 64_000_000
-"""About so much of a data set stays in memory, and is read once: what was read first, because whoever goes over a larger
-one again finds nothing of what was read last."""
+"""About so much of a data set stays in memory, and is read once: what was read first, because whoever goes over a
+larger one again finds nothing of what was read last."""
 _EXAMPLE_BYTES = 1_000
 """What an example takes in memory besides its values."""
 _SCHEMA = pa.schema(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import aclosing
 
 import pytest
 from hypothesis import given, settings
@@ -129,6 +130,43 @@ async def test_input_is_pulled_only_as_there_is_room() -> None:
     await outcomes.aclose()
     assert pulled <= 20 + 3 * 4
     assert len(asyncio.all_tasks()) == 1
+
+
+@pytest.mark.parametrize("steps", [0, 3, 1_000])
+async def test_what_comes_next_is_prepared_while_there_is_no_room(steps: int) -> None:
+    """A little in each turn of the loop, so that whoever makes room is not kept waiting."""
+    prepared: list[int] = []
+    at_start: list[int] = []
+    release = asyncio.Event()
+
+    def prepare() -> bool:
+        prepared.append(turns)
+        return len(prepared) < steps
+
+    async def runner(item: int) -> int:
+        at_start.append(len(prepared))
+        await release.wait()
+        return item
+
+    async def consume() -> None:
+        async with aclosing(executor.run_batches(range(4), runner, prepare=prepare)) as batches:
+            async for _ in batches:
+                pass
+
+    executor = ParallelExecutor[int, int](max_concurrency=2)
+    turns = 0
+    consumer = asyncio.create_task(consume())
+    while turns < 20:
+        turns += 1
+        await asyncio.sleep(0)
+    assert len(at_start) == 2
+    assert max(at_start) <= 1, "what there is room for comes first"
+    assert len(prepared) == len(set(prepared)), "once in a turn"
+    assert len(prepared) == max(1, steps) if steps < 20 else 10 < len(prepared) <= 20
+    release.set()
+    await consumer
+    assert len(at_start) == 4
+    assert steps < 20 or len(prepared) < 40, "no more once there is room"
 
 
 async def test_a_slow_consumer_holds_the_runners_back() -> None:
