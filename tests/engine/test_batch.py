@@ -173,8 +173,8 @@ async def test_the_first_trials_run_before_many_are_looked_up(journal: Journal) 
 
     summary = await run(journal, Pool(answer), planned, examples)
     assert (summary.ran, len(taken)) == (2 * PAGE, 2 * PAGE)
-    # Of the next page two for each trial that is begun and some in each turn of the loop, so nothing waits for a page to
-    # be made: the first answer here takes about ten turns, and the next ones four.
+    # Of the next page two for each trial that is begun and some in each turn of the loop, so nothing waits for a page
+    # to be made: the first answer here takes about ten turns, and the next ones four.
     assert taken[0] < PAGE / 4
     assert max(later - earlier for earlier, later in pairwise(taken)) <= 2 * AT_ONCE + 4 * batch.AT_ONCE
 
