@@ -13,8 +13,9 @@ import argparse
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from hashlib import blake2b
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from statistics import median
@@ -28,12 +29,16 @@ from benchmarks.throughput import ROOT, SLOTS, WORKERS, plan_of
 from dspex_pipelines.bridge import local_pool
 from dspex_pipelines.model.plan import Plan
 from dspex_pipelines.model.trial import Example
-from dspex_pipelines.orchestration.datasets import load_examples, store_examples
+from dspex_pipelines.orchestration.datasets import planned_examples, store_examples
 from dspex_pipelines.wire.loop import run
 
 SIZES = (1_000, 100_000, 1_000_000)
 REFERENCE = 10_000
 SAMPLED_S = 0.2
+IDS: dict[str, Callable[[int], str]] = {
+    "numbers": str,
+    "digests": lambda number: blake2b(b"%d" % number, digest_size=16).hexdigest(),
+}
 ROLES = {"dspex_pipelines.bridge": "bridge", "dspex_pipelines.worker": "workers"}
 MB = 1_000_000
 
@@ -48,12 +53,12 @@ class Run(NamedTuple):
     """By role, the most that one of its processes had resident, in MB."""
 
 
-def plan_over(folder: Path, count: int, configurations: int, generation: str) -> Plan:
+def plan_over(folder: Path, count: int, configurations: int, ids: str, generation: str) -> Plan:
     """Return a plan of *count* trials, and make the data set that it names unless it is there."""
     rows = count // configurations
     known = folder / f"{rows}.digest"
     if not known.exists():
-        examples = [Example(example_id=str(number), inputs={"x": number}) for number in range(rows)]
+        examples = [Example(example_id=IDS[ids](number), inputs={"x": number}) for number in range(rows)]
         known.write_text(store_examples(examples, folder).digest)
     plan = plan_of("async", count, generation)
     return replace(
@@ -66,7 +71,7 @@ def client(took_s: SimpleQueue[tuple[float, float]], plan: Plan, address: str, f
     cpu_s = time.process_time()
     seconds = seconds_of(
         plan,
-        load_examples(folder, plan.dataset_digest, limit=plan.rows),
+        planned_examples(folder, plan),
         address=address,
         journal=folder / f"{plan.generation}.sqlite",
         max_concurrency=WORKERS * SLOTS,
@@ -134,6 +139,7 @@ def main() -> None:
         metavar="N",
         help=f"1 to {CONFIGURATIONS}",
     )
+    parser.add_argument("--ids", default="numbers", choices=list(IDS), help="of the examples: with or without an order")
     arguments = parser.parse_args()
     for size in (*arguments.sizes, arguments.reference):
         if size % arguments.configurations:
@@ -149,7 +155,7 @@ def main() -> None:
                 nonlocal number
                 number += 1
                 return measured(
-                    plan_over(folder, count, arguments.configurations, f"run-{number}"),
+                    plan_over(folder, count, arguments.configurations, arguments.ids, f"run-{number}"),
                     lease.address,
                     folder,
                     pool=pool,
@@ -169,6 +175,7 @@ def main() -> None:
                     value=found.trials_per_s,
                     unit="trials/s",
                     configurations=arguments.configurations,
+                    ids=arguments.ids,
                     reference=f"{arguments.reference:,} trials",
                     reference_value=median(rates),
                     cpu_us=round(found.cpu_us, 1),

@@ -9,7 +9,7 @@ from dspex_pipelines.errors import InvalidValue
 from dspex_pipelines.model.evaluation import Evaluation
 from dspex_pipelines.model.plan import Batch, Plan
 from dspex_pipelines.model.trial import TrialSpec
-from dspex_pipelines.orchestration.datasets import load_examples
+from dspex_pipelines.orchestration.datasets import planned_examples
 from dspex_pipelines.orchestration.resources import ResultStore
 
 
@@ -35,7 +35,7 @@ def find_trial(evaluation: Evaluation, trial: str) -> FoundTrial:
     plan = Plan.from_json(newest.plan_file(partition).read_text(encoding="utf-8"))
     with instance() as opened:
         folder = ResultStore().datasets(opened, evaluation.name, partition)
-    examples = load_examples(folder, plan.dataset_digest, limit=plan.rows)
+    examples = planned_examples(folder, plan)
     wanted = str(row["trial_id"])
     every = plan.trials(Batch(start=0, stop=plan.total), examples)
     return FoundTrial(spec=next(spec for spec in every if spec.trial_id.hex() == wanted), plan=plan)

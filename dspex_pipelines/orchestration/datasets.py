@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from dspex_pipelines.errors import DspexError, InvalidValue, SerializationError
 from dspex_pipelines.model.evaluation import Dataset, Row
 from dspex_pipelines.model.payload import canonical, decode, digest, digest_each
+from dspex_pipelines.model.plan import Plan
 from dspex_pipelines.model.trial import Example
 from dspex_pipelines.orchestration.rows import BadRow, NumberedRow, as_text, is_missing, read_file, tellable
 from dspex_pipelines.orchestration.sources import files_left_out, is_partition, partition_of, read_rows, source_files
@@ -31,8 +32,8 @@ GROUP_ROWS = 2_000
 GROUP_BYTES = 4_000_000
 """A row group of a data set's file has at most so many examples, and of several at most so many bytes."""
 KEPT_BYTES = 64_000_000
-"""About so much of a data set stays in memory, and is read once: what was read first, because whoever goes over a
-larger one again finds nothing of what was read last."""
+"""About so much stays in memory of a data set that is gone over again: what was read first, because of a larger one
+nothing of what was read last is wanted next."""
 _EXAMPLE_BYTES = 1_000
 """What an example takes in memory besides its values."""
 _SCHEMA = pa.schema(
@@ -292,27 +293,33 @@ def _holds(path: Path, column: str, values: Sequence[object]) -> bool:
         return False
 
 
-def load_examples(folder: Path, content: str, *, limit: int | None) -> Sequence[Example]:
+def planned_examples(folder: Path, plan: Plan) -> Sequence[Example]:
+    """Return the examples of *plan*, of which each configuration takes all; raises when they are gone."""
+    return load_examples(folder, plan.dataset_digest, limit=plan.rows, passes=len(plan.configurations))
+
+
+def load_examples(folder: Path, content: str, *, limit: int | None, passes: int = 1) -> Sequence[Example]:
     """Return the first *limit* examples of the data set with that digest; raises when it is gone.
 
-    Of many, only the first and those that were last looked at are in memory: the rest stays in the file.
+    Of many, only those that were last looked at are in memory, and the first where they are gone over in several
+    *passes*: the rest stays in the file.
     """
     path = folder / f"{content}.parquet"
     with _reading(path), pq.ParquetFile(path) as file:
-        return _StoredExamples(path, file.metadata, limit)
+        return _StoredExamples(path, file.metadata, limit, keep_bytes=KEPT_BYTES if passes > 1 else 0)
 
 
 class _StoredExamples(Sequence[Example]):
     """Examples of a file, read a row group at a time as they are asked for, at their best in order."""
 
-    def __init__(self, path: Path, metadata: Any, limit: int | None) -> None:
+    def __init__(self, path: Path, metadata: Any, limit: int | None, *, keep_bytes: int) -> None:
         self._path = path
+        self._keep_bytes = keep_bytes
         self._metadata = metadata
         self._count = metadata.num_rows if limit is None else min(limit, metadata.num_rows)
         rows = (metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
         self._starts = list(accumulate(rows, initial=0))
         self._kept: dict[int, list[Example]] = {}
-        self._kept_bytes = 0
         self._last: tuple[int, list[Example]] = 0, []
 
     def __len__(self) -> int:
@@ -339,9 +346,9 @@ class _StoredExamples(Sequence[Example]):
         examples = self._kept.get(group)
         if examples is None:
             examples, size = self._read(group)
-            if self._kept_bytes + size <= KEPT_BYTES:
+            if size <= self._keep_bytes:
                 self._kept[group] = examples
-                self._kept_bytes += size
+                self._keep_bytes -= size
         return examples
 
     def _read(self, group: int) -> tuple[list[Example], int]:

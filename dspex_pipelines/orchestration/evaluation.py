@@ -38,7 +38,7 @@ from dspex_pipelines.orchestration.config import (
     search_of,
     trials_per_op,
 )
-from dspex_pipelines.orchestration.datasets import load_examples
+from dspex_pipelines.orchestration.datasets import load_examples, planned_examples
 from dspex_pipelines.orchestration.failing import step_failure
 from dspex_pipelines.orchestration.freshness import stale_results
 from dspex_pipelines.orchestration.importing import import_as_loaded
@@ -241,7 +241,7 @@ def run_trials(
     told = Manifest(manifest)
     document, plan = told.rest, told.plan(batch["plan"])
     folder = store.datasets(context.instance, plan.evaluation, plan.partition)
-    examples = load_examples(folder, plan.dataset_digest, limit=plan.rows)
+    examples = planned_examples(folder, plan)
     reporter = progress.reporter
     piece = Batch(start=batch["start"], stop=batch["stop"])
     scores = RunningScores()
@@ -357,7 +357,7 @@ def collect_evaluation(
             unfinished.callback(shutil.rmtree, path.parent, ignore_errors=True)
             try:
                 folder = store.datasets(context.instance, plan.evaluation, plan.partition)
-                examples = load_examples(folder, plan.dataset_digest, limit=plan.rows)
+                examples = planned_examples(folder, plan)
                 version = collect_trials(plan, planned_outcomes(plan, examples, journal, stopped=stopped), path)
             except DspexError as error:
                 raise step_failure(context.instance, context.run.run_id, error) from error

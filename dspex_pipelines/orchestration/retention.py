@@ -20,7 +20,7 @@ from dspex_pipelines.engine.journal_retention import ANY_SCORING, Count, Retenti
 from dspex_pipelines.errors import DspexError, InvalidValue
 from dspex_pipelines.model.plan import Batch, Plan
 from dspex_pipelines.model.trial import Example
-from dspex_pipelines.orchestration.datasets import load_examples
+from dspex_pipelines.orchestration.datasets import planned_examples
 from dspex_pipelines.orchestration.io_managers import PLAN, PLAN_FILE, TRIALS_FILE
 from dspex_pipelines.orchestration.resources import ResultStore
 from dspex_pipelines.orchestration.tags import EVALUATION, KIND, RESULTS, TARGET
@@ -278,7 +278,7 @@ class Pruning:
         file = self._dataset_file(plan)
         if not file.exists():
             raise FileNotFoundError(f"no {file}")
-        return load_examples(file.parent, plan.dataset_digest, limit=plan.rows)
+        return planned_examples(file.parent, plan)
 
     def _scorings(self, plan: Plan) -> Mapping[str, bytes]:
         """Return the scoring of each example; empty where there is nothing to tell apart by it."""

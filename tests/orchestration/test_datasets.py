@@ -334,16 +334,17 @@ def test_what_is_stored_is_loaded_unchanged(tmp_path_factory: pytest.TempPathFac
     assert stored.rows == len(examples)
 
 
-def test_of_a_large_data_set_only_what_was_read_first_and_last_is_in_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("passes", "groups"), [(1, 1), (2, 3)])
+def test_of_a_large_data_set_only_what_was_read_last_is_in_memory_and_what_is_read_again_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, passes: int, groups: int
 ) -> None:
     monkeypatch.setattr(datasets, "KEPT_BYTES", 5_000_000)
     rows = 10 * datasets.GROUP_ROWS
     stored = store_examples([Example(example_id=f"many-{row}", inputs={"x": row}) for row in range(rows)], tmp_path)
-    loaded = load_examples(tmp_path, stored.digest, limit=rows - 1)
+    loaded = load_examples(tmp_path, stored.digest, limit=rows - 1, passes=passes)
     assert sum(1 for _ in loaded) == len(loaded) == rows - 1
     held = sum(isinstance(one, Example) and one.example_id.startswith("many-") for one in gc.get_objects())
-    assert held == 3 * datasets.GROUP_ROWS - 1, "two groups that stay, and the last"
+    assert held == groups * datasets.GROUP_ROWS - 1, "the last, and two that stay"
     assert [loaded[-1].inputs["x"], loaded[7].inputs["x"]] == [rows - 2, 7]
     assert [example.inputs["x"] for example in loaded[5 : rows : datasets.GROUP_ROWS]] == list(
         range(5, rows - 1, datasets.GROUP_ROWS)
