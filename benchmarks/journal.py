@@ -48,9 +48,9 @@ def outcomes(seed: str) -> Iterator[TrialResult]:
     random = Random(seed)
     while True:
         configuration = random.randbytes(16)
-        for _ in range(PER_CONFIGURATION):
+        for number in range(PER_CONFIGURATION):
             yield TrialResult(
-                trial_id=configuration[:2] + random.randbytes(14),
+                trial_id=configuration[:2] + bytes([number // 1_000]) + random.randbytes(13),
                 configuration_digest=configuration,
                 session_version=3,
                 worker="w-0123ab",

@@ -38,4 +38,8 @@ def find_trial(evaluation: Evaluation, trial: str) -> FoundTrial:
     examples = planned_examples(folder, plan)
     wanted = str(row["trial_id"])
     every = plan.trials(Batch(start=0, stop=plan.total), examples)
-    return FoundTrial(spec=next(spec for spec in every if spec.trial_id.hex() == wanted), plan=plan)
+    spec = next((spec for spec in every if spec.trial_id.hex() == wanted), None)
+    if spec is None:
+        fix = "its results were made by an earlier release, which gave trials other ids; evaluate again"
+        raise InvalidValue(field="trial", value=trial, fix=fix)
+    return FoundTrial(spec=spec, plan=plan)

@@ -31,7 +31,8 @@ from dspex_pipelines.model.usage import Usage
 
 _RESCORED = attrgetter("rescored")
 AT_ONCE = 32
-"""Trials that are planned in one turn of the loop, when there is nothing else to do: 0.2 to 0.5 ms."""
+"""Trials that are planned in one turn of the loop while there is no room for them: 0.2 to 0.5 ms, unless examples have
+to be read."""
 STOP_S = 10.0
 """Once a bound of the budget is reached, what is in flight has so long to end before it is cancelled."""
 

@@ -168,8 +168,9 @@ class ParallelExecutor(Generic[Item, Result]):
     ) -> AsyncGenerator[list[Outcome[Item, Result]], None]:
         """Yield lists of outcomes: whatever finished since the last look.
 
-        While there is no room, *prepare* is called once in each turn of the loop until it returns False: it does
-        some of what the next items need, and says whether there is more of that.
+        Each time that there is no room, *prepare* is called once in each turn of the loop until there is, or it returns
+        False: it does some of what the next items need, and says whether there is more of that. What it raises is as if
+        the input had.
 
         An input that raises lets what is in flight finish and be yielded, then its exception comes out here.
         Closing the generator cancels what is in flight; after a ``break`` that is the caller's to do

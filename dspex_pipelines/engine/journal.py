@@ -183,16 +183,15 @@ class Journal:
 def _possible(sql: Statements, connection: sa.Connection, generation: int, wanted: Iterable[bytes]) -> Iterator[bytes]:
     """Yield those that may be recorded; where few are that lie among them, only those that are.
 
-    So a look at the index settles examples, or else a configuration, that were never run, instead of a search for each
-    of their trials.
+    So a look at the index settles neighbouring examples, or small neighbourhoods of a configuration together, that were
+    never run and have none recorded among them, instead of a search for each of their trials.
     """
     trial_ids = sorted(wanted)
     start = 0
     while start < len(trial_ids):
-        alike = _alike(trial_ids, start, BEGINNING_BYTES)
-        if len(alike) < WORTH_A_LOOK:
-            alike = _alike(trial_ids, start, CONFIGURATION_BYTES)
-        start += len(alike)
+        stop = _end_of_alike(trial_ids, start)
+        alike = trial_ids[start:stop]
+        start = stop
         if len(alike) >= WORTH_A_LOOK:
             most = len(alike) // FEW
             there = sql.between(connection, generation, (alike[0], alike[-1]), most)
@@ -202,10 +201,19 @@ def _possible(sql: Statements, connection: sa.Connection, generation: int, wante
         yield from alike
 
 
-def _alike(trial_ids: Sequence[bytes], start: int, length: int) -> Sequence[bytes]:
-    """Return those of the sorted *trial_ids* from *start* that have their first *length* bytes in common."""
-    last = trial_ids[start][:length].ljust(DIGEST_BYTES, b"\xff")
-    return trial_ids[start : bisect_right(trial_ids, last, start + 1)]
+def _end_of_alike(trial_ids: Sequence[bytes], start: int) -> int:
+    """Return where the neighbourhood at *start* ends; a small one with the next small ones of its configuration."""
+    stop = _end(trial_ids, start, BEGINNING_BYTES)
+    if stop - start < WORTH_A_LOOK:
+        last = _end(trial_ids, start, CONFIGURATION_BYTES)
+        while stop < last and (after := _end(trial_ids, stop, BEGINNING_BYTES)) - stop < WORTH_A_LOOK:
+            stop = after
+    return stop
+
+
+def _end(trial_ids: Sequence[bytes], start: int, length: int) -> int:
+    """Return where those of the sorted *trial_ids* end that have the first *length* bytes of the one at *start*."""
+    return bisect_right(trial_ids, trial_ids[start][:length].ljust(DIGEST_BYTES, b"\xff"), start + 1)
 
 
 def _found(

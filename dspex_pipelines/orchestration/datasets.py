@@ -357,7 +357,8 @@ class _StoredExamples(Sequence[Example]):
             payloads = file.read_row_group(group, columns=["payload"])["payload"].to_pylist()
         # Of a file from before, a row group may be all of it.
         payloads = payloads[: self._count - self._starts[group]]
-        size = sum(map(len, payloads)) + _EXAMPLE_BYTES * len(payloads)
+        # Its values, and what is sent of it.
+        size = 2 * sum(map(len, payloads)) + _EXAMPLE_BYTES * len(payloads)
         return [example_from_wire(payload) for payload in payloads], size
 
 

@@ -21,7 +21,7 @@ from dspex_pipelines.analysis.leaderboard import leaderboard
 from dspex_pipelines.cli import evaluating, exits, finding, replaying
 from dspex_pipelines.cli.evaluating import BarReporter, EvaluatedPartitionsSummary, FailedCheck, columns
 from dspex_pipelines.engine import executor
-from dspex_pipelines.errors import Interrupted
+from dspex_pipelines.errors import Interrupted, InvalidValue
 from dspex_pipelines.model.evaluation import Evaluation
 from dspex_pipelines.model.plan import Plan
 from dspex_pipelines.model.space import Configuration
@@ -78,10 +78,13 @@ def test_a_replay_is_of_the_same_files_and_isolation(tmp_path: Path, monkeypatch
     monkeypatch.setattr(finding, "newest_results", lambda _: (frame, newest))
     monkeypatch.setattr(finding, "instance", nullcontext)
     monkeypatch.setattr(finding.ResultStore, "datasets", lambda *_: tmp_path)
-    monkeypatch.setattr(finding, "load_examples", lambda *_, **__: [example])
+    monkeypatch.setattr(finding, "planned_examples", lambda *_: [example])
     found = replaying._as_it_is_now(evaluation, finding.find_trial(evaluation, planned).spec)
     assert found.trial_id.hex() == planned
     assert found.program.isolation == "process"
+    frame["trial_id"] = earlier = "0" * 32
+    with pytest.raises(InvalidValue, match="were made by an earlier release"):
+        finding.find_trial(evaluation, earlier)
 
 
 @pytest.mark.parametrize("hang", ["time.sleep(3600)", "ctypes.PyDLL(None).sleep(3600)"])

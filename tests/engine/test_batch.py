@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from dspex_pipelines.engine import batch
 from dspex_pipelines.engine.batch import BatchSummary, planned_outcomes, run_batch
 from dspex_pipelines.engine.journal import Entry, Journal
 from dspex_pipelines.engine.pages import FIRST_PAGE, PAGE, Pages
@@ -174,9 +173,9 @@ async def test_the_first_trials_run_before_many_are_looked_up(journal: Journal) 
     summary = await run(journal, Pool(answer), planned, examples)
     assert (summary.ran, len(taken)) == (2 * PAGE, 2 * PAGE)
     # Of the next page two for each trial that is begun and some in each turn of the loop, so nothing waits for a page
-    # to be made: the first answer here takes about ten turns, and the next ones four.
+    # to be made.
     assert taken[0] < PAGE / 4
-    assert max(later - earlier for earlier, later in pairwise(taken)) <= 2 * AT_ONCE + 4 * batch.AT_ONCE
+    assert max(later - earlier for earlier, later in pairwise(taken)) < PAGE / 4
 
 
 async def test_the_next_trials_are_planned_while_others_run(journal: Journal) -> None:
@@ -196,10 +195,11 @@ async def test_the_next_trials_are_planned_while_others_run(journal: Journal) ->
 
     class Waits(Pool):
         async def execute(self, spec: TrialSpec, **given: Any) -> TrialOutcome:
-            await asyncio.wait_for(all_there.wait(), 10)
+            await all_there.wait()
             return await super().execute(spec, **given)
 
-    summary = await run(journal, Waits(), planned, examples)
+    async with asyncio.timeout(30):
+        summary = await run(journal, Waits(), planned, examples)
     assert summary.ran == 2 * PAGE, "the first waited until the second page was planned"
 
 

@@ -96,7 +96,8 @@ def test_a_trial_with_another_part_has_another_id() -> None:
 
 
 def test_the_trials_of_a_configuration_lie_side_by_side() -> None:
-    examples = [Example(example_id=str(number), inputs={"x": number}) for number in range(100)]
+    # Each in a neighbourhood of its own.
+    examples = [Example(example_id=str(number), inputs={"x": number}) for number in range(0, 100_000, 1_000)]
     kinds = [{"configuration": Configuration({"k": 1})}, {"configuration": Configuration({"k": 2})}]
     kinds.append({**kinds[0], "program": ProgramSpec(entry_point="a.b:c", version="2")})
     ids = [[_spec(**kind, example=one).trial_id for one in examples] for kind in kinds]
@@ -113,8 +114,6 @@ def test_ids_of_neighbouring_examples_lie_side_by_side() -> None:
     for start in (1_000, 10_000, 19_000):
         places = sorted(place[trial_id] for trial_id in ids[start : start + 1_000])
         assert places[-1] - places[0] < 2_000
-    other = _spec(example=Example(example_id="10000", inputs={}), configuration=Configuration({"k": 2})).trial_id
-    assert other[:2] != ids[10_000][:2], "a configuration's come before a neighbourhood's"
 
 
 def test_what_a_trial_is_judged_by_is_labels_metadata_and_metrics() -> None:
