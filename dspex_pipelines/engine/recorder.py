@@ -76,7 +76,8 @@ class Recorder:
                 self._settle(writing)
             if self._waiting and self._error is None:
                 self._group, self._waiting = self._waiting, []
-                self._settle(self._thread.submit(self._record, self._group))
+                if not self._is_recorded_now():
+                    self._settle(self._thread.submit(self._record, self._group))
         if self._error is not None:
             raise self._error
 
