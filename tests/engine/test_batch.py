@@ -377,13 +377,16 @@ async def test_the_trials_of_two_processes_are_one_execution_each(tmp_path: Path
 async def test_no_more_is_lost_to_a_kill_than_is_in_flight(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
     """What has run and is not recorded when the process is killed runs again."""
     pool, unrecorded = Pool(), []
-    record = journal.record
 
-    def counted(generation: str, entries: list[Entry], **given: float) -> None:
-        unrecorded.append(pool.ran - journal.count())
-        record(generation, entries, **given)
+    def counted(record: Callable[..., Any]) -> Callable[..., Any]:
+        def recorded(generation: str, entries: list[Entry], **given: float) -> Any:
+            unrecorded.append(pool.ran - journal.count())
+            return record(generation, entries, **given)
 
-    monkeypatch.setattr(journal, "record", counted)
+        return recorded
+
+    for name in ("record", "record_now"):
+        monkeypatch.setattr(journal, name, counted(getattr(journal, name)))
     await run(journal, pool, plan())
     assert journal.count() == plan().total
     assert 0 < max(unrecorded) <= 16

@@ -172,6 +172,23 @@ async def test_leaving_keeps_what_waits_whatever_it_is_left_for(error: type[Base
     assert disk.told == list(range(GROUP + 7))
 
 
+@pytest.mark.parametrize("now", [True, False])
+async def test_what_waits_on_leaving_is_recorded_on_the_spot_where_it_can_be(now: bool) -> None:
+    disk, on_the_spot = Disk(), []
+
+    def record_now(group: list[Entry]) -> bool:
+        if now:
+            disk.groups.append(numbers(group))
+            on_the_spot.extend(numbers(group))
+        return now
+
+    with Recorder(disk.record, record_now=record_now, durable=disk.durable, failed=disk.failed) as recorder:
+        await recorder.add(entries(0, 7))
+        assert disk.told == []
+    assert disk.told == list(range(7))
+    assert on_the_spot == (disk.told if now else [])
+
+
 async def test_after_a_failure_nothing_is_written_and_it_is_raised() -> None:
     disk = Disk(fails_at=1)
     with pytest.raises(OSError, match="no room"), disk.recorder() as recorder:
