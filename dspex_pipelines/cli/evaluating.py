@@ -187,12 +187,12 @@ class BarReporter(ProgressReporter):
         done, task = self._done[self._partition], self._tasks[self._partition]
         self._bars.update(task, completed=done, note=self._note())
 
-    def failed(self) -> None:
-        """The partition's run has failed: its bar says so, and one that never had a length goes."""
+    def broke_off(self, how: str) -> None:
+        """The partition's run has failed or was interrupted: its bar says so, and one that never had a length goes."""
         task = self._tasks[self._partition]
         # Where there are no colours, a bar without a length looks full.
         known = self._bars.tasks[self._bars.task_ids.index(task)].total is not None
-        self._bars.update(task, note="failed", visible=known)
+        self._bars.update(task, note=how, visible=known)
 
 
 def columns() -> tuple[ProgressColumn, ...]:
@@ -262,14 +262,14 @@ def evaluate_partitions(
                     tags=run_tags([{**pool_tag(address), **evaluation_tags(evaluation)}], partition),
                 )
             except _OwnError as error:
-                reporter.failed()
+                reporter.broke_off("failed")
                 wrong.setdefault(str(error), []).append(partition)
                 continue
             except Interrupted:
-                reporter.failed()
+                reporter.broke_off("interrupted")
                 raise
             except DspexError as error:
-                reporter.failed()
+                reporter.broke_off("failed")
                 raise DspexError("\n".join([*_told(wrong), str(error)])) from error
             failed_checks += _failed_checks(result)
         errors = _told(wrong)

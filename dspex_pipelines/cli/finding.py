@@ -26,7 +26,7 @@ def find_trial(evaluation: Evaluation, trial: str) -> FoundTrial:
     frame, newest = newest_results(evaluation)
     found = frame[frame["trial_id"].str.startswith(trial)]
     if len(found) != 1:
-        fix = "several begin with it; give more characters"
+        fix = "several begin with it; give more characters: `dspex trials --json` has all of them"
         if found.empty:
             fix = "no trial begins with it; `dspex trials` lists them"
         raise InvalidValue(field="trial", value=trial, fix=fix)

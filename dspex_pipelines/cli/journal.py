@@ -222,11 +222,16 @@ def _print_size(document: dict[str, Any]) -> None:
     what = (
         f"{prunable['executions']:,} executions (about {decimal(prunable['bytes'])}) and {prunable['scores']:,} scores"
     )
-    console.print(f"Live      {document['live_results']:,} results", highlight=False)
-    console.print(f"Prunable  {what}: dspex journal prune", highlight=False)
+    console.print(f"Live      {_results(document['live_results'])}", highlight=False)
+    there = prunable["executions"] or prunable["scores"]
+    console.print(f"Prunable  {what}{': dspex journal prune' if there else ''}", highlight=False)
     if prunable["results"]:
         what = f"{prunable['results']:,} results and data sets ({decimal(prunable['result_bytes'])})"
         console.print(f"          {what}: dspex journal prune --results", highlight=False)
+
+
+def _results(count: int) -> str:
+    return f"{count:,} result{'' if count == 1 else 's'}"
 
 
 def _print_survey(survey: Survey, journal: Journal) -> None:
@@ -234,11 +239,11 @@ def _print_survey(survey: Survey, journal: Journal) -> None:
         console.print(text, highlight=False, soft_wrap=True, **more)
 
     if survey.is_empty:
-        say(f"Nothing to delete: {survey.live:,} results refer to all there is, or it is too new.")
+        say(f"Nothing to delete: all there is belongs to the {_results(survey.live)} of this instance, or is too new.")
         return
     say(
         f"{survey.stale.executions:,} executions and {survey.stale.scores:,} scores in {journal.database.shown} "
-        f"belong to none of the {survey.live:,} results that this instance keeps."
+        f"belong to none of the {_results(survey.live)} that this instance keeps."
     )
     for path in survey.paths[:SHOWN]:
         say(f"  {path}")

@@ -94,7 +94,8 @@ def trials(
     for row in shown.to_dict("records"):
         table.add_row(*_cells(row, beside, named))
     console.print(table)
-    console.print(f"{len(shown):,} of {len(frame):,} trials shown", highlight=False)
+    rest = "; all: --limit 0" if len(shown) < len(frame) else ""
+    console.print(f"{len(shown):,} of {len(frame):,} trials shown{rest}", highlight=False)
     if failed:
         closer = f"Look closer: dspex replay {shown['trial_id'].iloc[0][:12]} {target}".rstrip()
         console.print(closer, highlight=False, soft_wrap=True)

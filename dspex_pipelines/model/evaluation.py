@@ -65,7 +65,7 @@ class Dataset:
     inputs: tuple[str, ...]
     labels: tuple[str, ...] = ()
     example_id: str = ""
-    """Column of unique ids; empty: the row number."""
+    """Column of unique ids; empty: the row number, of a folder's files with the file's name before it."""
     group: str = ""
     partition_by: str = ""
     partitions: tuple[str, ...] | Dynamic | Dates = ("all",)

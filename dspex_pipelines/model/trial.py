@@ -168,9 +168,9 @@ def _beginning(program: bytes, configuration: bytes) -> bytes:
     return digest(program, configuration)[:CONFIGURATION_BYTES]
 
 
-@lru_cache(maxsize=4_096)
+@lru_cache(maxsize=64)
 def _neighbourhood(name: str) -> bytes:
-    # No digest of ours: where every example has a neighbourhood of its own, this is a tenth of making a trial.
+    # Few, as they may be long. No digest of ours: where each example has its own, that would be much of making a trial.
     return crc32(name.encode()).to_bytes(4, "big")[CONFIGURATION_BYTES - BEGINNING_BYTES :]
 
 

@@ -53,7 +53,7 @@ class Dataset(Fields):
     labels: Names = Field(default_factory=list)
     """Columns that metrics compare with."""
     example_id: StrictStr = ""
-    """Column of unique ids; left out: the row number."""
+    """Column of unique ids; left out: the row number, of a folder's files with the file's name before it."""
     group: StrictStr = ""
     """Column of the cluster that an example belongs to, for error bars."""
     partition_by: StrictStr = ""

@@ -32,8 +32,9 @@ GROUP_ROWS = 2_000
 GROUP_BYTES = 4_000_000
 """A row group of a data set's file has at most so many examples, and of several at most so many bytes."""
 KEPT_BYTES = 64_000_000
-"""About so much stays in memory of a data set that is gone over again: what was read first, because of a larger one
-nothing of what was read last is wanted next."""
+"""So much of a data set that is gone over again stays in memory, each value counted twice as it is encoded: as it is,
+many small ones take several times that. What was read first stays: of a larger data set nothing of what was read last
+is wanted next."""
 _EXAMPLE_BYTES = 1_000
 """What an example takes in memory besides its values."""
 _SCHEMA = pa.schema(
@@ -369,7 +370,8 @@ def _reading(path: Path) -> Generator[None]:
     except FileNotFoundError as error:
         raise DspexError(f"{path} is gone; materialise the data set asset again") from error
     except (OSError, pa.ArrowException) as error:
-        raise DspexError(f"{path} is damaged ({error}); materialise the data set asset again") from error
+        said = " ".join(str(error).split())
+        raise DspexError(f"{path} is damaged ({said}); materialise the data set asset again") from error
 
 
 def write_table(table: Any, path: Path) -> None:

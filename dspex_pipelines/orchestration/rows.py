@@ -139,7 +139,10 @@ def _check_columns(dataset: Dataset, name: str, columns: list[str]) -> None:
     if not lacking:
         return
     texts = [str(column) for column in columns]
-    close = list(dict.fromkeys(like for column in lacking for like in get_close_matches(column, texts, n=1)))
+    # In small letters: a name in others is the likeliest of all.
+    folded = {text.casefold(): text for text in texts}
+    near = (get_close_matches(column.casefold(), folded, n=1) for column in lacking)
+    close = list(dict.fromkeys(folded[like] for likes in near for like in likes))
     what = ", ".join(f"{column!r} ({roles[column]})" for column in lacking)
     said = f"{name} has no column {what}; "
     separated = next((word for mark, word in SEPARATORS.items() if len(texts) == 1 and mark in texts[0]), "")

@@ -32,15 +32,16 @@ from dspex_pipelines.orchestration.io_managers import NewestResults
 from tests.cli.conftest import EVALUATION, Run, row
 
 
-def test_the_bar_of_a_failed_run_says_so() -> None:
+@pytest.mark.parametrize("how", ["failed", "interrupted"])
+def test_the_bar_of_a_run_that_broke_off_says_so(how: str) -> None:
     written = io.StringIO()
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
     with Progress(*columns, console=Console(file=written, width=80)) as bars:
         reporter = BarReporter(bars)
         reporter.expect("all")
         reporter.started("all", 12)
-        reporter.failed()
-    assert "0/12 failed" in written.getvalue()
+        reporter.broke_off(how)
+    assert f"0/12 {how}" in written.getvalue()
 
 
 def test_a_replay_is_of_the_same_files_and_isolation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

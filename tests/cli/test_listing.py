@@ -25,7 +25,8 @@ def test_trials_lists_successes_beside_failures(run: Run, results: Give) -> None
     assert done.exception is None
     assert "ok" in done.output
     assert "same=1" in done.output
-    assert "2 of 2 trials shown" in done.output
+    assert "2 of 2 trials shown\n" in done.output
+    assert "1 of 2 trials shown; all: --limit 0" in run("trials", "--limit", "1").output
 
 
 def test_brackets_in_a_message_are_printed_as_they_are(run: Run, results: Give) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -114,6 +115,16 @@ def test_ids_of_neighbouring_examples_lie_side_by_side() -> None:
     for start in (1_000, 10_000, 19_000):
         places = sorted(place[trial_id] for trial_id in ids[start : start + 1_000])
         assert places[-1] - places[0] < 2_000
+
+
+def test_long_ids_are_not_kept() -> None:
+    tracemalloc.start()
+    try:
+        for number in range(300):
+            _spec(example=Example(example_id=f"{number:06}" + 100_000 * "x", inputs={}))
+        assert tracemalloc.get_traced_memory()[0] < 10_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_what_a_trial_is_judged_by_is_labels_metadata_and_metrics() -> None:

@@ -97,7 +97,7 @@ def test_a_bad_row_is_named(source: list[dict[str, Any]], message: str) -> None:
         pytest.param(
             "a.csv",
             b"id,x,Y,group\n" + b"a,1,2,g\n" * 20,
-            "a.csv has no column 'y' (labels); the columns are id, x, Y, group",
+            "a.csv has no column 'y' (labels); did you mean Y? the columns are id, x, Y, group",
             id="csv-no-column",
         ),
         pytest.param(
@@ -147,6 +147,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     ("name", "message"),
     [
         pytest.param("lable", "has no column 'lable' (labels); did you mean label? ", id="label"),
+        pytest.param("LABEL", "has no column 'LABEL' (labels); did you mean label? ", id="case"),
         pytest.param("weather", "has no column 'weather' (labels); the columns are id, x, label", id="unlike-any"),
     ],
 )
