@@ -20,7 +20,8 @@ _identity = Struct(f">{DIGEST_BYTES}s{DIGEST_BYTES}s{DIGEST_BYTES}sIQ").pack
 """Program, example, configuration, repeat and seed, each of a fixed length: their concatenation means one thing."""
 CONFIGURATION_BYTES = 2
 """So many bytes of a trial's id are its program's and configuration's."""
-BEGINNING_BYTES = CONFIGURATION_BYTES + 1
+_NEIGHBOURHOOD_BYTES = 1
+BEGINNING_BYTES = CONFIGURATION_BYTES + _NEIGHBOURHOOD_BYTES
 """So many are these and its example's neighbourhood; the rest tell their trials apart."""
 NEIGHBOUR_CHARACTERS = 3
 """Examples are neighbours whose ids differ in their last so many characters: those with numbers for ids are, a thousand
@@ -171,7 +172,7 @@ def _beginning(program: bytes, configuration: bytes) -> bytes:
 @lru_cache(maxsize=64)
 def _neighbourhood(name: str) -> bytes:
     # Few, as they may be long. No digest of ours: where each example has its own, that would be much of making a trial.
-    return crc32(name.encode()).to_bytes(4, "big")[CONFIGURATION_BYTES - BEGINNING_BYTES :]
+    return crc32(name.encode()).to_bytes(4, "big")[-_NEIGHBOURHOOD_BYTES:]
 
 
 def reads_as_entry_point(value: object) -> TypeGuard[str]:
