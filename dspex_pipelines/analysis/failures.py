@@ -24,7 +24,10 @@ class FailureKind:
     @property
     def said(self) -> str:
         """What they say, and how many of them where not all do."""
-        return self.message if self.alike == self.count else f"{self.alike:,} of them: {self.message}"
+        if self.alike == self.count:
+            return self.message
+        alike = "each its own, one of them" if self.alike == 1 else f"{self.alike:,} of them"
+        return f"{alike}: {self.message}"
 
 
 def failure_kinds(trials: pd.DataFrame) -> tuple[FailureKind, ...]:

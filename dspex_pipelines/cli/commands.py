@@ -280,7 +280,7 @@ def _say(text: str, style: str = "") -> None:
 
 def _say_partial(partial: Mapping[str, str]) -> None:
     for name, what in partial.items():
-        _say(f"Partial: {name}: {what}. Evaluate it again to go on.", "yellow")
+        _say(f"Partial: {name}: {what}", "yellow")
 
 
 def _say_failures(failures: Sequence[FailureKind], target: str, *, ran: int) -> None:

@@ -98,6 +98,7 @@ class BarReporter(ProgressReporter):
         self._tasks: dict[str, TaskID] = {}
         self._done: dict[str, int] = {}
         self._reused: dict[str, int] = {}
+        self._rescored: dict[str, int] = {}
         self._partition = ""
         self._rate = ""
         """Of the last batch that ran any."""
@@ -129,7 +130,8 @@ class BarReporter(ProgressReporter):
         """A partition is about to be evaluated."""
         self._partition, self._rate = partition, ""
         self._tasks[partition] = self._bars.add_task(partition, total=None, note="planning")
-        self._done[partition] = self._reused[partition] = self._failed[partition] = self._failed_now = 0
+        self._done[partition] = self._reused[partition] = self._rescored[partition] = 0
+        self._failed[partition] = self._failed_now = 0
 
     def started(self, partition: str, planned: int) -> None:
         """One more batch of the partition begins."""
@@ -148,9 +150,13 @@ class BarReporter(ProgressReporter):
         self._bars.update(self._tasks[self._partition], completed=done, note=self._note())
 
     def _note(self) -> str:
-        failed, reused = self._failed[self._partition] + self._failed_now, self._reused[self._partition]
-        facts = [self._rate, f"{failed:,} failed" if failed else "", f"{reused:,} reused" if reused else ""]
-        return ", ".join(filter(None, [*facts, self.usage.spent()]))
+        counts = {
+            "failed": self._failed[self._partition] + self._failed_now,
+            "scored again": self._rescored[self._partition],
+            "reused": self._reused[self._partition],
+        }
+        facts = [f"{count:,} {what}" for what, count in counts.items() if count]
+        return ", ".join(filter(None, [self._rate, *facts, self.usage.spent()]))
 
     def used(self, usage: Usage) -> None:
         """What the batch has used so far: its bar says what that costs."""
@@ -175,7 +181,7 @@ class BarReporter(ProgressReporter):
         before = self.hedges or (0, 0)
         self.hedges = (before[0] + trials, before[1] + won)
 
-    def ended(self, *, complete: bool, reused: int) -> None:
+    def ended(self, *, complete: bool, reused: int, rescored: int) -> None:
         """The batch is over; what was reused counts as done too, and the bar says how much that is."""
         self._failed[self._partition] += self._failed_now
         self._failed_now = 0
@@ -184,6 +190,7 @@ class BarReporter(ProgressReporter):
             return
         self._done[self._partition] += self._batch
         self._reused[self._partition] += reused
+        self._rescored[self._partition] += rescored
         done, task = self._done[self._partition], self._tasks[self._partition]
         self._bars.update(task, completed=done, note=self._note())
 

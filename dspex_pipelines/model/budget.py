@@ -74,7 +74,7 @@ class Budget:
         """Return which bound has been reached, in words; empty for none."""
         if self._is_over(spent.failed, spent.trials):
             most = f"{self.max_errors:,.0f}" if self.max_errors >= 1 else f"{self.max_errors:.1%}"
-            return f"{spent.failed:,} of {spent.trials:,} trials failed; the limit is {most} (max_errors)"
+            return f"{spent.failed:,} of the first {spent.trials:,} trials failed; the limit is {most} (max_errors)"
         if self.max_time_s and spent.elapsed_s >= self.max_time_s:
             return f"{self.max_time_s:g} s are over (max_time_s)"
         if self.max_tokens and spent.tokens >= self.max_tokens:

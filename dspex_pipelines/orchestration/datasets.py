@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
@@ -270,28 +272,23 @@ def _has_content(path: Path, content: str) -> bool:
 
 
 def store_rejected(rejected: Sequence[BadRow], folder: Path, content: str = "") -> Path:
-    """Write the rows that were left out of the data set with digest *content*, or of none; return where they are."""
-    told = [tuple(_writable(text) for text in (one.where, one.column, one.reason, one.content)) for one in rejected]
-    own = digest(*("\0".join(one).encode() for one in told)).hex()
-    path = folder / f"{content or own}.rejected-{own}.parquet"
-    names = ("row", "column", "reason", "content")
-    columns = {name: list(column) for name, column in zip(names, zip(*told, strict=True), strict=True)}
-    if not _holds(path, "content", columns["content"]):
-        write_table(pa.table(columns), path)
+    """Write the rows that were left out of the data set with digest *content*, or of none; return where they are.
+
+    In a CSV, which whoever is to mend them can open.
+    """
+    lines = io.StringIO()
+    writer = csv.writer(lines, lineterminator="\n")
+    writer.writerow(("row", "column", "reason", "content"))
+    writer.writerows((one.where, one.column, one.reason, one.content) for one in rejected)
+    # What UTF-8 cannot write, such as half an emoji, is an escape.
+    told = lines.getvalue().encode(errors="backslashreplace")
+    own = digest(told).hex()
+    path = folder / f"{content or own}.rejected-{own}.csv"
+    if not (path.is_file() and path.read_bytes() == told):
+        folder.mkdir(parents=True, exist_ok=True)
+        with durably(path) as file:
+            file.write(told)
     return path
-
-
-def _writable(text: str) -> str:
-    """Return the text with what UTF-8 cannot write, such as half an emoji, as an escape."""
-    return text.encode(errors="backslashreplace").decode()
-
-
-def _holds(path: Path, column: str, values: Sequence[object]) -> bool:
-    """Return whether the file is there and whole."""
-    try:
-        return pq.read_table(path, columns=[column])[column].to_pylist() == values
-    except (OSError, pa.ArrowException):
-        return False
 
 
 def planned_examples(folder: Path, plan: Plan) -> Sequence[Example]:

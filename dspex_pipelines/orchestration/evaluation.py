@@ -57,6 +57,7 @@ from dspex_pipelines.orchestration.secrecy import without_secrets
 from dspex_pipelines.orchestration.summary import (
     TrialsFile,
     hedging_metadata,
+    how_to_go_on,
     most_failures,
     trials_metadata,
     usage_metadata,
@@ -306,7 +307,7 @@ def run_trials(
             raise step_failure(context.instance, context.run.run_id, error) from error
     if hedging is not None:
         reporter.hedged(summary.hedged, summary.hedges_won)
-    reporter.ended(complete=not summary.stopped, reused=summary.reused)
+    reporter.ended(complete=not summary.stopped, reused=summary.reused, rescored=summary.rescored)
     context.log.info(
         f"{summary.planned:,} trials: {summary.ran:,} run ({summary.failed:,} failed), "
         f"{summary.rescored:,} scored again, {summary.reused:,} reused, in {summary.elapsed_s:.1f} s"
@@ -318,7 +319,7 @@ def run_trials(
     for what in usage.warnings(budget).values():
         context.log.warning(what)
     if summary.stopped:
-        context.log.warning(f"The run has stopped: {summary.stopped}. What is done is kept; run again to go on.")
+        context.log.warning(f"The run has stopped: {summary.stopped}. What is done is kept. {how_to_go_on(plan)}")
     return {
         "plan": batch["plan"],
         "planned": summary.planned,

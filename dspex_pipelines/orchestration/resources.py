@@ -170,8 +170,11 @@ class ProgressReporter:
         Not told where trials have none.
         """
 
-    def ended(self, *, complete: bool, reused: int) -> None:
-        """The batch is over: all of it, or what its budget was enough for. So many outcomes are of earlier runs."""
+    def ended(self, *, complete: bool, reused: int, rescored: int) -> None:
+        """The batch is over: all of it, or what its budget was enough for.
+
+        So many outcomes are of earlier runs, and so many have outputs of earlier runs that were scored again.
+        """
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,7 +93,8 @@ def trials_metadata(
     if ran and elapsed_s:
         metadata["trials/s"] = dg.MetadataValue.float(round(ran / elapsed_s, 3))
     if not_run:
-        metadata[PARTIAL] = dg.MetadataValue.text(f"{not_run:,} of {table.num_rows:,} trials were not run: {stopped}")
+        what = f"{not_run:,} of {table.num_rows:,} trials were not run: {stopped}. {how_to_go_on(plan)}"
+        metadata[PARTIAL] = dg.MetadataValue.text(what)
     for name in table.column_names:
         if name.startswith("score."):
             mean = compute.mean(table[name]).as_py()
@@ -105,6 +106,11 @@ def trials_metadata(
         metadata[BY_TYPE] = _failures_by_type(failed)
     metadata["pool"] = _pool_table(table)
     return metadata
+
+
+def how_to_go_on(plan: Plan) -> str:
+    """Return what to do about a run that has stopped: what one that reuses nothing has done is its own."""
+    return "It reused nothing: another run begins anew." if plan.generation else "Evaluate it again to go on."
 
 
 def hedging_metadata(hedged: int, won: int) -> Mapping[str, dg.MetadataValue]:

@@ -31,6 +31,11 @@ def test_the_commonest_type_is_first_with_what_most_of_them_say() -> None:
     assert [kind.said for kind in found] == ["2 of them: ValueError: a", "after 1 s", ""]
 
 
+def test_failures_that_all_say_something_else_are_told_by_one_of_them() -> None:
+    (kind,) = failure_kinds(trials(*(("program_exception", f"ValueError: {row}") for row in range(3))))
+    assert kind.said == "each its own, one of them: ValueError: 0"
+
+
 def test_without_failures_there_are_none() -> None:
     assert failure_kinds(trials((None, None), ("budget_exhausted", "not run"))) == ()
     assert failure_kinds(trials()) == ()

@@ -115,7 +115,7 @@ def test_the_bar_says_what_is_spent_and_why_nothing_moves() -> None:
             reporter.started("all", 2)
             reporter.used(Usage({"calls": 1, "cost_usd": cost_usd}))
             reporter.moved(PROGRESS)
-            reporter.ended(complete=True, reused=0)
+            reporter.ended(complete=True, reused=0, rescored=0)
         spent = note(bars)
         reporter.started("all", 2)
         for second in (3, 6):
@@ -124,7 +124,7 @@ def test_the_bar_says_what_is_spent_and_why_nothing_moves() -> None:
         waits = note(bars)
         reporter.used(Usage({"calls": 3, "cost_usd": 1.0}))
         reporter.moved(PROGRESS)
-        reporter.ended(complete=False, reused=0)
+        reporter.ended(complete=False, reused=0, rescored=0)
     assert spent == "5 trials/s, $0.75"
     assert waits == "waiting for 6 s"
     said = [line.strip() for line in written.getvalue().splitlines()]
@@ -150,7 +150,7 @@ def test_the_bar_counts_the_failures_of_all_its_batches() -> None:
             for _ in range(2):
                 reporter.started(partition, 1)
                 reporter.moved(replace(PROGRESS, done=1, failed=1))
-                reporter.ended(complete=True, reused=0)
+                reporter.ended(complete=True, reused=0, rescored=0)
             told.append([task.fields["note"] for task in bars.tasks])
     assert told == [["5 trials/s, 2 failed"] * bars for bars in (1, 2)], "each bar its own"
     assert reporter.failures == 4
@@ -168,8 +168,19 @@ def test_the_bar_says_what_was_reused_instead_of_looking_idle(batches: list[int]
             reporter.started("all", 2)
             done = 2 - reused
             reporter.moved(replace(PROGRESS, done=done, rate_per_s=5.0 if done else 0.0))
-            reporter.ended(complete=True, reused=reused)
+            reporter.ended(complete=True, reused=reused, rescored=0)
         assert note(bars) == said
+
+
+def test_the_bar_says_what_was_only_scored_again() -> None:
+    with Progress(TextColumn("{task.fields[note]}"), console=Console(file=io.StringIO())) as bars:
+        reporter = BarReporter(bars)
+        reporter.expect("all")
+        for _ in range(2):
+            reporter.started("all", 4)
+            reporter.moved(replace(PROGRESS, done=1))
+            reporter.ended(complete=True, reused=3, rescored=1)
+        assert note(bars) == "5 trials/s, 2 scored again, 6 reused"
 
 
 def test_a_finished_bar_says_how_long_it_took() -> None:
@@ -181,7 +192,7 @@ def test_a_finished_bar_says_how_long_it_took() -> None:
         for _ in range(2):
             reporter.started("all", 2)
             now += 60
-            reporter.ended(complete=True, reused=2)
+            reporter.ended(complete=True, reused=2, rescored=0)
     assert "4/4 0:02:00 4 reused" in written.getvalue()
 
 

@@ -37,7 +37,7 @@ def test_steps_of_one_run_spend_from_one_budget(journal_url: str) -> None:
         other.spend(outcomes(bad=5))
         assert (one.stopped, other.stopped) == ("", "")
         one.spend(outcomes(bad=1))
-        said = "10 of 15 trials failed; the limit is 10 (max_errors)"
+        said = "10 of the first 15 trials failed; the limit is 10 (max_errors)"
         assert one.stopped == said
         other.spend(())
         assert other.stopped == said

@@ -34,7 +34,7 @@ def test_too_many_errors_stop_the_run_and_the_next_one_goes_on(lab: Lab, count_l
     not_run = by_type["budget_exhausted"]
     assert not_run == 120 - ran() > 0
     assert metadata["partial"].startswith(f"{not_run} of 120 trials were not run: ")
-    assert "trials failed; the limit is 5 (max_errors)" in metadata["partial"]
+    assert metadata["partial"].endswith("trials failed; the limit is 5 (max_errors). Evaluate it again to go on.")
     assert metadata["trials run"] == ran()
     assert metadata["trials reused"] == 0
     assert "budget_exhausted" not in metadata["sample failures"]
@@ -50,6 +50,15 @@ def test_too_many_errors_stop_the_run_and_the_next_one_goes_on(lab: Lab, count_l
     assert "partial" not in after
     assert after["version"] != metadata["version"]
     assert "partial" not in lab.ranked()
+
+
+def test_a_stopped_run_that_reuses_nothing_says_that_another_begins_anew(lab: Lab, count_lines: CountLines) -> None:
+    log, ran = count_lines
+    _, metadata = sometimes(lab, log).evaluated(max_errors=5, reuse="none", tags=LIMIT)
+    assert metadata["partial"].endswith("(max_errors). It reused nothing: another run begins anew.")
+    before = ran()
+    lab.evaluated()
+    assert ran() == before + 120
 
 
 def test_the_steps_of_a_run_share_its_budget(lab: Lab, count_lines: CountLines) -> None:

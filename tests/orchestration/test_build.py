@@ -136,7 +136,7 @@ class Listens(ProgressReporter):
     def moved(self, progress: Progress) -> None:
         self.events.append(("moved", progress.done, progress.failed))
 
-    def ended(self, *, complete: bool, reused: int) -> None:
+    def ended(self, *, complete: bool, reused: int, rescored: int) -> None:
         self.events.append(("ended",))
 
 

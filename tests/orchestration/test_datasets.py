@@ -236,8 +236,13 @@ def test_a_value_that_cannot_be_kept_costs_its_row(tmp_path: Path, value: object
     assert len(read.examples) == 9
     assert [(one.where, one.column) for one in read.rejected] == [("dataset row 10", column)]
     assert read.rejected[0].reason
-    kept = pd.read_parquet(store_rejected(read.rejected, tmp_path))
+    path = store_rejected(read.rejected, tmp_path)
+    kept = pd.read_csv(path)
+    assert kept.columns.tolist() == ["row", "column", "reason", "content"]
     assert kept["row"].tolist() == ["dataset row 10"]
+    path.write_bytes(path.read_bytes()[:-3])
+    assert len(pd.read_csv(store_rejected(read.rejected, tmp_path))) == 1, "half a file is written anew"
+    assert path.read_bytes().endswith(b"\n")
     stored = store_examples(read.examples, tmp_path)
     assert list(load_examples(tmp_path, stored.digest, limit=None)) == read.examples
 
@@ -425,7 +430,7 @@ def test_a_bad_data_set_fails_its_run_before_any_trial(lab: Lab) -> None:
     assert not result.success
     said, where = failure(result).splitlines()
     assert said == "dataset row 1, column 'x': None is not accepted; give every example its input"
-    (kept,) = pd.read_parquet(where.removeprefix("They are in ")).to_dict("records")
+    (kept,) = pd.read_csv(where.removeprefix("They are in ")).to_dict("records")
     assert (kept["row"], kept["column"], json.loads(kept["content"])["x"]) == ("dataset row 1", "x", None)
     assert not (lab.folder / "journal.sqlite").exists()
 

@@ -341,7 +341,7 @@ class Forgets(ProgressReporter):
     def __init__(self, lab: Lab) -> None:
         self._lab = lab
 
-    def ended(self, *, complete: bool, reused: int) -> None:
+    def ended(self, *, complete: bool, reused: int, rescored: int) -> None:
         with sqlite3.connect(self._lab.folder / "journal.sqlite") as journal:
             deleted = journal.execute("DELETE FROM executions WHERE id = (SELECT min(id) FROM executions)").rowcount
         assert deleted == 1

@@ -177,7 +177,7 @@ def test_a_run_in_progress_is_named_and_forcing_it_keeps_what_the_run_records(
     class Prunes(ProgressReporter):
         """Prunes as soon as all outcomes are in, and before they are collected."""
 
-        def ended(self, *, complete: bool, reused: int) -> None:
+        def ended(self, *, complete: bool, reused: int, rescored: int) -> None:
             try:
                 prune(lab)
             except DspexError as error:
@@ -284,7 +284,7 @@ def test_results_that_are_being_written_are_let_be(lab: Lab) -> None:
 
 def test_a_journal_that_is_damaged_before_it_is_collected_is_named(lab: Lab) -> None:
     class Damages(ProgressReporter):
-        def ended(self, *, complete: bool, reused: int) -> None:
+        def ended(self, *, complete: bool, reused: int, rescored: int) -> None:
             for end in ("", "-wal", "-shm"):
                 lab.folder.joinpath(f"journal.sqlite{end}").unlink(missing_ok=True)
             lab.folder.joinpath("journal.sqlite").write_text("damaged " * 1_000)
