@@ -19,17 +19,17 @@ from dspex_pipelines.model.budget import Budget, Spent, dollars
         ),
         pytest.param(Budget(max_errors=3), Spent(trials=50, failed=2), "", id="errors-below"),
         pytest.param(
-            Budget(max_errors=3), Spent(trials=50, failed=3), "3 of 50 trials failed; the limit is 3", id="errors"
+            Budget(max_errors=3), Spent(trials=50, failed=3), "3 of the first 50 trials failed; the limit is 3", id="errors"
         ),
         pytest.param(
-            Budget(max_errors=1), Spent(trials=1, failed=1), "1 of 1 trials failed; the limit is 1", id="first-error"
+            Budget(max_errors=1), Spent(trials=1, failed=1), "1 of the first 1 trials failed; the limit is 1", id="first-error"
         ),
         pytest.param(Budget(max_errors=0.1), Spent(trials=99, failed=99), "", id="fraction-of-few"),
         pytest.param(Budget(max_errors=0.1), Spent(trials=200, failed=20), "", id="fraction-just-not"),
         pytest.param(
             Budget(max_errors=0.1),
             Spent(trials=200, failed=21),
-            "21 of 200 trials failed; the limit is 10.0%",
+            "21 of the first 200 trials failed; the limit is 10.0%",
             id="fraction",
         ),
         pytest.param(Budget(max_errors=0.5, min_trials=2), Spent(trials=2, failed=2), "is 50.0%", id="fraction-of-two"),
