@@ -19,10 +19,16 @@ from dspex_pipelines.model.budget import Budget, Spent, dollars
         ),
         pytest.param(Budget(max_errors=3), Spent(trials=50, failed=2), "", id="errors-below"),
         pytest.param(
-            Budget(max_errors=3), Spent(trials=50, failed=3), "3 of the first 50 trials failed; the limit is 3", id="errors"
+            Budget(max_errors=3),
+            Spent(trials=50, failed=3),
+            "3 of the first 50 trials failed; the limit is 3",
+            id="errors",
         ),
         pytest.param(
-            Budget(max_errors=1), Spent(trials=1, failed=1), "1 of the first 1 trials failed; the limit is 1", id="first-error"
+            Budget(max_errors=1),
+            Spent(trials=1, failed=1),
+            "1 of the first 1 trials failed; the limit is 1",
+            id="first-error",
         ),
         pytest.param(Budget(max_errors=0.1), Spent(trials=99, failed=99), "", id="fraction-of-few"),
         pytest.param(Budget(max_errors=0.1), Spent(trials=200, failed=20), "", id="fraction-just-not"),
