@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from dspex.v1 import types_pb2 as dspex_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x64spex/v1/session.proto\x12\x08\x64spex.v1\x1a\x14\x64spex/v1/types.proto\"\xb9\x01\n\x12OpenSessionRequest\x12\"\n\x07program\x18\x01 \x01(\x0b\x32\x11.dspex.v1.Program\x12!\n\x07metrics\x18\x02 \x03(\x0b\x32\x10.dspex.v1.Metric\x12\r\n\x05space\x18\x03 \x01(\t\x12#\n\x05\x63\x61lls\x18\x04 \x01(\x0b\x32\x14.dspex.v1.CallPolicy\x12\x18\n\x0btraceparent\x18\x05 \x01(\tH\x00\x88\x01\x01\x42\x0e\n\x0c_traceparent\")\n\x13OpenSessionResponse\x12\x12\n\nsession_id\x18\x01 \x01(\x06\"~\n\x13SetVariablesRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x06\x12\x0e\n\x06values\x18\x02 \x01(\x0c\x12\x1d\n\x10\x65xpected_version\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\x0f\n\x07replace\x18\x04 \x01(\x08\x42\x13\n\x11_expected_version\"7\n\x14SetVariablesResponse\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\"8\n\x11GetSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x06\x12\x0f\n\x07version\x18\x02 \x01(\x04\"^\n\x12GetSessionResponse\x12\"\n\x07session\x18\x01 \x01(\x0b\x32\x11.dspex.v1.Session\x12$\n\x08snapshot\x18\x02 \x01(\x0b\x32\x12.dspex.v1.Snapshot\")\n\x13WatchSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x06\"<\n\x14WatchSessionResponse\x12$\n\x08snapshot\x18\x01 \x01(\x0b\x32\x12.dspex.v1.Snapshot\")\n\x13\x43loseSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x06\"\x16\n\x14\x43loseSessionResponse2\x94\x03\n\x0eSessionService\x12J\n\x0bOpenSession\x12\x1c.dspex.v1.OpenSessionRequest\x1a\x1d.dspex.v1.OpenSessionResponse\x12M\n\x0cSetVariables\x12\x1d.dspex.v1.SetVariablesRequest\x1a\x1e.dspex.v1.SetVariablesResponse\x12G\n\nGetSession\x12\x1b.dspex.v1.GetSessionRequest\x1a\x1c.dspex.v1.GetSessionResponse\x12O\n\x0cWatchSession\x12\x1d.dspex.v1.WatchSessionRequest\x1a\x1e.dspex.v1.WatchSessionResponse0\x01\x12M\n\x0c\x43loseSession\x12\x1d.dspex.v1.CloseSessionRequest\x1a\x1e.dspex.v1.CloseSessionResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x64spex/v1/session.proto\x12\x08\x64spex.v1\x1a\x14\x64spex/v1/types.proto\"\xb9\x01\n\x12OpenSessionRequest\x12\"\n\x07program\x18\x01 \x01(\x0b\x32\x11.dspex.v1.Program\x12!\n\x07metrics\x18\x02 \x03(\x0b\x32\x10.dspex.v1.Metric\x12\r\n\x05space\x18\x03 \x01(\t\x12#\n\x05\x63\x61lls\x18\x04 \x01(\x0b\x32\x14.dspex.v1.CallPolicy\x12\x18\n\x0btraceparent\x18\x05 \x01(\tH\x00\x88\x01\x01\x42\x0e\n\x0c_traceparent\")\n\x13OpenSessionResponse\x12\x12\n\nsession_id\x18\x01 \x01(\x06\"~\n\x13SetVariablesRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x06\x12\x0e\n\x06values\x18\x02 \x01(\x0c\x12\x1d\n\x10\x65xpected_version\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\x0f\n\x07replace\x18\x04 \x01(\x08\x42\x13\n\x11_expected_version\"7\n\x14SetVariablesResponse\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\"9\n\x13MakeVersionsRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x06\x12\x0e\n\x06values\x18\x02 \x03(\x0c\"(\n\x14MakeVersionsResponse\x12\x10\n\x08versions\x18\x01 \x03(\x04\"8\n\x11GetSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x06\x12\x0f\n\x07version\x18\x02 \x01(\x04\"^\n\x12GetSessionResponse\x12\"\n\x07session\x18\x01 \x01(\x0b\x32\x11.dspex.v1.Session\x12$\n\x08snapshot\x18\x02 \x01(\x0b\x32\x12.dspex.v1.Snapshot\")\n\x13WatchSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x06\"<\n\x14WatchSessionResponse\x12$\n\x08snapshot\x18\x01 \x01(\x0b\x32\x12.dspex.v1.Snapshot\")\n\x13\x43loseSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x06\"\x16\n\x14\x43loseSessionResponse2\xe3\x03\n\x0eSessionService\x12J\n\x0bOpenSession\x12\x1c.dspex.v1.OpenSessionRequest\x1a\x1d.dspex.v1.OpenSessionResponse\x12M\n\x0cSetVariables\x12\x1d.dspex.v1.SetVariablesRequest\x1a\x1e.dspex.v1.SetVariablesResponse\x12M\n\x0cMakeVersions\x12\x1d.dspex.v1.MakeVersionsRequest\x1a\x1e.dspex.v1.MakeVersionsResponse\x12G\n\nGetSession\x12\x1b.dspex.v1.GetSessionRequest\x1a\x1c.dspex.v1.GetSessionResponse\x12O\n\x0cWatchSession\x12\x1d.dspex.v1.WatchSessionRequest\x1a\x1e.dspex.v1.WatchSessionResponse0\x01\x12M\n\x0c\x43loseSession\x12\x1d.dspex.v1.CloseSessionRequest\x1a\x1e.dspex.v1.CloseSessionResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,18 +40,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SETVARIABLESREQUEST']._serialized_end=415
   _globals['_SETVARIABLESRESPONSE']._serialized_start=417
   _globals['_SETVARIABLESRESPONSE']._serialized_end=472
-  _globals['_GETSESSIONREQUEST']._serialized_start=474
-  _globals['_GETSESSIONREQUEST']._serialized_end=530
-  _globals['_GETSESSIONRESPONSE']._serialized_start=532
-  _globals['_GETSESSIONRESPONSE']._serialized_end=626
-  _globals['_WATCHSESSIONREQUEST']._serialized_start=628
-  _globals['_WATCHSESSIONREQUEST']._serialized_end=669
-  _globals['_WATCHSESSIONRESPONSE']._serialized_start=671
-  _globals['_WATCHSESSIONRESPONSE']._serialized_end=731
-  _globals['_CLOSESESSIONREQUEST']._serialized_start=733
-  _globals['_CLOSESESSIONREQUEST']._serialized_end=774
-  _globals['_CLOSESESSIONRESPONSE']._serialized_start=776
-  _globals['_CLOSESESSIONRESPONSE']._serialized_end=798
-  _globals['_SESSIONSERVICE']._serialized_start=801
-  _globals['_SESSIONSERVICE']._serialized_end=1205
+  _globals['_MAKEVERSIONSREQUEST']._serialized_start=474
+  _globals['_MAKEVERSIONSREQUEST']._serialized_end=531
+  _globals['_MAKEVERSIONSRESPONSE']._serialized_start=533
+  _globals['_MAKEVERSIONSRESPONSE']._serialized_end=573
+  _globals['_GETSESSIONREQUEST']._serialized_start=575
+  _globals['_GETSESSIONREQUEST']._serialized_end=631
+  _globals['_GETSESSIONRESPONSE']._serialized_start=633
+  _globals['_GETSESSIONRESPONSE']._serialized_end=727
+  _globals['_WATCHSESSIONREQUEST']._serialized_start=729
+  _globals['_WATCHSESSIONREQUEST']._serialized_end=770
+  _globals['_WATCHSESSIONRESPONSE']._serialized_start=772
+  _globals['_WATCHSESSIONRESPONSE']._serialized_end=832
+  _globals['_CLOSESESSIONREQUEST']._serialized_start=834
+  _globals['_CLOSESESSIONREQUEST']._serialized_end=875
+  _globals['_CLOSESESSIONRESPONSE']._serialized_start=877
+  _globals['_CLOSESESSIONRESPONSE']._serialized_end=899
+  _globals['_SESSIONSERVICE']._serialized_start=902
+  _globals['_SESSIONSERVICE']._serialized_end=1385
 # @@protoc_insertion_point(module_scope)

@@ -45,6 +45,11 @@ class SessionServiceStub:
                 request_serializer=dspex_dot_v1_dot_session__pb2.SetVariablesRequest.SerializeToString,
                 response_deserializer=dspex_dot_v1_dot_session__pb2.SetVariablesResponse.FromString,
                 _registered_method=True)
+        self.MakeVersions = channel.unary_unary(
+                '/dspex.v1.SessionService/MakeVersions',
+                request_serializer=dspex_dot_v1_dot_session__pb2.MakeVersionsRequest.SerializeToString,
+                response_deserializer=dspex_dot_v1_dot_session__pb2.MakeVersionsResponse.FromString,
+                _registered_method=True)
         self.GetSession = channel.unary_unary(
                 '/dspex.v1.SessionService/GetSession',
                 request_serializer=dspex_dot_v1_dot_session__pb2.GetSessionRequest.SerializeToString,
@@ -74,6 +79,13 @@ class SessionServiceServicer:
 
     def SetVariables(self, request, context):
         """Atomic: all values of the batch are in the new version, or there is no new version.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MakeVersions(self, request, context):
+        """Versions of many configurations in one call, each whole and by itself.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -109,6 +121,11 @@ def add_SessionServiceServicer_to_server(servicer, server):
                     servicer.SetVariables,
                     request_deserializer=dspex_dot_v1_dot_session__pb2.SetVariablesRequest.FromString,
                     response_serializer=dspex_dot_v1_dot_session__pb2.SetVariablesResponse.SerializeToString,
+            ),
+            'MakeVersions': grpc.unary_unary_rpc_method_handler(
+                    servicer.MakeVersions,
+                    request_deserializer=dspex_dot_v1_dot_session__pb2.MakeVersionsRequest.FromString,
+                    response_serializer=dspex_dot_v1_dot_session__pb2.MakeVersionsResponse.SerializeToString,
             ),
             'GetSession': grpc.unary_unary_rpc_method_handler(
                     servicer.GetSession,
@@ -181,6 +198,33 @@ class SessionService:
             '/dspex.v1.SessionService/SetVariables',
             dspex_dot_v1_dot_session__pb2.SetVariablesRequest.SerializeToString,
             dspex_dot_v1_dot_session__pb2.SetVariablesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MakeVersions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dspex.v1.SessionService/MakeVersions',
+            dspex_dot_v1_dot_session__pb2.MakeVersionsRequest.SerializeToString,
+            dspex_dot_v1_dot_session__pb2.MakeVersionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -36,6 +36,8 @@ class SessionServiceStub:
     OpenSession: _grpc.UnaryUnaryMultiCallable[_session_pb2.OpenSessionRequest, _session_pb2.OpenSessionResponse]
     SetVariables: _grpc.UnaryUnaryMultiCallable[_session_pb2.SetVariablesRequest, _session_pb2.SetVariablesResponse]
     """Atomic: all values of the batch are in the new version, or there is no new version."""
+    MakeVersions: _grpc.UnaryUnaryMultiCallable[_session_pb2.MakeVersionsRequest, _session_pb2.MakeVersionsResponse]
+    """Versions of many configurations in one call, each whole and by itself."""
     GetSession: _grpc.UnaryUnaryMultiCallable[_session_pb2.GetSessionRequest, _session_pb2.GetSessionResponse]
     WatchSession: _grpc.UnaryStreamMultiCallable[_session_pb2.WatchSessionRequest, _session_pb2.WatchSessionResponse]
     CloseSession: _grpc.UnaryUnaryMultiCallable[_session_pb2.CloseSessionRequest, _session_pb2.CloseSessionResponse]
@@ -48,6 +50,8 @@ class SessionServiceAsyncStub(SessionServiceStub):
     OpenSession: _aio.UnaryUnaryMultiCallable[_session_pb2.OpenSessionRequest, _session_pb2.OpenSessionResponse]  # type: ignore[assignment]
     SetVariables: _aio.UnaryUnaryMultiCallable[_session_pb2.SetVariablesRequest, _session_pb2.SetVariablesResponse]  # type: ignore[assignment]
     """Atomic: all values of the batch are in the new version, or there is no new version."""
+    MakeVersions: _aio.UnaryUnaryMultiCallable[_session_pb2.MakeVersionsRequest, _session_pb2.MakeVersionsResponse]  # type: ignore[assignment]
+    """Versions of many configurations in one call, each whole and by itself."""
     GetSession: _aio.UnaryUnaryMultiCallable[_session_pb2.GetSessionRequest, _session_pb2.GetSessionResponse]  # type: ignore[assignment]
     WatchSession: _aio.UnaryStreamMultiCallable[_session_pb2.WatchSessionRequest, _session_pb2.WatchSessionResponse]  # type: ignore[assignment]
     CloseSession: _aio.UnaryUnaryMultiCallable[_session_pb2.CloseSessionRequest, _session_pb2.CloseSessionResponse]  # type: ignore[assignment]
@@ -69,6 +73,14 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_session_pb2.SetVariablesResponse, _abc.Awaitable[_session_pb2.SetVariablesResponse]]:
         """Atomic: all values of the batch are in the new version, or there is no new version."""
+
+    @_abc_1.abstractmethod
+    def MakeVersions(
+        self,
+        request: _session_pb2.MakeVersionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_session_pb2.MakeVersionsResponse, _abc.Awaitable[_session_pb2.MakeVersionsResponse]]:
+        """Versions of many configurations in one call, each whole and by itself."""
 
     @_abc_1.abstractmethod
     def GetSession(

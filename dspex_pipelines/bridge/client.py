@@ -227,6 +227,25 @@ class PoolClient:
         response = await self._call("SetVariables", request)
         return SnapshotRef(version=response.version, digest=response.digest)
 
+    async def make_versions(self, session_id: int, many: Sequence[Mapping[str, object]]) -> list[int]:
+        """Make a version of each configuration; return their numbers, 0 for those that `set_variables` would refuse.
+
+        Raises `UnknownSession`.
+        """
+        versions: list[int] = []
+        request = session_pb2.MakeVersionsRequest(session_id=session_id)
+        size = 0
+        for payload in map(encode, many):
+            size += len(payload)
+            if request.values and (size > FRAME_BYTES or len(request.values) == FRAME_TRIALS):
+                versions += (await self._call("MakeVersions", request)).versions
+                request = session_pb2.MakeVersionsRequest(session_id=session_id)
+                size = len(payload)
+            request.values.append(payload)
+        if request.values:
+            versions += (await self._call("MakeVersions", request)).versions
+        return versions
+
     async def get_session(self, session_id: int, version: int = 0) -> tuple[SnapshotRef, dict[str, Any]]:
         """Return a version (0: the newest) and its values."""
         request = session_pb2.GetSessionRequest(session_id=session_id, version=version)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from typing import cast
 
 import grpc
 
@@ -18,6 +19,8 @@ from dspex_pipelines.model.trial import reads_as_entry_point
 from dspex_pipelines.wire.codec import checked_about, policy_from_wire, session_to_wire
 
 MOST_METRICS = 256
+MOST_AT_ONCE = 1_024
+"""Configurations that versions are made of in one call, which nothing else in the bridge interrupts."""
 PROCESS_SLOTS = 8
 """An isolated trial takes so many of a worker's slots: beside a coroutine or a thread, a process costs some 10 ms of
 computing and 10 MB. As many at once as there are slots would be late, and their deadlines start when they are sent."""
@@ -58,14 +61,9 @@ class SessionService(session_pb2_grpc.SessionServiceServicer):
         """Make a new version, all values or none."""
         expected = request.expected_version if request.HasField("expected_version") else None
         try:
-            _check_size("values_bytes", len(request.values), self._hub.sessions.limits.values_bytes)
-            values = decode(request.values) or {}
-            if not isinstance(values, dict):
-                raise InvalidValue(field="values", value=values, fix="send a msgpack map of names to values")
-            for value in values.values():
-                # A worker imports what such a value names, as it does a program.
-                if reads_as_entry_point(value):
-                    await self._check_admitted(value, context)
+            values = self._read(request.values)
+            for entry_point in _entry_points(values):
+                await self._check_admitted(entry_point, context)
             snapshot = self._hub.sessions.set_variables(
                 request.session_id, values, expected_version=expected, replace=request.replace
             )
@@ -74,8 +72,40 @@ class SessionService(session_pb2_grpc.SessionServiceServicer):
             await refuse(context, error)
         return session_pb2.SetVariablesResponse(version=snapshot.version, digest=snapshot.digest)
 
+    async def MakeVersions(  # noqa: N802
+        self, request: session_pb2.MakeVersionsRequest, context: Context
+    ) -> session_pb2.MakeVersionsResponse:
+        """Make a version of each configuration; one that cannot be costs the others nothing."""
+        try:
+            self._hub.sessions.session(request.session_id)
+            _check_size("configurations", len(request.values), MOST_AT_ONCE)
+            versions = [self._made(request.session_id, values) for values in request.values]
+            self._hub.forget_versions()
+        except DspexError as error:
+            await refuse(context, error)
+        return session_pb2.MakeVersionsResponse(versions=versions)
+
+    def _made(self, session_id: int, payload: bytes) -> int:
+        try:
+            values = self._read(payload)
+            if not all(map(self._is_admitted, _entry_points(values))):
+                return 0
+            return self._hub.sessions.set_variables(session_id, values).version
+        except DspexError:
+            return 0
+
+    def _read(self, payload: bytes) -> dict[str, object]:
+        _check_size("values_bytes", len(payload), self._hub.sessions.limits.values_bytes)
+        values = decode(payload) or {}
+        if not isinstance(values, dict):
+            raise InvalidValue(field="values", value=values, fix="send a msgpack map of names to values")
+        return cast("dict[str, object]", values)
+
+    def _is_admitted(self, entry_point: str) -> bool:
+        return any(fnmatch.fnmatchcase(entry_point, pattern) for pattern in self._allow)
+
     async def _check_admitted(self, entry_point: str, context: Context) -> None:
-        if not any(fnmatch.fnmatchcase(entry_point, pattern) for pattern in self._allow):
+        if not self._is_admitted(entry_point):
             reason = f"this pool runs only {', '.join(self._allow)}; start it with another --allow"
             await refuse_for(context, grpc.StatusCode.PERMISSION_DENIED, entry_point=entry_point, reason=reason)
 
@@ -136,6 +166,13 @@ def _snapshot_to_wire(snapshot: Snapshot) -> types_pb2.Snapshot:
         values=snapshot.values,
         digest=snapshot.digest,
     )
+
+
+def _entry_points(values: Mapping[str, object]) -> Iterator[str]:
+    """Yield what a worker imports of a configuration, as it does a program."""
+    for value in values.values():
+        if reads_as_entry_point(value):
+            yield value
 
 
 def _check_size(name: str, size: int, limit: int) -> None:

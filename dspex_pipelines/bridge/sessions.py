@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 
 from dspex_pipelines.errors import InvalidValue, QuotaExceeded, UnknownSession, VersionConflict
 from dspex_pipelines.model.payload import encode
@@ -302,8 +303,9 @@ class SessionStore:
     def _evict(self, session: Session) -> None:
         over = len(session.snapshots) - len(session.pins) - self.limits.unreferenced
         if over > 0:
-            spare = [v for v in session.snapshots if v not in session.pins and v != session.newest]
-            self._let_go(session, spare[:over])
+            # Not all of them looked at, as it is done for each new version once there are so many.
+            spare = (v for v in session.snapshots if v not in session.pins and v != session.newest)
+            self._let_go(session, list(islice(spare, over)))
 
     def _let_go(self, session: Session, versions: list[int]) -> None:
         for version in versions:

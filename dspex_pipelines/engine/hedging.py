@@ -40,7 +40,8 @@ class HedgedPool:
     """
 
     def __init__(self, pool: DurablePool, policy: Hedging, *, may: Callable[[bytes], bool] = lambda _: True) -> None:
-        self.open_session, self.set_variables = pool.open_session, pool.set_variables
+        self.open_session = pool.open_session
+        self.set_variables, self.make_versions = pool.set_variables, pool.make_versions
         self._pool = pool
         self._policy = policy
         self._may = may

@@ -20,6 +20,8 @@ from dspex_pipelines.model.outcome import ErrorType, TrialError, TrialOutcome, T
 from dspex_pipelines.model.trial import MetricSpec, ProgramSpec, TrialSpec
 
 _STALE_TRIES = 3
+_APPLIED_AT_ONCE = 64
+"""Configurations in one call: it costs as much as applying so many, and the first of them wait for the last."""
 Key = TypeVar("Key")
 About = TypeVar("About")
 Item = TypeVar("Item")
@@ -62,6 +64,10 @@ class TrialPool(Protocol):
         replace: bool = True,
     ) -> SnapshotLike:
         """Make a snapshot of *values*, all or nothing."""
+        ...
+
+    async def make_versions(self, session_id: int, many: Sequence[Mapping[str, object]]) -> Sequence[int]:
+        """Make a snapshot of each; return their versions, 0 for those that `set_variables` would refuse."""
         ...
 
     async def execute(
@@ -149,6 +155,8 @@ class TrialRunner:
         self._versions: _Remembered[tuple[int, bytes]] = _Remembered()
         self._parked: dict[tuple[bytes, bytes], list[_Parked]] = {}
         """What is begun once its configuration is applied, by the digests of program and configuration."""
+        self._unapplied: dict[bytes, list[TrialSpec]] = {}
+        """A trial of each configuration that is to be applied, by the digest of its program."""
         self._applying: set[asyncio.Task[None]] = set()
         self.pool_lost: PoolUnreachable | None = None
         """Set once the bridge is gone: outcomes since then say nothing about their trials."""
@@ -209,29 +217,49 @@ class TrialRunner:
 
     def _park(self, parked: _Parked) -> None:
         spec = parked[0]
-        key = (spec.program.digest, spec.configuration.digest)
+        program = spec.program.digest
+        key = (program, spec.configuration.digest)
         if key not in self._parked:
             self._parked[key] = []
-            task = asyncio.create_task(self._unpark(key, spec))
-            self._applying.add(task)
-            task.add_done_callback(self._applying.discard)
+            unapplied = self._unapplied.get(program)
+            if unapplied is None:
+                unapplied = self._unapplied[program] = []
+                task = asyncio.create_task(self._unpark(spec.program, unapplied))
+                self._applying.add(task)
+                task.add_done_callback(self._applying.discard)
+            unapplied.append(spec)
         self._parked[key].append(parked)
 
-    async def _unpark(self, key: tuple[bytes, bytes], spec: TrialSpec) -> None:
-        """Apply a configuration and begin what waits for that; to run what cannot be begun says why."""
-        applied = False
+    async def _unpark(self, program: ProgramSpec, unapplied: list[TrialSpec]) -> None:
+        """Apply configurations, as many at a time as have come since the last call, and begin what waits for them."""
+        try:
+            while specs := unapplied[:_APPLIED_AT_ONCE]:
+                del unapplied[:_APPLIED_AT_ONCE]
+                await self._apply_all(program, specs)
+        finally:
+            del self._unapplied[program.digest]
+
+    async def _apply_all(self, program: ProgramSpec, specs: list[TrialSpec]) -> None:
+        """Apply the trials' configurations and begin what waits for that; to run what cannot be begun says why."""
+        applied: set[bytes] = set()
         try:
             with contextlib.suppress(Exception):
-                await self._apply(await self._context(spec.program), spec)
-                applied = True
+                session_id = await self._context(program)
+                versions = await self._pool.make_versions(session_id, [spec.configuration.values for spec in specs])
+                for spec, version in zip(specs, versions, strict=True):
+                    if version:
+                        self._versions.answers[session_id, spec.configuration.digest] = version
+                        applied.add(spec.configuration.digest)
         finally:
-            for parked in self._parked.pop(key, ()):
-                *_, item, _, again = parked
-                begun = False
-                with contextlib.suppress(Exception):
-                    begun = applied and self.begin(*parked)
-                if not begun:
-                    again(item)
+            for spec in specs:
+                configuration = spec.configuration.digest
+                for parked in self._parked.pop((program.digest, configuration), ()):
+                    *_, item, _, again = parked
+                    begun = False
+                    with contextlib.suppress(Exception):
+                        begun = configuration in applied and self.begin(*parked)
+                    if not begun:
+                        again(item)
 
     def _answered(self, about: _Begun, outcome: TrialOutcome | Exception) -> None:
         item, spec, session_id, version, ended, again = about

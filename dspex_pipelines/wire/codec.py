@@ -18,7 +18,7 @@ from dspex_pipelines.model.space import Configuration
 from dspex_pipelines.model.trial import Example, Isolation, MetricSpec, ProgramSpec, TrialSpec
 from dspex_pipelines.redaction import redact
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 """Raised whenever the two ends of different releases would misunderstand each other."""
 
 HEARTBEAT_S = 0.5

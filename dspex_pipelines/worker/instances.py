@@ -80,6 +80,12 @@ class Convention(Protocol):
 class Loader(Protocol):
     """Where an executor gets its programs from."""
 
+    def loaded(
+        self, spec: ProgramSpec, metrics: tuple[MetricSpec, ...], inputs: tuple[str, ...], variables: tuple[str, ...]
+    ) -> LoadedProgram | None:
+        """Return what `load` has returned before and would return again; None where it has to look."""
+        ...
+
     def load(
         self, spec: ProgramSpec, metrics: tuple[MetricSpec, ...], inputs: tuple[str, ...], variables: tuple[str, ...]
     ) -> LoadedProgram:
@@ -105,20 +111,22 @@ class ProgramLoader:
         self, spec: ProgramSpec, metrics: tuple[MetricSpec, ...], inputs: tuple[str, ...], variables: tuple[str, ...]
     ) -> LoadedProgram:
         """Return the program; raises `ProgramUnavailable` when its source is of another version."""
-        key = (spec.digest, metrics, inputs, variables)
-        loaded = self._loaded.get(key)
-        if loaded is not None:
-            return loaded
         with self._lock:
-            loaded = self._loaded.get(key)
+            loaded = self.loaded(spec, metrics, inputs, variables)
             if loaded is None:
                 sources = self._renew(spec, *metrics)
                 _check(spec, metrics)
                 loaded = _loaded(spec, metrics, inputs, variables, sources)
                 # What was imported is what was checked, unless it was edited in between.
                 _check(spec, metrics)
-                self._loaded[key] = loaded
+                self._loaded[spec.digest, metrics, inputs, variables] = loaded
             return loaded
+
+    def loaded(
+        self, spec: ProgramSpec, metrics: tuple[MetricSpec, ...], inputs: tuple[str, ...], variables: tuple[str, ...]
+    ) -> LoadedProgram | None:
+        """Return a program that has been loaded."""
+        return self._loaded.get((spec.digest, metrics, inputs, variables))
 
     def _renew(self, *wanted: ProgramSpec | MetricSpec) -> Mapping[str, bytes]:
         """Forget the project's modules when any of them was imported from another source than is there now.
@@ -155,6 +163,12 @@ class VouchedLoader:
     def __init__(self, sources: Mapping[str, bytes], *, has_convention: bool) -> None:
         self._sources = sources
         self._has_convention = has_convention
+
+    def loaded(
+        self, spec: ProgramSpec, metrics: tuple[MetricSpec, ...], inputs: tuple[str, ...], variables: tuple[str, ...]
+    ) -> LoadedProgram | None:
+        """Return None: an isolated trial's process loads its program once, and ends."""
+        del spec, metrics, inputs, variables
 
     def load(
         self, spec: ProgramSpec, metrics: tuple[MetricSpec, ...], inputs: tuple[str, ...], variables: tuple[str, ...]
@@ -252,12 +266,22 @@ class Instances:
         self._built: OrderedDict[tuple[bytes, bytes], Future[Any]] = OrderedDict()
         self._lock = threading.Lock()
 
+    def there(self, program: LoadedProgram, configuration: Configuration) -> Any:
+        """Return the instance where nothing has to be built for that; None elsewhere."""
+        if program.shape.kind is ProgramKind.FUNCTION:
+            return program.shape.target
+        key = _key(program, configuration)
+        with self._lock:
+            future = self._built.get(key)
+            if future is not None:
+                self._built.move_to_end(key)
+        return future.result() if future is not None and future.done() and future.exception() is None else None
+
     def get(self, program: LoadedProgram, configuration: Configuration) -> Any:
         """Return the instance; what its building raises, every asker gets, and the next one tries again."""
-        shape = program.shape
-        if shape.kind is ProgramKind.FUNCTION:
-            return shape.target
-        key = (program.spec.digest, configuration.digest if shape.configured else b"")
+        if program.shape.kind is ProgramKind.FUNCTION:
+            return program.shape.target
+        key = _key(program, configuration)
         with self._lock:
             future = self._built.get(key)
             builds = future is None
@@ -276,6 +300,10 @@ class Instances:
                     if self._built.get(key) is future:
                         del self._built[key]
         return future.result()
+
+
+def _key(program: LoadedProgram, configuration: Configuration) -> tuple[bytes, bytes]:
+    return program.spec.digest, configuration.digest if program.shape.configured else b""
 
 
 def _build(program: LoadedProgram, configuration: Configuration) -> Any:

@@ -6,6 +6,7 @@ All methods are called on the program loop; programs run there or in threads, ne
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine
@@ -29,6 +30,8 @@ from dspex_pipelines.worker.session_context import KnownSession, SessionContext
 from dspex_pipelines.worker.threads import CannotStart, Threads
 
 MOST_READY = 64
+LOOK_S = 0.05
+"""At most so often the environment is looked at for keys that are new in a variable that is not: it takes 0.1 ms."""
 T = TypeVar("T")
 _Key: TypeAlias = tuple[int, int, tuple[str, ...]]
 """Session, version, and the names of the inputs."""
@@ -110,6 +113,9 @@ class ProgramExecutor:
         self._ending = threading.Lock()
         """Held while it is decided whether a thread's trial was cancelled or has ended."""
         self._loop = asyncio.get_running_loop()
+        self._variables = 0
+        """Of the environment, when it was last looked at."""
+        self._look_at = 0.0
         self._marks = marks or Marks()
 
     @property
@@ -152,6 +158,14 @@ class ProgramExecutor:
         ready = self._ready.get(key)
         if isinstance(ready, Ready):
             self._ready.move_to_end(key)
+        elif ready is None or ready.done():
+            try:
+                ready = self._prepared(key, session, configuration) or self._prepare(key, session, configuration)
+            except CannotStart as error:
+                self._give_back(number, str(error))
+                return
+            self._keep(key, ready)
+        if isinstance(ready, Ready):
             if ready.in_loop:
                 # Not by the loop, which makes a name for each: a fifth of its time.
                 running = self._run_coroutine(trial, number, ready, example)
@@ -159,12 +173,6 @@ class ProgramExecutor:
             else:
                 self._start_thread(trial, number, ready, example)
             return
-        if ready is None or ready.done():
-            try:
-                ready = self._prepare(key, session, configuration)
-            except CannotStart as error:
-                self._give_back(number, str(error))
-                return
         starting = self._start_when_ready(trial, number, ready, configuration, example)
         self._tasks[number] = self._loop.create_task(starting)
 
@@ -195,6 +203,41 @@ class ProgramExecutor:
 
     # ------------------------------------------------------------------ getting ready
 
+    def _keep(self, key: _Key, ready: Ready | asyncio.Future[Ready]) -> None:
+        self._ready[key] = ready
+        while len(self._ready) > MOST_READY:
+            self._ready.popitem(last=False)
+
+    def _prepared(self, key: _Key, session: KnownSession, configuration: Configuration) -> Ready | None:
+        """Return what is ready here and now, because nothing has to be imported or built; None elsewhere."""
+        program = self._loader.loaded(session.program, session.metrics, key[2], tuple(configuration.values))
+        if program is None:
+            return None
+        instance = None
+        if not self._is_isolated(session):
+            instance = self._instances.there(program, configuration)
+            if instance is None:
+                return None
+        self._look_for_keys()
+        return self._made(program, session, configuration, instance)
+
+    def _made(
+        self, program: LoadedProgram, session: KnownSession, configuration: Configuration, instance: Any
+    ) -> Ready:
+        variables = {} if program.shape.configured else configuration.values
+        spans = SessionSpans(session.trace, self._spans) if session.trace and self._spans else None
+        return Ready(program, configuration, instance, variables, Caller(self._permits, session.calls, spans))
+
+    def _look_for_keys(self) -> None:
+        """Trials may read keys from a file into the environment: it is looked at anew once it has grown, or soon."""
+        now, variables = self._loop.time(), len(os.environ)
+        if variables != self._variables or now >= self._look_at:
+            self._variables, self._look_at = variables, now + LOOK_S
+            learn_environment()
+
+    def _is_isolated(self, session: KnownSession) -> bool:
+        return session.program.isolation == "process" and self._isolate is not None
+
     def _prepare(self, key: _Key, session: KnownSession, configuration: Configuration) -> asyncio.Future[Ready]:
         """Import and build off the loop: it may take seconds, and the neighbours go on."""
         future: asyncio.Future[Ready] = self._loop.create_future()
@@ -211,12 +254,8 @@ class ProgramExecutor:
         def work() -> None:
             try:
                 program = self._loader.load(session.program, session.metrics, key[2], tuple(configuration.values))
-                isolated = session.program.isolation == "process" and self._isolate is not None
-                instance = None if isolated else self._instances.get(program, configuration)
-                variables = {} if program.shape.configured else configuration.values
-                spans = SessionSpans(session.trace, self._spans) if session.trace and self._spans else None
-                caller = Caller(self._permits, session.calls, spans)
-                ready = Ready(program, configuration, instance, variables, caller)
+                instance = None if self._is_isolated(session) else self._instances.get(program, configuration)
+                ready = self._made(program, session, configuration, instance)
             except BaseException as error:  # noqa: BLE001 - a constructor may raise anything
                 learn_environment()
                 self._loop.call_soon_threadsafe(settle, None, _storable(error))
@@ -227,9 +266,6 @@ class ProgramExecutor:
             self._restore()
 
         self._threads.run(work)
-        self._ready[key] = future
-        while len(self._ready) > MOST_READY:
-            self._ready.popitem(last=False)
         return future
 
     async def _start_when_ready(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import random
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -162,6 +162,9 @@ class LyingPool:
 
     async def set_variables(self, session_id: int, values: Mapping[str, object], **options: object) -> SnapshotRef:
         return SnapshotRef(version=1, digest=Configuration(values).digest)  # type: ignore[arg-type]
+
+    async def make_versions(self, session_id: int, many: Sequence[object]) -> list[int]:
+        return [1] * len(many)
 
     def answer(self, spec: TrialSpec) -> TrialOutcome:
         told = {"trial_id": spec.trial_id, "configuration_digest": self.seen, "worker": "w", "attempts": 2}

@@ -317,6 +317,59 @@ async def test_a_refused_batch_leaves_no_trace(client: PoolClient, stub: Any, va
     assert (await client.set_variables(session, {"low": 0, "high": 1})).version == before.version + 1
 
 
+async def test_versions_of_many_configurations_are_made_in_one_call(client: PoolClient, stub: Any) -> None:
+    session = await open_session(client)
+    known = await client.set_variables(session, {"low": 0, "high": 1})
+    wanted = [{"low": 0, "high": 0}, {"low": 0, "high": 1}, {"low": 0, "high": 2}, {"low": 0, "high": 0}]
+    versions = await client.make_versions(session, wanted)
+    assert versions == [2, known.version, 3, 2]
+    for version, values in zip(versions, wanted, strict=True):
+        snapshot, found = await client.get_session(session, version)
+        assert (found, snapshot.digest) == (values, Configuration(values).digest)
+    assert await client.make_versions(session, []) == []
+    with pytest.raises(UnknownSession):
+        await client.make_versions(session + 1, wanted)
+    too_many = session_pb2.MakeVersionsRequest(session_id=session, values=[encode(wanted[0])] * 1_025)
+    with pytest.raises(grpc.aio.AioRpcError) as refusal:
+        await stub.MakeVersions(too_many)
+    assert refusal.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_a_configuration_that_is_refused_costs_the_others_no_version(client: PoolClient, stub: Any) -> None:
+    session = await open_session(client)
+    good = encode({"low": 0, "high": 1})
+    bad = [b"\xc1", encode([1, 2]), encode({1: 2}), encode({"low": 2, "high": 1}), encode({"low": 0})]
+    request = session_pb2.MakeVersionsRequest(session_id=session, values=[*bad, good, b"x" * ((1 << 20) + 1)])
+    assert (await stub.MakeVersions(request)).versions == [0, 0, 0, 0, 0, 1, 0]
+    assert (await client.get_session(session))[1] == {"low": 0, "high": 1}
+
+
+async def test_many_large_configurations_take_as_many_calls_as_they_need(client: PoolClient) -> None:
+    session = await client.open_session(PROGRAM, [], "")
+    many = [{"prompt": f"{number} " + "x" * 900_000} for number in range(20)]
+    assert await client.make_versions(session, many) == list(range(1, 21))
+
+
+def test_what_it_costs_to_let_versions_go_does_not_grow_with_their_number() -> None:
+    class Pins(dict[int, int]):
+        asked = 0
+
+        def __contains__(self, version: object) -> bool:
+            self.asked += 1
+            return super().__contains__(version)
+
+    def asked(unreferenced: int) -> int:
+        store = SessionStore(SessionLimits(unreferenced=unreferenced))
+        session = store.open(b"", None)
+        pins = session.pins = Pins()
+        for k in range(unreferenced + 100):
+            store.set_variables(session.session_id, {"k": k})
+        assert len(session.snapshots) == unreferenced
+        return pins.asked
+
+    assert asked(2_000) == asked(20) == 100
+
+
 async def test_only_what_the_pool_allows_is_opened(client: PoolClient) -> None:
     theirs = ProgramSpec(entry_point="os:system", version="1" * 32)
     with pytest.raises(ProgramUnavailable, match="somewhere"):
@@ -384,4 +437,5 @@ async def test_a_value_that_a_worker_would_import_is_admitted_as_programs_are(cl
     assert await client.set_variables(session, {"strategy": "note: this is text"})
     with pytest.raises(ProgramUnavailable, match="another --allow") as refusal:
         await client.set_variables(session, {"strategy": "os:system"})
+    assert await client.make_versions(session, [{"strategy": "os:system"}, {"strategy": "somewhere.else:X"}]) == [0, 3]
     assert refusal.value.entry_point == "os:system"

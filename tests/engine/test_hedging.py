@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import selectors
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import pytest
@@ -93,6 +93,9 @@ class Pool:
 
     async def set_variables(self, session_id: int, values: dict[str, object], **_: object) -> Any:
         return type("Snapshot", (), {"version": session_id, "digest": Configuration(values).digest})
+
+    async def make_versions(self, session_id: int, many: Sequence[object]) -> list[int]:
+        return [session_id] * len(many)
 
     async def execute(
         self, spec: TrialSpec, *, version: int, withdrawn: asyncio.Future[None] | None = None, **_: object

@@ -40,6 +40,12 @@ async def async_function(x: int, k: int) -> dict[str, object]:
     return {"x": x, "k": k, "thread": threading.current_thread().name}
 
 
+async def learns_a_key(x: str, k: int) -> str:
+    """Do as a program does that reads its keys when it is first called, and say too much."""
+    os.environ["LEARNT_API_KEY"] = x
+    return f"{k}: {x}"
+
+
 def seeded(x: int, seed: int) -> list[int]:
     return [x, seed]
 

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from dspex_pipelines import redaction
 from dspex_pipelines.model.outcome import ErrorType, TrialError, TrialResult
-from dspex_pipelines.worker import instances
+from dspex_pipelines.model.space import Configuration
+from dspex_pipelines.worker import instances, program_executor
 from tests.worker import programs
 from tests.worker.conftest import Bench, program, spec
 
@@ -87,6 +89,43 @@ async def test_an_instance_is_shared_by_all_configurations_or_belongs_to_one(
 async def test_one_configuration_in_two_sessions_has_one_instance(bench: Bench) -> None:
     results = [await bench.run(program("Constructed", offset=7), values={"k": 5}) for _ in range(2)]
     assert results[0].outputs == results[1].outputs
+
+
+@pytest.mark.parametrize("name", ["async_function", "sync_function", "Shared"])
+async def test_another_configuration_begins_at_once_where_nothing_has_to_be_built(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """However many configurations there are: handing one to a thread costs more than a trial that does nothing."""
+    of = program(name, **({"offset": 1} if name == "Shared" else {}))
+    session = bench.open(of)
+    await bench.outcome(bench.submit(spec(of, {"x": 1}, {"k": 1}), session=session))
+    prepared: list[object] = []
+    monkeypatch.setattr(bench.executor, "_prepare", prepared.append)
+    numbers = [bench.submit(spec(of, {"x": 1}, {"k": k}), session=session, version=k) for k in range(2, 100)]
+    outcomes = [await bench.outcome(number) for number in numbers]
+    assert [outcome.configuration_digest for outcome in outcomes] == [
+        Configuration({"k": k}).digest for k in range(2, 100)
+    ]
+    assert all(isinstance(outcome, TrialResult) for outcome in outcomes)
+    assert prepared == []
+    assert len(bench.executor._ready) <= program_executor.MOST_READY
+
+
+async def test_a_key_that_a_trial_reads_into_the_environment_is_a_secret_of_the_next_configuration(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redaction, "_SECRETS", redaction.Secrets())
+    monkeypatch.setenv("LEARNT_API_KEY", "")
+    monkeypatch.delenv("LEARNT_API_KEY")
+    of = program("learns_a_key")
+    session = bench.open(of)
+    said = []
+    for k in (1, 2):
+        trial = spec(of, {"x": "sesame-open-now"}, {"k": k})
+        outcome = await bench.outcome(bench.submit(trial, session=session, version=k))
+        assert isinstance(outcome, TrialResult)
+        said.append(outcome.outputs)
+    assert said == ["1: sesame-open-now", "2: [redacted LEARNT_API_KEY]"]
 
 
 async def test_instances_are_bounded_and_built_again_when_needed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
