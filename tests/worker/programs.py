@@ -41,8 +41,9 @@ async def async_function(x: int, k: int) -> dict[str, object]:
 
 
 async def learns_a_key(x: str, k: int) -> str:
-    """Do as a program does that reads its keys when it is first called, and say too much."""
-    os.environ["LEARNT_API_KEY"] = x
+    """Do as a program does that reads its key when it needs it, and say too much."""
+    if k > 1:
+        os.environ["LEARNT_API_KEY"] = x
     return f"{k}: {x}"
 
 

@@ -111,21 +111,27 @@ async def test_another_configuration_begins_at_once_where_nothing_has_to_be_buil
     assert len(bench.executor._ready) <= program_executor.MOST_READY
 
 
+@pytest.mark.parametrize(
+    ("before", "look_s"),
+    [pytest.param("", 3_600.0, id="a-variable-more"), pytest.param("another-key", 0.0, id="another-value")],
+)
 async def test_a_key_that_a_trial_reads_into_the_environment_is_a_secret_of_the_next_configuration(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, before: str, look_s: float
 ) -> None:
     monkeypatch.setattr(redaction, "_SECRETS", redaction.Secrets())
-    monkeypatch.setenv("LEARNT_API_KEY", "")
-    monkeypatch.delenv("LEARNT_API_KEY")
+    monkeypatch.setattr(program_executor, "LOOK_S", look_s)
+    monkeypatch.setenv("LEARNT_API_KEY", before)
+    if not before:
+        monkeypatch.delenv("LEARNT_API_KEY")
     of = program("learns_a_key")
     session = bench.open(of)
     said = []
-    for k in (1, 2):
+    for k in (1, 2, 3):
         trial = spec(of, {"x": "sesame-open-now"}, {"k": k})
         outcome = await bench.outcome(bench.submit(trial, session=session, version=k))
         assert isinstance(outcome, TrialResult)
         said.append(outcome.outputs)
-    assert said == ["1: sesame-open-now", "2: [redacted LEARNT_API_KEY]"]
+    assert said == ["1: sesame-open-now", "2: sesame-open-now", "3: [redacted LEARNT_API_KEY]"]
 
 
 async def test_instances_are_bounded_and_built_again_when_needed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
