@@ -93,10 +93,11 @@ class Leaderboard:
     def rows(self, limit: int | None = None) -> list[dict[str, str]]:
         """Return one row of readable text per configuration; variables that never differ are left out."""
         partial = any(standing.not_run for standing in self.standings)
+        names = varying(self.standings)
         return [
             {
                 "#": str(standing.rank),
-                "configuration": self.label(standing),
+                "configuration": _label(standing, names),
                 "n": f"{standing.n:,}",
                 **{name: str(standing.scores[name]) for name in self.metrics},
                 "failures": f"{standing.failures:,}",
@@ -109,9 +110,7 @@ class Leaderboard:
 
     def label(self, standing: Standing) -> str:
         """Return the values of those variables that differ between configurations; its digest where none does."""
-        return standing.label(varying(self.standings)) or (
-            standing.configuration if standing.variables else "no variables"
-        )
+        return _label(standing, varying(self.standings))
 
     def to_markdown(self, limit: int | None = None) -> str:
         """Return the rows as a Markdown table."""
@@ -377,6 +376,10 @@ def _shown(value: Any) -> str:
 def label(variables: Mapping[str, Any], names: Iterable[str]) -> str:
     """Return the values of these *names* in one line."""
     return " ".join(f"{name}={_shown(variables[name])}" for name in names)
+
+
+def _label(standing: Standing, names: Sequence[str]) -> str:
+    return standing.label(names) or (standing.configuration if standing.variables else "no variables")
 
 
 def varying(standings: Sequence[Standing]) -> list[str]:

@@ -38,6 +38,8 @@ for command in (trials, replay, trace):
     app.command()(command)
 
 
+PRINTED = 50
+"""Configurations of the table that `dspex evaluate` prints."""
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -216,7 +218,8 @@ def evaluate(
     except KeyboardInterrupt:
         # Between the steps, where Dagster does not make an error of it.
         raise Interrupted from None
-    _print_leaderboard(results.board, None)
+    _print_leaderboard(results.board, PRINTED)
+    _say_shown(results.board, PRINTED, rest=f"; all: {_command('dspex leaderboard', target)}")
     if results.hedged is not None:
         _say(f"Hedged: {hedged_in_words(*results.hedged)}")
     for line in results.usage.lines():
@@ -263,9 +266,7 @@ def leaderboard(
             errors.print(board.outside, style="yellow")
         return
     _print_leaderboard(board, limit or None)
-    shown = len(board.standings[: limit or None])
-    if shown < len(board.standings):
-        _say(f"{shown:,} of {len(board.standings):,} configurations shown")
+    _say_shown(board, limit or None)
     examples = len(trials[["partition", "example_id"]].drop_duplicates())
     _say(f"Of {examples:,} examples in {', '.join(newest.paths)}")
     _say_partial(newest.partial)
@@ -276,6 +277,12 @@ def leaderboard(
 
 def _say(text: str, style: str = "") -> None:
     console.print(text, style=style, highlight=False, soft_wrap=True)
+
+
+def _say_shown(board: Leaderboard, limit: int | None, rest: str = "") -> None:
+    shown = len(board.standings[:limit])
+    if shown < len(board.standings):
+        _say(f"{shown:,} of {len(board.standings):,} configurations shown{rest}")
 
 
 def _say_partial(partial: Mapping[str, str]) -> None:

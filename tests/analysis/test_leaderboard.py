@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ import statsmodels.api as sm
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from dspex_pipelines.analysis.leaderboard import Estimate, estimate, leaderboard, paired_difference
+from dspex_pipelines.analysis import leaderboard as module
+from dspex_pipelines.analysis.leaderboard import Estimate, Standing, estimate, leaderboard, paired_difference
 from dspex_pipelines.errors import InvalidValue
 
 
@@ -244,6 +246,20 @@ def test_the_table_names_what_differs_and_says_how_much_is_left_out() -> None:
     assert len(lines) == 6
     assert lines[-1] == "… and 1 more"
     assert [row["vs best"] for row in board.rows()] == ["best", "-0.500", "-1.000"]
+
+
+def test_what_a_row_of_the_table_costs_does_not_grow_with_their_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    board = leaderboard(frame([trial(f"c{number}", float(number)) for number in range(300)]))
+    looked_at: list[int] = []
+    varying = module.varying
+
+    def counted(standings: Sequence[Standing]) -> list[str]:
+        looked_at.append(len(standings))
+        return varying(standings)
+
+    monkeypatch.setattr(module, "varying", counted)
+    assert [row["configuration"] for row in board.rows()] == [f"k=c{number}" for number in reversed(range(300))]
+    assert looked_at == [300], "which variables differ is found once, and not for each row"
 
 
 def test_what_was_not_run_is_no_failure_and_no_score() -> None:

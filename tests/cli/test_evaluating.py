@@ -271,6 +271,32 @@ def note(bars: Progress) -> str:
     return bars.tasks[0].fields["note"]
 
 
+@pytest.mark.parametrize(
+    ("configurations", "said"), [(50, ""), (60, "50 of 60 configurations shown; all: dspex leaderboard")]
+)
+def test_of_many_configurations_the_best_are_printed(
+    run: Run, results: Callable[..., None], monkeypatch: pytest.MonkeyPatch, configurations: int, said: str
+) -> None:
+    results(row("a"))
+    rows = [row("a", configuration=f"c{number}", **{"var.k": number}) for number in range(configurations)]
+
+    def evaluated(*_: object, **__: object) -> EvaluatedPartitionsSummary:
+        return EvaluatedPartitionsSummary(
+            board=leaderboard(pd.DataFrame(rows)),
+            left_out=(),
+            partial={},
+            folder=Path("results"),
+            usage=Usage(),
+            failures=(),
+            not_counted=(),
+        )
+
+    monkeypatch.setattr(evaluating, "evaluate_partitions", evaluated)
+    told = run("evaluate").output
+    assert told.count("k=") == 50
+    assert [line for line in told.splitlines() if "shown" in line] == ([said] if said else [])
+
+
 def test_the_command_says_at_its_end_what_was_used_and_what_is_in_no_sum(
     run: Run, results: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
