@@ -23,6 +23,24 @@ from dspex_pipelines.wire.import_path import python_path
 from tests.cli.conftest import Run
 
 MAIN = "from dspex_pipelines.cli.commands import main; main()"
+OPENERS = """
+import multiprocessing
+from dspex_pipelines.cli.results import instance
+
+def open_it() -> None:
+    together.wait()
+    with instance() as opened:
+        assert opened.get_runs() == []
+
+fork = multiprocessing.get_context("fork")
+together = fork.Barrier(8)
+openers = [fork.Process(target=open_it) for _ in range(8)]
+for opener in openers:
+    opener.start()
+for opener in openers:
+    opener.join()
+assert [opener.exitcode for opener in openers] == [0] * 8
+"""
 
 
 @pytest.fixture
@@ -190,6 +208,22 @@ def test_a_home_that_cannot_be_written_to_is_named(folder: Path, monkeypatch: py
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(InvalidValue, match="not writable"), instance():
         pass
+
+
+def test_processes_that_open_a_new_home_at_once_all_have_it(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", OPENERS],
+        env={
+            **os.environ,
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+            "DAGSTER_HOME": str(tmp_path / "home"),
+        },
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(
