@@ -8,13 +8,11 @@ import fcntl
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import psutil
@@ -29,78 +27,12 @@ from dspex_pipelines.model.outcome import ErrorType, TrialError, TrialOutcome, T
 from dspex_pipelines.model.space import Configuration, ConfigurationSpace
 from dspex_pipelines.model.trial import Example, MetricSpec, ProgramSpec, TrialSpec
 from tests.bridge.test_local_pool import family, gone, until
+from tests.cli.conftest import Shell, line_of
 
-ROOT = Path(__file__).parents[2]
-DSPEX = (
-    sys.executable,
-    "-c",
-    "import sys; sys.argv[0] = 'dspex'; from dspex_pipelines.cli import app, commands; commands.main()",
-)
 PROGRAM = ProgramSpec(
     entry_point="tests.cli.gated_programs:held", version=program_version("tests.cli.gated_programs:held", {})
 )
 METRIC = MetricSpec(entry_point="tests.cli.gated_programs:one", version=metric_version("tests.cli.gated_programs:one"))
-
-
-class Shell:
-    """Starts commands in a folder, and with a runtime folder, of their own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.root = folder / "dspex"
-        self.environment = {**os.environ, "XDG_RUNTIME_DIR": str(folder), "PYTHONPATH": str(ROOT)}
-        self.started: list[subprocess.Popen[str]] = []
-
-    def start(self, *arguments: str, command: tuple[str, ...] = DSPEX) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [*command, *arguments],
-            cwd=self.folder,
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        self.started.append(process)
-        return process
-
-    def run(self, *arguments: str, code: int = 0) -> str:
-        process = self.start(*arguments)
-        told, _ = process.communicate(timeout=60)
-        assert process.returncode == code, told
-        return told
-
-    def bridge(self, address: str) -> subprocess.Popen[str]:
-        process = self.start("--address", address, command=(sys.executable, "-m", "dspex_pipelines.bridge"))
-        assert json.loads(line_of(process, "address"))["address"] == address
-        return process
-
-    def end(self) -> None:
-        for process in self.started:
-            if process.poll() is None:
-                process.kill()
-            if process.stdout is not None and not process.stdout.closed:
-                process.communicate()
-        local_pool.stop(runtime_root=self.root)
-
-
-@pytest.fixture
-def shell() -> Iterator[Shell]:
-    one = Shell(Path(tempfile.mkdtemp(prefix="dspex-t-")))
-    one.folder.chmod(0o700)
-    yield one
-    one.end()
-    shutil.rmtree(one.folder)
-
-
-def line_of(process: subprocess.Popen[str], word: str) -> str:
-    """The next line with that word; what came before is passed over."""
-    assert process.stdout is not None
-    read: list[str] = []
-    for line in process.stdout:
-        read.append(line)
-        if word in line:
-            return line.strip()
-    raise AssertionError(f"no line has {word!r}: {read}")
 
 
 def serving(process: subprocess.Popen[str]) -> str:
