@@ -111,7 +111,8 @@ class Crew:
             if self._signals:
                 return False
             if time.monotonic() >= give_up_at:
-                raise PoolUnreachable(address=self._address, waited_s=self._wait_s, reason=why)
+                instead = "give the address of one that runs, wait for it longer (--wait-s)"
+                raise PoolUnreachable(address=self._address, waited_s=self._wait_s, reason=why, instead=instead)
             if not waiting:
                 waiting = True
                 self._say(f"there is no bridge at {self._address} ({why}); waiting {self._wait_s:g} s for one")

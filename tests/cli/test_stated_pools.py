@@ -310,6 +310,17 @@ def test_workers_without_a_bridge_end_with_its_address(shell: Shell, arguments: 
     assert says in shell.run("worker", *arguments, code=2).splitlines()[-1]
 
 
+def test_workers_without_a_bridge_are_told_what_their_command_takes(shell: Shell) -> None:
+    told = shell.run("worker", "unix:/nowhere", "--wait-s", "0", code=2).splitlines()[-1]
+    advice, _, other_command = told.partition("; ")[2].partition("`")
+    assert "the address" in advice
+    named = re.findall(r"--[a-z-]+", advice)
+    taken = re.findall(r"--[a-z-]+", shell.run("worker", "--help"))
+    assert named
+    assert set(named) <= set(taken)
+    assert other_command == "dspex pool start --address unix:/nowhere`"
+
+
 def test_workers_that_only_die_end_the_crew(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     from dspex_pipelines.bridge import crew
     from dspex_pipelines.errors import DspexError
