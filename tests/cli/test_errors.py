@@ -256,6 +256,15 @@ def test_a_number_of_workers_that_cannot_be_is_refused(run: Run, folder: Path, w
     assert (done.exception.field, done.exception.value) == ("workers", workers)
 
 
+def test_an_address_without_a_port_is_refused_before_anything_is_evaluated(run: Run, folder: Path) -> None:
+    run("init")
+    done = run("evaluate", "--pool-address", "foo")
+    assert isinstance(done.exception, InvalidValue)
+    assert (done.exception.field, done.exception.value) == ("pool_address", "foo")
+    assert "host:port" in done.exception.fix
+    assert not (folder / ".dagster_home").exists()
+
+
 @pytest.mark.parametrize("workers", [-1, 1_025])
 def test_no_local_pool_of_so_many_workers_is_started(tmp_path: Path, workers: int) -> None:
     with pytest.raises(InvalidValue, match="workers"), lease(workers=workers, runtime_root=tmp_path / "pools"):

@@ -300,11 +300,12 @@ def test_killed_workers_of_a_killed_crew_are_gone(shell: Shell) -> None:
     [
         (["unix:/nowhere", "--wait-s", "0"], "no worker pool answered at unix:/nowhere within 0 s (No such file"),
         (["127.0.0.1:1", "--wait-s", "0"], "no worker pool answered at 127.0.0.1:1 within 0 s (Connection refused"),
+        (["foo"], "address: 'foo' is not accepted; give unix:/path or host:port"),
         (["unix:/nowhere", "--count", "0"], "count: 0 is not accepted"),
         (["unix:/nowhere", "--slots", "16385"], "slots: 16385 is not accepted"),
         (["unix:/nowhere", "--wait-s", "nan"], "wait_s: nan is not accepted"),
     ],
-    ids=["socket", "port", "count", "slots", "wait"],
+    ids=["socket", "port", "no-port", "count", "slots", "wait"],
 )
 def test_workers_without_a_bridge_end_with_its_address(shell: Shell, arguments: list[str], says: str) -> None:
     assert says in shell.run("worker", *arguments, code=2).splitlines()[-1]
