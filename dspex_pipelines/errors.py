@@ -48,16 +48,22 @@ class SerializationError(DspexError):
 
 
 class PoolUnreachable(DspexError):
-    """No bridge answered at `address` within `waited_s` seconds."""
+    """No bridge answered at `address` within `waited_s` seconds; *instead* says what its caller can do about it."""
 
-    def __init__(self, *, address: str, waited_s: float, reason: str = "no answer") -> None:
+    def __init__(
+        self,
+        *,
+        address: str,
+        waited_s: float,
+        reason: str = "no answer",
+        instead: str = "leave the address (--pool-address) empty for a local pool",
+    ) -> None:
         self.address = address
         self.waited_s = waited_s
         self.reason = reason
         super().__init__(
             f"no worker pool answered at {address} within {waited_s:g} s ({reason}); "
-            "leave the address (--pool-address) empty for a local pool, or start one there: "
-            f"`dspex pool start --address {address}`"
+            f"{instead}, or start one there: `dspex pool start --address {address}`"
         )
 
 

@@ -1,4 +1,4 @@
-"""Addresses that a bridge may serve at: a Unix socket, or loopback."""
+"""Addresses: where a bridge may serve, which is a Unix socket or loopback, and what can be dialled."""
 
 from __future__ import annotations
 
@@ -43,6 +43,33 @@ def check_address(address: str) -> None:
         )
     if int(port) > MOST_PORT:
         raise InvalidValue(field="address", value=address, fix=f"give a port of at most {MOST_PORT:,}, or 0 for any")
+
+
+def check_dialled(address: str, *, field: str = "address") -> None:
+    """Raise `InvalidValue` for an *address* that nobody can be reached at, wherever they serve.
+
+    gRPC would try it until time is over, and dial port 443 where there is none.
+    """
+    scheme, _, rest = address.partition(":")
+    match scheme.lower():
+        case "unix" | "unix-abstract" | "xds" | "google-c2p":
+            sound = bool(rest)
+        case "dns" | "ipv4" | "ipv6" | "vsock":
+            host, _, port = rest.rpartition(":")
+            sound = bool(host) and _is_port(port)
+        case _:
+            host, _, port = address.rpartition(":")
+            bracketed = host.startswith("[") and host.endswith("]")
+            sound = bool(host) and _is_port(port) and "/" not in host and (bracketed or ":" not in host)
+    if not sound:
+        fix = "give unix:/path or host:port, such as 127.0.0.1:50051 or [::1]:50051; gRPC's dns:///host:port will do"
+        raise InvalidValue(field=field, value=address, fix=fix)
+
+
+def _is_port(text: str) -> bool:
+    # gRPC takes blanks at the end, as a variable that was read from a file may have them.
+    text = text.rstrip()
+    return text.isascii() and text.isdecimal() and 0 < int(text) <= MOST_PORT
 
 
 def check_free(address: str) -> None:

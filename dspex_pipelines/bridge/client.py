@@ -24,6 +24,7 @@ from dspex.v1 import (
     session_pb2_grpc,
     types_pb2,
 )
+from dspex_pipelines.bridge.addresses import check_dialled
 from dspex_pipelines.bridge.pool_status import PoolStatus, status_from_wire
 from dspex_pipelines.bridge.translation import translate
 from dspex_pipelines.errors import DspexError, InvalidValue, PoolFailed, PoolInterrupted, PoolUnreachable
@@ -102,6 +103,7 @@ class PoolClient:
     ) -> None:
         if not 1 <= weight <= MOST_WEIGHT:
             raise InvalidValue(field="weight", value=weight, fix=f"give an integer in [1, {MOST_WEIGHT:,}]")
+        check_dialled(address)
         self.address = address
         self._weight = weight
         self.traceparent = ""

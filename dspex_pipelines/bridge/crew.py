@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from dspex_pipelines.bridge.addresses import why_unreachable
+from dspex_pipelines.bridge.addresses import check_dialled, why_unreachable
 from dspex_pipelines.bridge.local_pool import MOST_WORKERS
 from dspex_pipelines.bridge.supervisor import MOST_DEATHS, back_off_s, start_worker, worker_name, worker_options
 from dspex_pipelines.engine.recycling import Recycling
@@ -31,7 +31,7 @@ class Crew:
     """*count* workers attached to the bridge at *address*, until a signal, or until there is no bridge any more.
 
     It looks for a bridge for *wait_s* seconds, at first and whenever that is gone. *say* is told what happens.
-    Constructing raises `InvalidValue` for a number that cannot be.
+    Constructing raises `InvalidValue` for an address or a number that cannot be.
     """
 
     def __init__(
@@ -46,6 +46,7 @@ class Crew:
         say: Callable[[str], None] = lambda _: None,
         command: Sequence[str] = (sys.executable, "-m", "dspex_pipelines.worker"),
     ) -> None:
+        check_dialled(address)
         if not 1 <= count <= MOST_WORKERS:
             raise InvalidValue(field="count", value=count, fix=f"give 1 to {MOST_WORKERS:,} workers")
         check_slots(slots)
@@ -111,7 +112,8 @@ class Crew:
             if self._signals:
                 return False
             if time.monotonic() >= give_up_at:
-                raise PoolUnreachable(address=self._address, waited_s=self._wait_s, reason=why)
+                instead = "give the address of one that runs, wait for it longer (--wait-s)"
+                raise PoolUnreachable(address=self._address, waited_s=self._wait_s, reason=why, instead=instead)
             if not waiting:
                 waiting = True
                 self._say(f"there is no bridge at {self._address} ({why}); waiting {self._wait_s:g} s for one")

@@ -26,7 +26,7 @@ import dspex_pipelines
 from dspex_pipelines.bridge.addresses import SOCKET_PATH_BYTES
 from dspex_pipelines.bridge.supervisor import started_at
 from dspex_pipelines.engine.recycling import Recycling
-from dspex_pipelines.errors import InvalidValue, PoolUnreachable
+from dspex_pipelines.errors import DspexError, InvalidValue, PoolUnreachable
 from dspex_pipelines.wire.import_path import python_path
 
 START_S = 60.0
@@ -97,7 +97,7 @@ def lease(
     recycling = recycling or Recycling()
     name = _identity(count, slots, folder, environment, recycling)
     runtime_dir = made_runtime_dir(runtime_root or default_root(), name)
-    with _locked(runtime_dir / "start.lock"), contextlib.ExitStack() as held:
+    with locked(runtime_dir / "start.lock"), contextlib.ExitStack() as held:
         # Waits while an ending pool holds it alone; from here on no pool ends under us.
         clients = held.enter_context((runtime_dir / "clients.lock").open("a"))
         fcntl.flock(clients, fcntl.LOCK_SH)
@@ -122,12 +122,29 @@ def status(*, runtime_root: Path | None = None) -> tuple[LocalPoolStatus, ...]:
     return tuple(pool for pool in found if pool is not None)
 
 
+def wait_for_starts(*, runtime_root: Path | None = None) -> None:
+    """Return once each pool of this user that is being started runs, or has failed to.
+
+    Raises `DspexError` when that takes longer than `START_S`.
+    """
+    root = runtime_root or default_root()
+    give_up_at = time.monotonic() + START_S
+    for folder in root.iterdir() if root.is_dir() else ():
+        while running(folder) is None and _is_locked(folder / "start.lock"):
+            if time.monotonic() > give_up_at:
+                log = folder / "pool.log"
+                raise DspexError(f"a pool is still starting after {START_S:g} s; see {log}, or try again")
+            time.sleep(0.05)
+
+
 def stop(pools: Sequence[LocalPoolStatus] | None = None, *, runtime_root: Path | None = None) -> int:
     """End these *pools*, or all of this user on this machine, whoever uses them; return how many.
 
-    Those at a stated address have `DRAIN_S` to finish what they have accepted.
+    Those at a stated address have `DRAIN_S` to finish what they have accepted. *All* has those that are being started.
     """
-    pools = status(runtime_root=runtime_root) if pools is None else pools
+    if pools is None:
+        wait_for_starts(runtime_root=runtime_root)
+        pools = status(runtime_root=runtime_root)
     if not _ended(pools, within_s=DRAIN_S) and not _ended(pools, within_s=STOP_S - DRAIN_S):
         left = next((pool for pool in pools if started_at(pool.pid)), pools[0])
         raise PoolUnreachable(address=left.address, waited_s=STOP_S, reason="it does not end")
@@ -197,10 +214,21 @@ def check_root(root: Path, name: str) -> None:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Generator[None]:
+def locked(path: Path) -> Generator[None]:
+    """Hold the lock that this file is, once nobody else does."""
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def _is_locked(path: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), path.open() as file:
+        try:
+            # Shared, and let go of at once: who starts a pool waits for it no longer than that.
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def running(runtime_dir: Path) -> LocalPoolStatus | None:

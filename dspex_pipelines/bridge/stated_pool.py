@@ -1,6 +1,7 @@
 """A pool that stays, at an address that is stated: here in the foreground, or left behind.
 
-It is listed and ended as local pools are. Its folder holds besides `pool.lock`, which is held for as long as it lives.
+It is listed and ended as local pools are. Its folder holds besides `pool.lock`, which is held for as long as it lives;
+`start.lock` is held at least until it is up.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ async def _joined(address: str, workers: int) -> None:
 
 @contextlib.contextmanager
 def _taken(pool: StatedPool, runtime_root: Path | None) -> Generator[tuple[Path, IO[str]]]:
-    """Make the pool's folder and hold its lock."""
+    """Make the pool's folder and hold its locks."""
     check_free(pool.address)
     runtime_dir = local_pool.made_runtime_dir(runtime_root or local_pool.default_root(), _name(pool.address))
     with (runtime_dir / "pool.lock").open("a") as lock:
@@ -119,7 +120,8 @@ def _taken(pool: StatedPool, runtime_root: Path | None) -> Generator[tuple[Path,
         except BlockingIOError as error:
             fix = "a pool is starting or ending there; try again, or give another"
             raise InvalidValue(field="address", value=pool.address, fix=fix) from error
-        yield runtime_dir, lock
+        with local_pool.locked(runtime_dir / "start.lock"):
+            yield runtime_dir, lock
 
 
 def _name(address: str) -> str:

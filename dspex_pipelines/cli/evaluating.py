@@ -22,6 +22,7 @@ from rich.progress import (
 
 from dspex_pipelines.analysis.failures import FailureKind, failure_kinds
 from dspex_pipelines.analysis.leaderboard import Leaderboard, leaderboard
+from dspex_pipelines.bridge.addresses import check_dialled
 from dspex_pipelines.bridge.local_pool import MOST_WORKERS
 from dspex_pipelines.cli.abandoned import end_abandoned_runs, process_tags
 from dspex_pipelines.cli.results import instance
@@ -234,6 +235,8 @@ def evaluate_partitions(
             value=workers,
             fix=f"give 0 (one for each core) to {MOST_WORKERS:,} workers of a local pool",
         )
+    if address:
+        check_dialled(address, field="pool_address")
     with instance() as opened, Progress(*columns(), console=console) as bars:
         end_abandoned_runs(opened)
         known = present_partitions(evaluation, opened)

@@ -102,12 +102,19 @@ def stop(
     from dspex_pipelines.bridge import local_pool
 
     pools = local_pool.status()
+    if not any(pool in (one.address, str(one.pid)) for one in pools):
+        # It may be the one that is just being started.
+        local_pool.wait_for_starts()
+        pools = local_pool.status()
     chosen = [one for one in pools if pool in ("", one.address, str(one.pid))]
     running = "\n".join(f"  pid {one.pid}  {one.address}" for one in pools) or "  none"
     if pool and not chosen:
         raise InvalidValue(field="pool", value=pool, fix=f"give the address or pid of one that runs:\n{running}")
     if len(chosen) > 1 and not every:
         raise DspexError(f"{len(chosen)} pools run; give the address or pid of one, or --all:\n{running}")
+    if not chosen:
+        console.print("No pool of yours runs on this machine.", highlight=False)
+        return
     console.print(f"{local_pool.stop(chosen)} ended", highlight=False)
 
 

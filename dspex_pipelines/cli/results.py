@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import dagster as dg
@@ -28,20 +29,37 @@ def instance() -> Generator[dg.DagsterInstance]:
     settings = home / "dagster.yaml"
     try:
         home.mkdir(parents=True, exist_ok=True)
-        if not (settings.exists() or settings.is_symlink()):
-            settings.write_text("telemetry:\n  enabled: false\n")
     except OSError as error:
         raise _unusable(home, error.strerror or str(error)) from error
     if not os.access(home, os.W_OK | os.X_OK):
         raise _unusable(home, "not writable")
     os.environ["DAGSTER_HOME"] = str(home)
-    try:
-        opened = dg.DagsterInstance.get()
-    except (DagsterError, CheckError, YAMLError, UnicodeDecodeError) as error:
-        fix = f"Dagster cannot open its instance by it; mend it, or remove it for the defaults. It says: {error}"
-        raise InvalidValue(field="settings", value=str(settings), fix=fix) from error
+    with _alone_in(home):
+        try:
+            if not (settings.exists() or settings.is_symlink()):
+                settings.write_text("telemetry:\n  enabled: false\n")
+        except OSError as error:
+            raise _unusable(home, error.strerror or str(error)) from error
+        try:
+            opened = dg.DagsterInstance.get()
+        except (DagsterError, CheckError, YAMLError, UnicodeDecodeError) as error:
+            fix = f"Dagster cannot open its instance by it; mend it, or remove it for the defaults. It says: {error}"
+            raise InvalidValue(field="settings", value=str(settings), fix=fix) from error
     with opened:
         yield opened
+
+
+@contextmanager
+def _alone_in(home: Path) -> Generator[None]:
+    """Hold the folder's lock: Dagster looks for its SQLite tables, then makes them, at which a second process fails."""
+    descriptor = os.open(home, os.O_RDONLY)
+    try:
+        # Not every network file system can lock a folder; there it is as if nobody else came.
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _unusable(home: Path, reason: str) -> InvalidValue:

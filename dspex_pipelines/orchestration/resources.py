@@ -11,6 +11,7 @@ import dagster as dg
 from pydantic import Field, PrivateAttr
 
 from dspex_pipelines import telemetry
+from dspex_pipelines.bridge.addresses import check_dialled
 from dspex_pipelines.bridge.client import PoolClient
 from dspex_pipelines.bridge.local_pool import lease
 from dspex_pipelines.engine.executor import Progress
@@ -74,6 +75,7 @@ class WorkerPoolResource(dg.ConfigurableResource[Any]):
         environment = self._environment()
         learn_environment({**os.environ, **environment})
         if self.address:
+            check_dialled(self.address, field="worker_pool.address")
             if self.environment:
                 fix = "a pool at an address has the environment that it was started in: set them there"
                 raise InvalidValue(field="worker_pool.environment", value=sorted(self.environment), fix=fix)

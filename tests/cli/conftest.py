@@ -1,8 +1,14 @@
-"""The commands in this process, over results that are made up and not evaluated."""
+"""The commands in this process, over results that are made up and not evaluated, and in processes of their own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +18,16 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from dspex_pipelines import Boolean, ConfigurationSpace, Dataset, Evaluation
+from dspex_pipelines.bridge import local_pool
 from dspex_pipelines.cli.commands import app
 from dspex_pipelines.orchestration.io_managers import NewestResults
 
+ROOT = Path(__file__).parents[2]
+DSPEX = (
+    sys.executable,
+    "-c",
+    "import sys; sys.argv[0] = 'dspex'; from dspex_pipelines.cli import app, commands; commands.main()",
+)
 EVALUATION = Evaluation(
     name="made_up",
     dataset=Dataset(source="data.csv", example_id="id", inputs=("text",), labels=("expected",)),
@@ -65,3 +78,64 @@ def results(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         monkeypatch.setattr("dspex_pipelines.cli.results.newest_results", lambda _: (frame, newest))
 
     return give
+
+
+class Shell:
+    """Starts commands in a folder, and with a runtime folder, of their own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.root = folder / "dspex"
+        self.environment = {**os.environ, "XDG_RUNTIME_DIR": str(folder), "PYTHONPATH": str(ROOT)}
+        self.started: list[subprocess.Popen[str]] = []
+
+    def start(self, *arguments: str, command: tuple[str, ...] = DSPEX) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [*command, *arguments],
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.started.append(process)
+        return process
+
+    def run(self, *arguments: str, code: int = 0) -> str:
+        process = self.start(*arguments)
+        told, _ = process.communicate(timeout=60)
+        assert process.returncode == code, told
+        return told
+
+    def bridge(self, address: str) -> subprocess.Popen[str]:
+        process = self.start("--address", address, command=(sys.executable, "-m", "dspex_pipelines.bridge"))
+        assert json.loads(line_of(process, "address"))["address"] == address
+        return process
+
+    def end(self) -> None:
+        for process in self.started:
+            if process.poll() is None:
+                process.kill()
+            if process.stdout is not None and not process.stdout.closed:
+                process.communicate()
+        local_pool.stop(runtime_root=self.root)
+
+
+@pytest.fixture
+def shell() -> Iterator[Shell]:
+    one = Shell(Path(tempfile.mkdtemp(prefix="dspex-t-")))
+    one.folder.chmod(0o700)
+    yield one
+    one.end()
+    shutil.rmtree(one.folder)
+
+
+def line_of(process: subprocess.Popen[str], word: str) -> str:
+    """The next line with that word; what came before is passed over."""
+    assert process.stdout is not None
+    read: list[str] = []
+    for line in process.stdout:
+        read.append(line)
+        if word in line:
+            return line.strip()
+    raise AssertionError(f"no line has {word!r}: {read}")

@@ -23,6 +23,24 @@ from dspex_pipelines.wire.import_path import python_path
 from tests.cli.conftest import Run
 
 MAIN = "from dspex_pipelines.cli.commands import main; main()"
+OPENERS = """
+import multiprocessing
+from dspex_pipelines.cli.results import instance
+
+def open_it() -> None:
+    together.wait()
+    with instance() as opened:
+        assert opened.get_runs() == []
+
+fork = multiprocessing.get_context("fork")
+together = fork.Barrier(8)
+openers = [fork.Process(target=open_it) for _ in range(8)]
+for opener in openers:
+    opener.start()
+for opener in openers:
+    opener.join()
+assert [opener.exitcode for opener in openers] == [0] * 8
+"""
 
 
 @pytest.fixture
@@ -192,6 +210,22 @@ def test_a_home_that_cannot_be_written_to_is_named(folder: Path, monkeypatch: py
         pass
 
 
+def test_processes_that_open_a_new_home_at_once_all_have_it(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", OPENERS],
+        env={
+            **os.environ,
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+            "DAGSTER_HOME": str(tmp_path / "home"),
+        },
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [("nonsense: 1\n", "nonsense"), ("a: [b\n", "line 1, column 4"), ("- 1\n", "dictionary"), ("\udcff\n", "decode")],
@@ -220,6 +254,15 @@ def test_a_number_of_workers_that_cannot_be_is_refused(run: Run, folder: Path, w
     done = run("evaluate", "--workers", workers)
     assert isinstance(done.exception, InvalidValue)
     assert (done.exception.field, done.exception.value) == ("workers", workers)
+
+
+def test_an_address_without_a_port_is_refused_before_anything_is_evaluated(run: Run, folder: Path) -> None:
+    run("init")
+    done = run("evaluate", "--pool-address", "foo")
+    assert isinstance(done.exception, InvalidValue)
+    assert (done.exception.field, done.exception.value) == ("pool_address", "foo")
+    assert "host:port" in done.exception.fix
+    assert not (folder / ".dagster_home").exists()
 
 
 @pytest.mark.parametrize("workers", [-1, 1_025])

@@ -8,13 +8,11 @@ import fcntl
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import psutil
@@ -29,78 +27,12 @@ from dspex_pipelines.model.outcome import ErrorType, TrialError, TrialOutcome, T
 from dspex_pipelines.model.space import Configuration, ConfigurationSpace
 from dspex_pipelines.model.trial import Example, MetricSpec, ProgramSpec, TrialSpec
 from tests.bridge.test_local_pool import family, gone, until
+from tests.cli.conftest import Shell, line_of
 
-ROOT = Path(__file__).parents[2]
-DSPEX = (
-    sys.executable,
-    "-c",
-    "import sys; sys.argv[0] = 'dspex'; from dspex_pipelines.cli import app, commands; commands.main()",
-)
 PROGRAM = ProgramSpec(
     entry_point="tests.cli.gated_programs:held", version=program_version("tests.cli.gated_programs:held", {})
 )
 METRIC = MetricSpec(entry_point="tests.cli.gated_programs:one", version=metric_version("tests.cli.gated_programs:one"))
-
-
-class Shell:
-    """Starts commands in a folder, and with a runtime folder, of their own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.root = folder / "dspex"
-        self.environment = {**os.environ, "XDG_RUNTIME_DIR": str(folder), "PYTHONPATH": str(ROOT)}
-        self.started: list[subprocess.Popen[str]] = []
-
-    def start(self, *arguments: str, command: tuple[str, ...] = DSPEX) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [*command, *arguments],
-            cwd=self.folder,
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        self.started.append(process)
-        return process
-
-    def run(self, *arguments: str, code: int = 0) -> str:
-        process = self.start(*arguments)
-        told, _ = process.communicate(timeout=60)
-        assert process.returncode == code, told
-        return told
-
-    def bridge(self, address: str) -> subprocess.Popen[str]:
-        process = self.start("--address", address, command=(sys.executable, "-m", "dspex_pipelines.bridge"))
-        assert json.loads(line_of(process, "address"))["address"] == address
-        return process
-
-    def end(self) -> None:
-        for process in self.started:
-            if process.poll() is None:
-                process.kill()
-            if process.stdout is not None and not process.stdout.closed:
-                process.communicate()
-        local_pool.stop(runtime_root=self.root)
-
-
-@pytest.fixture
-def shell() -> Iterator[Shell]:
-    one = Shell(Path(tempfile.mkdtemp(prefix="dspex-t-")))
-    one.folder.chmod(0o700)
-    yield one
-    one.end()
-    shutil.rmtree(one.folder)
-
-
-def line_of(process: subprocess.Popen[str], word: str) -> str:
-    """The next line with that word; what came before is passed over."""
-    assert process.stdout is not None
-    read: list[str] = []
-    for line in process.stdout:
-        read.append(line)
-        if word in line:
-            return line.strip()
-    raise AssertionError(f"no line has {word!r}: {read}")
 
 
 def serving(process: subprocess.Popen[str]) -> str:
@@ -368,14 +300,26 @@ def test_killed_workers_of_a_killed_crew_are_gone(shell: Shell) -> None:
     [
         (["unix:/nowhere", "--wait-s", "0"], "no worker pool answered at unix:/nowhere within 0 s (No such file"),
         (["127.0.0.1:1", "--wait-s", "0"], "no worker pool answered at 127.0.0.1:1 within 0 s (Connection refused"),
+        (["foo"], "address: 'foo' is not accepted; give unix:/path or host:port"),
         (["unix:/nowhere", "--count", "0"], "count: 0 is not accepted"),
         (["unix:/nowhere", "--slots", "16385"], "slots: 16385 is not accepted"),
         (["unix:/nowhere", "--wait-s", "nan"], "wait_s: nan is not accepted"),
     ],
-    ids=["socket", "port", "count", "slots", "wait"],
+    ids=["socket", "port", "no-port", "count", "slots", "wait"],
 )
 def test_workers_without_a_bridge_end_with_its_address(shell: Shell, arguments: list[str], says: str) -> None:
     assert says in shell.run("worker", *arguments, code=2).splitlines()[-1]
+
+
+def test_workers_without_a_bridge_are_told_what_their_command_takes(shell: Shell) -> None:
+    told = shell.run("worker", "unix:/nowhere", "--wait-s", "0", code=2).splitlines()[-1]
+    advice, _, other_command = told.partition("; ")[2].partition("`")
+    assert "the address" in advice
+    named = re.findall(r"--[a-z-]+", advice)
+    taken = re.findall(r"--[a-z-]+", shell.run("worker", "--help"))
+    assert named
+    assert set(named) <= set(taken)
+    assert other_command == "dspex pool start --address unix:/nowhere`"
 
 
 def test_workers_that_only_die_end_the_crew(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from dspex_pipelines.bridge.local_pool import LocalPoolLease
 from dspex_pipelines.engine.recycling import Recycling
+from dspex_pipelines.errors import InvalidValue
 from dspex_pipelines.orchestration import resources
 
 
@@ -36,3 +37,13 @@ def test_the_local_pool_is_leased_as_the_resource_says(monkeypatch: pytest.Monke
         "environment": {},
     }
     assert leased[1]["recycling"] == Recycling()
+
+
+def test_an_address_that_nobody_can_be_reached_at_is_refused_before_it_is_dialled() -> None:
+    pool = resources.WorkerPoolResource(address="foo")
+    with (
+        pytest.raises(InvalidValue, match="host:port") as refused,
+        pool.yield_for_execution(dg.build_init_resource_context()),
+    ):
+        pass
+    assert (refused.value.field, refused.value.value) == ("worker_pool.address", "foo")
