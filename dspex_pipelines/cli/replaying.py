@@ -1,4 +1,4 @@
-"""`dspex replay`: one trial alone, in this process, with its traceback."""
+"""`dspex replay`: one trial alone, in this process, with its traceback. `survived` tells where the process ends."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def replay_trial(evaluation: Evaluation, trial: str, console: Console, *, debug:
 def _debug(spec: TrialSpec, metrics: list[MetricSpec], evaluation: Evaluation, console: Console) -> int:
     try:
         outputs, scores = run_here(spec, metrics, calls=evaluation.calls)
-    except Exception as error:  # noqa: BLE001 - whatever it is, this is where to look at it
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it is, this is where to look at it
         console.print(redact("".join(traceback.format_exception(error))), highlight=False, soft_wrap=True, markup=False)
         console.print("The debugger is where it was raised: `up` and `down` move, `q` ends.", style="yellow")
         pdb.post_mortem(error.__traceback__)
