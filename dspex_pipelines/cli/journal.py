@@ -146,10 +146,15 @@ def prune(
 
 @contextmanager
 def _opened(store: str, journal_url: str) -> Generator[tuple[dg.DagsterInstance, ResultStore, Journal]]:
-    """Open instance and journal; raises `DspexError` where there is no journal yet."""
-    from dspex_pipelines.cli.results import instance
+    """Open instance and journal; raises `DspexError` where there is none yet, and makes none."""
+    from dspex_pipelines.cli.results import home_folder, instance, is_used
     from dspex_pipelines.orchestration.resources import ResultStore
 
+    if not is_used(home_folder()):
+        raise DspexError(
+            f"nothing has been evaluated in {home_folder()} yet; run `dspex evaluate` first, or set DAGSTER_HOME to "
+            "where it was"
+        )
     with instance() as opened:
         stored = ResultStore(root=store, journal_url=journal_url)
         journal = stored.journal(opened)
