@@ -214,6 +214,24 @@ def test_a_home_that_dagster_has_used_is_read(
     assert "there is no journal at" in str(run("journal", "size").exception)
 
 
+@pytest.mark.parametrize(
+    ("command", "begins"),
+    [("evaluate --partition nope", ""), ("journal size", "Journal "), ("journal prune", "Nothing to delete: ")],
+)
+def test_no_empty_line_stands_for_a_bar_that_nobody_sees(
+    folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch, command: str, begins: str
+) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", str(folder / "home"))
+    monkeypatch.delenv("DSPEX_JOURNAL_URL", raising=False)
+    write_starter(folder)
+    with instance() as opened, resources.ResultStore().journal(opened):
+        pass
+    done = run(*command.split())
+    assert done.output.startswith(begins)
+    assert "" not in done.output.splitlines()
+    assert ("partition: 'nope'" in str(done.exception)) == ("nope" in command)
+
+
 def test_a_home_that_is_a_file_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "file").write_text("")
     monkeypatch.setenv("DAGSTER_HOME", str(folder / "file"))

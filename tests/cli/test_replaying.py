@@ -100,6 +100,7 @@ def test_a_program_that_does_not_is_told_as_it_went(
     out = process.communicate()[0].decode()
     assert process.returncode == code, out
     assert told in out
+    assert "" not in out.splitlines()
     assert "worker_lost" not in out
 
 
