@@ -33,6 +33,8 @@ QA_RAG = Evaluation(
         description="Questions made of summary lines of the installed standard library.",
     ),
     program="dspex_pipelines.qa_rag.program:QaRag",
+    # The variable that it reads: `dspex doctor` looks whether it is set.
+    init={"api_key": "DSPEX_QA_API_KEY"},
     metrics=(
         "dspex_pipelines.qa_rag.metrics:answered",
         "dspex_pipelines.qa_rag.metrics:found",

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
+from collections.abc import Sequence
 
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from dspex_pipelines.analysis.leaderboard import Leaderboard, varying
 
 _BEST, _REST, _BOUNDS = "#0b6e4f", "#3b5b8c", "#c9c9c9"
+_LABELS = 0.6
+"""Of the width; labels that take more are folded."""
+_LINES = 3
+"""Of a label; what is left then is an ellipsis."""
 
 
 def leaderboard_png(board: Leaderboard, *, top: int = 20) -> bytes:
@@ -20,7 +27,7 @@ def leaderboard_png(board: Leaderboard, *, top: int = 20) -> bytes:
     """
     standings = board.standings[:top]
     names = varying(board.standings)
-    figure = Figure(figsize=(9.0, 1.2 + 0.27 * len(standings)), dpi=100)
+    figure = Figure(figsize=(9.0, 1.2), dpi=100)
     canvas = FigureCanvasAgg(figure)
     axes = figure.subplots()
     for row, standing in enumerate(standings):
@@ -31,10 +38,8 @@ def leaderboard_png(board: Leaderboard, *, top: int = 20) -> bytes:
         if not math.isnan(score.low):
             axes.plot([score.low, score.high], [row, row], color=colour, linewidth=1.6, zorder=2)
         axes.plot([score.mean], [row], "o", color=colour, markersize=5, zorder=3)
-    labels = [standing.label(names) or standing.configuration for standing in standings]
-    axes.set_yticks(range(len(standings)), labels, parse_math=False)  # a prompt may have dollar signs
     axes.tick_params(axis="y", labelsize=8, length=0)
-    axes.invert_yaxis()
+    axes.set_ylim(len(standings) - 0.5, -0.5)
     axes.grid(axis="x", color="#e6e6e6", linewidth=0.8)
     axes.set_axisbelow(True)
     for side in ("top", "right", "left"):
@@ -48,17 +53,31 @@ def leaderboard_png(board: Leaderboard, *, top: int = 20) -> bytes:
         loc="left",
         parse_math=False,
     )
-    _make_room(figure, max(text.get_window_extent(canvas.get_renderer()).width for text in axes.get_yticklabels()))
+    labels = [standing.label(names) or standing.configuration for standing in standings]
+    lines, label_width = _set_labels(axes, labels, canvas, room=_LABELS * figure.bbox.width)
+    figure.set_size_inches(9.0, 1.2 + max(0.27, 0.06 + 0.14 * lines) * len(standings))
+    _make_room(figure, label_width)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
 
 
-def _make_room(figure: Figure, label_width: float) -> None:
-    """Leave room for labels of so many pixels, a title and a caption; matplotlib's own layouts draw everything twice.
+def _set_labels(axes: Axes, labels: Sequence[str], canvas: FigureCanvasAgg, *, room: float) -> tuple[int, float]:
+    """Label the rows, folded to a *room* of so many pixels; return the most lines of one, and the pixels they take."""
+    length, shown = max(map(len, labels)), list(labels)
+    while True:
+        axes.set_yticks(range(len(shown)), shown, parse_math=False)  # a prompt may have dollar signs
+        width = max(text.get_window_extent(canvas.get_renderer()).width for text in axes.get_yticklabels())
+        if width <= room:
+            return 1 + max(label.count("\n") for label in shown), width
+        length = int(length * room / width)
+        shown = [
+            textwrap.fill(label, length, max_lines=_LINES, placeholder=" …", break_on_hyphens=False) for label in labels
+        ]
 
-    Of labels that would leave less than a quarter to what they are about, the beginning is cut off.
-    """
+
+def _make_room(figure: Figure, label_width: float) -> None:
+    """Leave room for the labels, a title and a caption; matplotlib's own layouts draw everything twice."""
     width, height = figure.get_size_inches() * figure.dpi
-    left = min(label_width + 16, 0.75 * width)
-    figure.subplots_adjust(left=left / width, right=1 - 12 / width, bottom=48 / height, top=1 - 32 / height)
+    left = (label_width + 16) / width
+    figure.subplots_adjust(left=left, right=1 - 12 / width, bottom=48 / height, top=1 - 32 / height)

@@ -25,6 +25,7 @@ from dspex_pipelines.analysis.leaderboard import Leaderboard, leaderboard
 from dspex_pipelines.bridge.addresses import check_dialled
 from dspex_pipelines.bridge.local_pool import MOST_WORKERS
 from dspex_pipelines.cli.abandoned import end_abandoned_runs, process_tags
+from dspex_pipelines.cli.output import Bars
 from dspex_pipelines.cli.results import instance
 from dspex_pipelines.engine import executor
 from dspex_pipelines.errors import DspexError, Interrupted, InvalidValue
@@ -237,7 +238,7 @@ def evaluate_partitions(
         )
     if address:
         check_dialled(address, field="pool_address")
-    with instance() as opened, Progress(*columns(), console=console) as bars:
+    with instance() as opened, Bars(*columns(), console=console) as bars:
         end_abandoned_runs(opened)
         known = present_partitions(evaluation, opened)
         wanted = partitions or known
@@ -386,7 +387,7 @@ def _said(error: SerializableErrorInfo, where: str) -> str:
             return cause.message.strip().partition(": ")[2]
         cause = cause.cause
     cause = error.cause or error
-    return f"{where}: {cause.message.strip()}\n{''.join(cause.stack[-2:])}"
+    return f"{where}: {cause.message.strip()}\n{''.join(cause.stack[-2:])}".rstrip()
 
 
 def _names(kind: type[DspexError]) -> frozenset[str]:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.filesize import decimal
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from dspex_pipelines.cli.output import console
+from dspex_pipelines.cli.output import Bars, console
 from dspex_pipelines.errors import DspexError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def size(
         executions = sum(group.executions for group in found)
         try:
             with (
-                _Bars(quiet=as_json) as bars,
+                _Bar(quiet=as_json) as bar,
                 Pruning(
                     instance,
                     stored,
@@ -61,7 +61,7 @@ def size(
                     keep=keep,
                     with_results=True,
                     despite_runs=True,
-                    on_progress=bars.moved,
+                    on_progress=bar.moved,
                 ) as pruning,
             ):
                 survey, unknown = pruning.survey(), ""
@@ -113,7 +113,7 @@ def prune(
 
     with (
         _opened(store, journal_url) as (instance, stored, journal),
-        _Bars() as bars,
+        _Bar() as bar,
         Pruning(
             instance,
             stored,
@@ -122,11 +122,11 @@ def prune(
             older_than_s=older_than * DAY_S,
             with_results=results,
             despite_runs=force,
-            on_progress=bars.moved,
+            on_progress=bar.moved,
         ) as pruning,
     ):
         survey, before = pruning.survey(), size_of(journal).total
-        bars.clear()
+        bar.clear()
         _print_survey(survey, journal)
         if survey.is_empty or dry_run:
             return
@@ -134,7 +134,7 @@ def prune(
             console.print("Nothing was deleted.")
             return
         pruned = pruning.prune()
-        bars.clear()
+        bar.clear()
         freed = max(0, before - size_of(journal).total) + (survey.path_bytes if pruned.paths else 0)
         what = f"{pruned.deleted.executions:,} executions and {pruned.deleted.scores:,} scores"
         also = f", {pruned.paths:,} results and data sets" if pruned.paths else ""
@@ -146,10 +146,15 @@ def prune(
 
 @contextmanager
 def _opened(store: str, journal_url: str) -> Generator[tuple[dg.DagsterInstance, ResultStore, Journal]]:
-    """Open instance and journal; raises `DspexError` where there is no journal yet."""
-    from dspex_pipelines.cli.results import instance
+    """Open instance and journal; raises `DspexError` where there is none yet, and makes none."""
+    from dspex_pipelines.cli.results import home_folder, instance, is_used
     from dspex_pipelines.orchestration.resources import ResultStore
 
+    if not is_used(home_folder()):
+        raise DspexError(
+            f"nothing has been evaluated in {home_folder()} yet; run `dspex evaluate` first, or set DAGSTER_HOME to "
+            "where it was"
+        )
     with instance() as opened:
         stored = ResultStore(root=store, journal_url=journal_url)
         journal = stored.journal(opened)
@@ -162,16 +167,16 @@ def _opened(store: str, journal_url: str) -> Generator[tuple[dg.DagsterInstance,
             yield opened, stored, journal
 
 
-class _Bars:
+class _Bar:
     """A bar for whatever is being done; none where nobody looks."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeRemainingColumn())
-        self._progress = None if quiet else Progress(*columns, console=console, transient=True)
+        self._progress = None if quiet else Bars(*columns, console=console, transient=True)
         self._task: TaskID | None = None
         self._what = ""
 
-    def __enter__(self) -> _Bars:
+    def __enter__(self) -> _Bar:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -6,6 +6,7 @@ import io
 import sys
 
 from rich.console import Console
+from rich.progress import Progress
 
 SHOWN_LENGTH = 120
 """Characters of a message in a table."""
@@ -29,6 +30,18 @@ def shortened(text: str, length: int = SHOWN_LENGTH) -> str:
     """Return the first line of *text*, with an ellipsis where it is cut."""
     first = (text.splitlines() or [""])[0]
     return first if len(first) <= length else f"{first[: length - 1]}…"
+
+
+class Bars(Progress):
+    """Bars that leave no empty line where none of them is seen."""
+
+    def stop(self) -> None:
+        """Stop showing them."""
+        if any(task.visible for task in self.tasks):
+            super().stop()
+        else:
+            # Without a terminal Progress ends with a line, after a bar or not.
+            self.live.stop()
 
 
 console = Console(width=None if _is_terminal() else UNFOLDED, markup=False, emoji=False)

@@ -1,4 +1,4 @@
-"""`dspex replay`: one trial alone, in this process, with its traceback."""
+"""`dspex replay`: one trial alone, in this process, with its traceback. `survived` tells where the process ends."""
 
 from __future__ import annotations
 
@@ -52,7 +52,8 @@ def replay_trial(evaluation: Evaluation, trial: str, console: Console, *, debug:
         console.print(f"outputs        {as_json(outcome.outputs)}", highlight=False, soft_wrap=True)
     if isinstance(outcome, TrialError):
         console.print(f"{outcome.type}: {outcome.message}", style="red", highlight=False, soft_wrap=True)
-        console.print(outcome.traceback, highlight=False, soft_wrap=True)
+        if outcome.traceback:
+            console.print(outcome.traceback.rstrip(), highlight=False, soft_wrap=True)
         return 1
     console.print(f"scores         {as_json(dict(outcome.scores))}", highlight=False)
     console.print(f"ran for        {outcome.run_s:.3f} s", highlight=False)
@@ -62,8 +63,9 @@ def replay_trial(evaluation: Evaluation, trial: str, console: Console, *, debug:
 def _debug(spec: TrialSpec, metrics: list[MetricSpec], evaluation: Evaluation, console: Console) -> int:
     try:
         outputs, scores = run_here(spec, metrics, calls=evaluation.calls)
-    except Exception as error:  # noqa: BLE001 - whatever it is, this is where to look at it
-        console.print(redact("".join(traceback.format_exception(error))), highlight=False, soft_wrap=True, markup=False)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it is, this is where to look at it
+        raised = redact("".join(traceback.format_exception(error))).rstrip()
+        console.print(raised, highlight=False, soft_wrap=True, markup=False)
         console.print("The debugger is where it was raised: `up` and `down` move, `q` ends.", style="yellow")
         pdb.post_mortem(error.__traceback__)
         return 1

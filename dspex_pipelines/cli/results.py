@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,13 +21,28 @@ from dspex_pipelines.orchestration.io_managers import NewestResults
 from dspex_pipelines.orchestration.partitions import known_partitions
 
 HOME = ".dagster_home"
+SETTINGS = "dagster.yaml"
+_STORAGE = re.compile(r"^(storage|run_storage|event_log_storage):", re.MULTILINE)
+
+
+def home_folder() -> Path:
+    """Return DAGSTER_HOME, or ./.dagster_home where that is not set."""
+    return Path(os.environ.get("DAGSTER_HOME") or Path.cwd() / HOME).absolute()
+
+
+def is_used(home: Path) -> bool:
+    """Whether there is an instance, in that folder or where its settings say; what only reads is to make none."""
+    if (home / "history").is_dir():
+        return True
+    settings = home / SETTINGS
+    return settings.is_file() and bool(_STORAGE.search(settings.read_text(encoding="utf-8", errors="replace")))
 
 
 @contextmanager
 def instance() -> Generator[dg.DagsterInstance]:
     """Open the instance of DAGSTER_HOME, or of ./.dagster_home where that is not set."""
-    home = Path(os.environ.get("DAGSTER_HOME") or Path.cwd() / HOME).absolute()
-    settings = home / "dagster.yaml"
+    home = home_folder()
+    settings = home / SETTINGS
     try:
         home.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -69,11 +85,13 @@ def _unusable(home: Path, reason: str) -> InvalidValue:
 
 def newest_results(evaluation: Evaluation) -> tuple[pd.DataFrame, NewestResults]:
     """Return one row per trial of the newest like-planned results; raises `DspexError` when there are none."""
-    with instance() as opened:
-        newest = NewestResults.find(opened, evaluation.name, known_partitions(evaluation, opened))
-    if not newest.paths:
-        raise DspexError(
-            f"{evaluation.name} has no results in {os.environ['DAGSTER_HOME']}; run `dspex evaluate` first, or set "
-            "DAGSTER_HOME to where it was evaluated"
-        )
-    return newest.load(), newest
+    home = home_folder()
+    if is_used(home):
+        with instance() as opened:
+            newest = NewestResults.find(opened, evaluation.name, known_partitions(evaluation, opened))
+        if newest.paths:
+            return newest.load(), newest
+    raise DspexError(
+        f"{evaluation.name} has no results in {home}; run `dspex evaluate` for it first, or set DAGSTER_HOME to where "
+        "it was evaluated"
+    )

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from dspex_pipelines.cli.completing import Target, complete_outcome, complete_partition
 from dspex_pipelines.cli.output import console, shortened
+from dspex_pipelines.cli.survived import survived
 from dspex_pipelines.errors import InvalidValue
 
 if TYPE_CHECKING:
@@ -114,10 +115,12 @@ def replay(
     Its calls to models are made again, and cost what they cost. Past the evaluation's timeout_s it tells where it is,
     and goes on until Ctrl-C.
     """
-    from dspex_pipelines.cli.replaying import replay_trial
-    from dspex_pipelines.cli.targets import find_evaluation
+    with survived():
+        from dspex_pipelines.cli.replaying import replay_trial
+        from dspex_pipelines.cli.targets import find_evaluation
 
-    sys.exit(replay_trial(find_evaluation(target), trial, console, debug=debug))
+        code = replay_trial(find_evaluation(target), trial, console, debug=debug)
+    sys.exit(code)
 
 
 def trace(

@@ -50,16 +50,16 @@ class QaRag(dspy.Module):
     """Answers a question with a qualified name, out of the passages that it retrieves.
 
     Its predictions have `answer`, `retrieved` (the passages' names) and what else the predictor says. The model is
-    asked at the address in `DSPEX_QA_API_BASE` with the key in `DSPEX_QA_API_KEY`; it is `DSPEX_QA_MODEL`, gpt-4o-mini
-    if that is not set. Raises ValueError where one of the first two is not set.
+    asked at the address in `DSPEX_QA_API_BASE` with the key in the variable named by *api_key*; it is `DSPEX_QA_MODEL`,
+    gpt-4o-mini if that is not set. Raises ValueError where one of the first two is not set.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, api_key: str = API_KEY) -> None:
         super().__init__()
         self.retrieve = Retrieve()
         self.answer = dspy.Predict(NameIt)
         self.demo_pool = list(_demos())
-        self.set_lm(language_model(os.environ))
+        self.set_lm(language_model(os.environ, api_key))
 
     def forward(self, question: str) -> dspy.Prediction:
         """Return the answer to *question*."""
@@ -76,19 +76,19 @@ class QaRag(dspy.Module):
         return prediction
 
 
-def language_model(environment: Mapping[str, str]) -> dspy.LM:
-    """Return the model that *environment* names; its key is told to nobody but the address it is for."""
-    missing = [name for name in (API_BASE, API_KEY) if not environment.get(name)]
+def language_model(environment: Mapping[str, str], api_key: str = API_KEY) -> dspy.LM:
+    """Return the model that *environment* names; its key, in *api_key*, is told to nobody but the address it is for."""
+    missing = [name for name in (API_BASE, api_key) if not environment.get(name)]
     if missing:
         raise dspy.LMNotConfiguredError(
-            f"{' and '.join(missing)} not set; export {API_BASE}=https://... and {API_KEY}=... of a provider that "
+            f"{' and '.join(missing)} not set; export {API_BASE}=https://... and {api_key}=... of a provider that "
             "speaks OpenAI's API, or run `python -m dspex_pipelines.loopback --answers qa_rag` for a local stand-in "
             "that needs no key: it prints the two lines to paste"
         )
     return dspy.LM(
         environment.get(MODEL) or DEFAULT_MODEL,
         api_base=environment[API_BASE],
-        api_key=environment[API_KEY],
+        api_key=environment[api_key],
         cache=False,
     )
 

@@ -60,15 +60,28 @@ def test_the_picture_grows_with_the_board_up_to_its_top() -> None:
     assert heights[0] < heights[1] == heights[2]
 
 
-def test_labels_have_as_much_room_as_they_need() -> None:
-    def left(label: str) -> tuple[int, bool]:
-        dark = (draw({label: [1.0], "b": [0.5]})[:, :, :3] < 0.9).all(axis=2)
-        return int(dark.any(axis=0).argmax()), bool(dark[:, 0].any())
+@pytest.mark.parametrize("label", ["short", "a label of some length " * 2, "W" * 40])
+def test_labels_have_as_much_room_as_they_need(label: str) -> None:
+    dark = (draw({label: [1.0], "b": [0.5]})[:, :, :3] < 0.9).all(axis=2)
+    assert not dark[:, 0].any(), "nothing is cut"
+    assert int(dark.any(axis=0).argmax()) < 40
 
-    for label in ("short", "a label of some length " * 2, "W" * 40):
-        first, cut = left(label)
-        assert not cut
-        assert first < 40
+
+@pytest.mark.parametrize(
+    ("values", "lines"),
+    [(["some words"] * 6, 2), (["W" * 40, *["i" * 40] * 4], 3), (["W" * 40] * 3, 3), (["some words"] * 40, 3)],
+    ids=["two-lines", "of-wide-and-narrow-letters", "three-lines", "too-many-for-three"],
+)
+def test_labels_that_need_more_are_folded_and_the_intervals_keep_their_room(values: list[str], lines: int) -> None:
+    trials = frame([trial("a", 1.0), trial("b", 0.5)])
+    for number, value in enumerate(values):
+        trials[f"var.variable_{number}"] = [value, "other"]
+    picture = matplotlib.image.imread(io.BytesIO(leaderboard_png(leaderboard(trials))), format="png")
+    dark = (picture[:, :, :3] < 0.9).all(axis=2)
+    assert not dark[:, 0].any(), "nothing is cut"
+    assert picture.shape[0] == 120 + 2 * (6 + 14 * lines)
+    axis = dark.sum(axis=1).max()
+    assert axis > 0.35 * picture.shape[1]
 
 
 def test_a_metric_may_have_any_name() -> None:

@@ -343,3 +343,17 @@ def test_variables_are_looked_for_by_name_and_no_value_is_told(
 
 def test_an_evaluation_that_is_not_there_is_told_with_those_that_are(look: Look) -> None:
     assert "stdlib_search" in one(look("nothing_of_the_kind")["evaluation"], Level.PROBLEM)["fix"]
+
+
+def test_the_key_of_qa_rag_is_looked_for_where_it_is_asked_about(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("DSPEX_QA_API_BASE", "DSPEX_QA_API_KEY")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    found = look("qa_rag")["variables"]
+    for name in names:
+        assert ("warning", f"{name} is not set") in [(one["level"], one["found"]) for one in found]
+    assert "DSPEX_QA" not in str(look())
+    monkeypatch.setenv("DSPEX_QA_API_KEY", "no-real-key-4711")
+    found = look("qa_rag")["variables"]
+    assert ("ok", "DSPEX_QA_API_KEY is set") in [(one["level"], one["found"]) for one in found]
+    assert "4711" not in str(found)

@@ -13,8 +13,8 @@ import pytest
 
 from dspex_pipelines.bridge.local_pool import lease
 from dspex_pipelines.cli import commands
-from dspex_pipelines.cli.results import instance
-from dspex_pipelines.cli.starter import DECLARATION
+from dspex_pipelines.cli.results import instance, is_used
+from dspex_pipelines.cli.starter import DECLARATION, write_starter
 from dspex_pipelines.cli.targets import find_evaluation
 from dspex_pipelines.errors import DspexError, Interrupted, InvalidValue, PoolUnreachable
 from dspex_pipelines.orchestration import resources
@@ -192,6 +192,62 @@ def test_the_text_of_an_error_is_printed_as_it_is(
     monkeypatch.setattr(commands, "app", fails)
     assert main(monkeypatch) == 2
     assert capsys.readouterr().err == f"error: {text}\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("leaderboard", "shorten has no results in"),
+        ("trials", "shorten has no results in"),
+        ("trace ab", "shorten has no results in"),
+        ("journal size", "nothing has been evaluated in"),
+        ("journal prune --yes", "nothing has been evaluated in"),
+    ],
+)
+@pytest.mark.parametrize("home", ["", "there", "nowhere"])
+def test_what_only_reads_makes_nothing_and_says_what_to_run(
+    folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch, command: str, says: str, home: str
+) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", home and str(folder / home))
+    (folder / "there").mkdir()
+    (folder / "there" / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    write_starter(folder)
+    before = sorted(folder.rglob("*"))
+    told = str(run(*command.split()).exception)
+    assert f"{says} {folder / (home or '.dagster_home')}" in told
+    assert "run `dspex evaluate`" in told
+    assert [path for path in sorted(folder.rglob("*")) if path.name != "__pycache__"] == before
+
+
+@pytest.mark.parametrize("settings", ["storage:\n  sqlite:\n    base_dir: {}\n", ""], ids=["elsewhere", "by-itself"])
+def test_a_home_that_dagster_has_used_is_read(
+    folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch, settings: str
+) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", str(folder))
+    (folder / "dagster.yaml").write_text(settings.format(folder / "elsewhere"))
+    assert is_used(folder) == bool(settings)
+    with instance():
+        pass
+    assert is_used(folder)
+    assert "there is no journal at" in str(run("journal", "size").exception)
+
+
+@pytest.mark.parametrize(
+    ("command", "begins"),
+    [("evaluate --partition nope", ""), ("journal size", "Journal "), ("journal prune", "Nothing to delete: ")],
+)
+def test_no_empty_line_stands_for_a_bar_that_nobody_sees(
+    folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch, command: str, begins: str
+) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", str(folder / "home"))
+    monkeypatch.delenv("DSPEX_JOURNAL_URL", raising=False)
+    write_starter(folder)
+    with instance() as opened, resources.ResultStore().journal(opened):
+        pass
+    done = run(*command.split())
+    assert done.output.startswith(begins)
+    assert "" not in done.output.splitlines()
+    assert ("partition: 'nope'" in str(done.exception)) == ("nope" in command)
 
 
 def test_a_home_that_is_a_file_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,21 +14,20 @@ from rich.filesize import decimal
 
 from dspex_pipelines.cli.doctor.findings import Check, Finding, ok, problem, warning
 from dspex_pipelines.cli.doctor.room import room
-from dspex_pipelines.cli.results import HOME, instance
+from dspex_pipelines.cli.results import SETTINGS, home_folder, instance, is_used
 from dspex_pipelines.engine.journal_database import Database
 from dspex_pipelines.engine.journal_schema import HEAD
 from dspex_pipelines.orchestration.resources import JOURNAL_URL, ResultStore
 from dspex_pipelines.orchestration.run_coordinator import EvaluationRunCoordinator
 from dspex_pipelines.orchestration.tags import KIND, POOL, TARGET
 
-SETTINGS = "dagster.yaml"
 CONNECT_S = 5
 _SHIPPED = "as in the dagster.yaml of dspex-pipelines"
 
 
 def checks() -> list[Check]:
     """Return the checks of this module."""
-    home = Path(os.environ.get("DAGSTER_HOME") or Path.cwd() / HOME).absolute()
+    home = home_folder()
     return [
         Check("dagster home", partial(dagster_home, home)),
         Check("run limits", partial(run_limits, home)),
@@ -134,7 +133,7 @@ def _not_for_long() -> Generator[None]:
 
 def _is_used(home: Path) -> bool:
     """Whether opening the instance makes nothing that is not there."""
-    return (home / SETTINGS).exists() and ((home / "history").is_dir() or "storage" in _settings(home))
+    return (home / SETTINGS).exists() and is_used(home)
 
 
 def _settings(home: Path) -> Mapping[str, Any]:
