@@ -8,7 +8,7 @@ from typing import Any
 
 from dspex_pipelines.bridge.client import PoolClient
 from dspex_pipelines.engine.batch import BatchSummary, run_batch
-from dspex_pipelines.engine.journal import Journal
+from dspex_pipelines.engine.journal.journal import Journal
 from dspex_pipelines.engine.program_versions import metric_version, program_version
 from dspex_pipelines.model.calls import CallPolicy
 from dspex_pipelines.model.plan import Batch, Plan

@@ -15,8 +15,8 @@ import dspy
 from dspy.lm15 import Message, Request, Response, TextPart, Usage
 
 from benchmarks._report import report
-from dspex_pipelines.engine.calls import Caller, TrialCalls, begin_trial
-from dspex_pipelines.engine.throttle import Verdict
+from dspex_pipelines.engine.calls.trial_calls import Caller, TrialCalls, begin_trial
+from dspex_pipelines.engine.throttling.throttle import Verdict
 from dspex_pipelines.worker.dspy_models import TrialModels
 from dspex_pipelines.worker.dspy_patches import manage_models
 from dspex_pipelines.worker.dspy_settings import TRIAL

@@ -29,7 +29,7 @@ from benchmarks.throughput import ROOT, SLOTS, WORKERS, plan_of
 from dspex_pipelines.bridge import local_pool
 from dspex_pipelines.model.plan import Plan
 from dspex_pipelines.model.trial import Example
-from dspex_pipelines.orchestration.datasets import planned_examples, store_examples
+from dspex_pipelines.orchestration.data.datasets import planned_examples, store_examples
 from dspex_pipelines.wire.loop import run
 
 SIZES = (1_000, 100_000, 1_000_000)

@@ -10,7 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 from benchmarks._report import report
-from dspex_pipelines.engine.calls import Caller
+from dspex_pipelines.engine.calls.trial_calls import Caller
 from dspex_pipelines.engine.program_versions import know_distributions, program_version
 from dspex_pipelines.model.space import Configuration
 from dspex_pipelines.model.trial import Example, ProgramSpec, TrialSpec

@@ -26,8 +26,8 @@ from benchmarks.throughput import CONFIGURATIONS, ROOT, SLOTS, WORKERS, plan_of
 from dspex_pipelines.bridge import local_pool
 from dspex_pipelines.bridge.client import PoolClient
 from dspex_pipelines.engine import batch
-from dspex_pipelines.engine.journal import Entry, Journal
-from dspex_pipelines.engine.journal_retention import ANY_SCORING, Retention, groups, size
+from dspex_pipelines.engine.journal.journal import Entry, Journal
+from dspex_pipelines.engine.journal.retention import ANY_SCORING, Retention, groups, size
 from dspex_pipelines.model.outcome import TrialResult
 from dspex_pipelines.model.payload import digest, encode
 from dspex_pipelines.model.plan import Batch

@@ -16,7 +16,7 @@ from chaos.run_process import journal_file
 from chaos.scenario import ATTEMPTS, Planned, act_of, expected
 from dspex_pipelines.analysis.results import data_version as version_of
 from dspex_pipelines.engine.batch import planned_outcomes
-from dspex_pipelines.engine.journal import Journal
+from dspex_pipelines.engine.journal.journal import Journal
 from dspex_pipelines.errors import DspexError
 from dspex_pipelines.model.outcome import ErrorType, TrialError, TrialOutcome, TrialResult
 from dspex_pipelines.model.trial import TrialSpec

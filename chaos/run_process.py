@@ -15,7 +15,7 @@ from chaos.scenario import ROOT, Planned, Scenario
 from dspex_pipelines.bridge import local_pool
 from dspex_pipelines.bridge.client import PoolClient
 from dspex_pipelines.engine.batch import run_batch
-from dspex_pipelines.engine.journal import Journal
+from dspex_pipelines.engine.journal.journal import Journal
 from dspex_pipelines.errors import PoolUnreachable
 from dspex_pipelines.model.plan import Batch
 from dspex_pipelines.wire import loop

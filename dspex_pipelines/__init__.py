@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dspex_pipelines.engine.calling import call_model, call_model_async, report_usage
+    from dspex_pipelines.engine.calls.calling import call_model, call_model_async, report_usage
     from dspex_pipelines.model.automation import Automation
     from dspex_pipelines.model.budget import Budget
     from dspex_pipelines.model.calls import Price
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from dspex_pipelines.model.trial import Example
     from dspex_pipelines.model.variables import Boolean, Choice, Float, Integer, Module, Text
     from dspex_pipelines.orchestration.build import build_evaluation
-    from dspex_pipelines.orchestration.component import EvaluationComponent
+    from dspex_pipelines.orchestration.component.component import EvaluationComponent
 
 __version__ = "0.1.0"
 
@@ -40,7 +40,7 @@ _HOMES = {
     "Dates": "model.partitions",
     "Dynamic": "model.partitions",
     "Evaluation": "model.evaluation",
-    "EvaluationComponent": "orchestration.component",
+    "EvaluationComponent": "orchestration.component.component",
     "Example": "model.trial",
     "FailureRate": "model.checks",
     "Float": "model.variables",
@@ -57,9 +57,9 @@ _HOMES = {
     "Text": "model.variables",
     "Upstream": "model.evaluation",
     "build_evaluation": "orchestration.build",
-    "call_model": "engine.calling",
-    "call_model_async": "engine.calling",
-    "report_usage": "engine.calling",
+    "call_model": "engine.calls.calling",
+    "call_model_async": "engine.calls.calling",
+    "report_usage": "engine.calls.calling",
 }
 
 __all__ = [

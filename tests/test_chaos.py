@@ -21,7 +21,7 @@ from chaos.faults import OUTSIDE, schedule
 from chaos.processes import TOKEN
 from chaos.run_process import journal_file, pool_root
 from chaos.scenario import FAILS, KINDS, PARTS, ROOT, Scenario, act_of, expected
-from dspex_pipelines.engine.journal import Entry, Journal
+from dspex_pipelines.engine.journal.journal import Entry, Journal
 from dspex_pipelines.model.outcome import Attempt, ErrorType, TrialError, TrialOutcome, TrialResult
 from dspex_pipelines.model.payload import encode
 

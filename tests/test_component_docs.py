@@ -9,7 +9,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from dspex_pipelines.orchestration import component_fields as written
+from dspex_pipelines.orchestration.component import fields as written
 from tests.orchestration.components import component_of, schema_errors
 from tests.test_project import ROOT
 

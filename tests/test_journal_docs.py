@@ -18,8 +18,8 @@ import pytest
 from typer.testing import CliRunner
 
 from dspex_pipelines.cli import app
-from dspex_pipelines.engine.journal_rows import OK, STATUS
-from dspex_pipelines.engine.journal_schema import executions, metadata
+from dspex_pipelines.engine.journal.rows import OK, STATUS
+from dspex_pipelines.engine.journal.schema import executions, metadata
 from dspex_pipelines.errors import DspexError
 from tests.engine.conftest import postgresql_server as postgresql_server  # noqa: PLC0414 - a fixture
 from tests.engine.conftest import postgresql_url as postgresql_url  # noqa: PLC0414 - a fixture

@@ -15,10 +15,10 @@ from dspex_pipelines.bridge.links import ClientLink, WorkerLink
 from dspex_pipelines.bridge.model_calls import ModelCalls
 from dspex_pipelines.bridge.sessions import Session, SessionStore
 from dspex_pipelines.engine.alarm import Alarm
-from dspex_pipelines.engine.dispatcher import Dispatcher
-from dspex_pipelines.engine.retries import Fault
-from dspex_pipelines.engine.throttle import Throttle
-from dspex_pipelines.engine.tickets import Orders, Settled, Ticket
+from dspex_pipelines.engine.dispatch.dispatcher import Dispatcher
+from dspex_pipelines.engine.dispatch.retries import Fault
+from dspex_pipelines.engine.dispatch.tickets import Orders, Settled, Ticket
+from dspex_pipelines.engine.throttling.throttle import Throttle
 from dspex_pipelines.engine.worker_options import MOST_SLOTS
 from dspex_pipelines.errors import UnknownSession
 from dspex_pipelines.model.outcome import Attempt, ErrorType

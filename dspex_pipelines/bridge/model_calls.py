@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 from dspex.v1 import pool_pb2, worker_pb2
 from dspex_pipelines.engine.alarm import Alarm
-from dspex_pipelines.engine.dispatcher import Dispatcher
-from dspex_pipelines.engine.throttle import Answer, Throttle, Verdict
+from dspex_pipelines.engine.dispatch.dispatcher import Dispatcher
+from dspex_pipelines.engine.throttling.throttle import Answer, Throttle, Verdict
 from dspex_pipelines.model.calls import MOST_TOKENS, lane_name
 from dspex_pipelines.model.limits import RateLimit
 from dspex_pipelines.wire.codec import verdict_from_wire

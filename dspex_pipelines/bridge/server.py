@@ -31,7 +31,7 @@ from dspex_pipelines.bridge.refusals import ParsedRequests
 from dspex_pipelines.bridge.services import ExecutionService, PoolService, WorkerService
 from dspex_pipelines.bridge.session_service import SessionService
 from dspex_pipelines.bridge.sessions import SessionLimits, SessionStore
-from dspex_pipelines.engine.dispatcher import Dispatcher
+from dspex_pipelines.engine.dispatch.dispatcher import Dispatcher
 from dspex_pipelines.errors import InvalidValue
 from dspex_pipelines.wire.codec import SERVER_OPTIONS
 

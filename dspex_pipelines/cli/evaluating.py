@@ -33,16 +33,16 @@ from dspex_pipelines.model.evaluation import Evaluation
 from dspex_pipelines.model.usage import Usage
 from dspex_pipelines.orchestration.build import build_evaluation
 from dspex_pipelines.orchestration.config import EvaluationConfig, budget_of
+from dspex_pipelines.orchestration.data.partitions import known_partitions, present_partitions
+from dspex_pipelines.orchestration.data.sources import files_left_out
 from dspex_pipelines.orchestration.io_managers import NewestResults
 from dspex_pipelines.orchestration.naming import keys, run_config
-from dspex_pipelines.orchestration.partitions import known_partitions, present_partitions
 from dspex_pipelines.orchestration.resources import (
     ProgressReporter,
     ProgressResource,
     ResultStore,
     WorkerPoolResource,
 )
-from dspex_pipelines.orchestration.sources import files_left_out
 from dspex_pipelines.orchestration.tags import evaluation_tags, pool_tag, run_tags
 
 

@@ -9,7 +9,7 @@ from dspex_pipelines.errors import InvalidValue
 from dspex_pipelines.model.evaluation import Evaluation
 from dspex_pipelines.model.plan import Batch, Plan
 from dspex_pipelines.model.trial import TrialSpec
-from dspex_pipelines.orchestration.datasets import planned_examples
+from dspex_pipelines.orchestration.data.datasets import planned_examples
 from dspex_pipelines.orchestration.resources import ResultStore
 
 

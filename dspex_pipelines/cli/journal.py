@@ -19,7 +19,7 @@ from dspex_pipelines.errors import DspexError
 if TYPE_CHECKING:
     import dagster as dg
 
-    from dspex_pipelines.engine.journal import Journal
+    from dspex_pipelines.engine.journal.journal import Journal
     from dspex_pipelines.orchestration.resources import ResultStore
     from dspex_pipelines.orchestration.retention import Survey
 
@@ -44,8 +44,8 @@ def size(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Say how many executions there are, what they take on disk, and how many of them nothing refers to."""
-    from dspex_pipelines.engine.journal_retention import groups
-    from dspex_pipelines.engine.journal_retention import size as size_of
+    from dspex_pipelines.engine.journal.retention import groups
+    from dspex_pipelines.engine.journal.retention import size as size_of
     from dspex_pipelines.orchestration.retention import Pruning
 
     with _opened(store, journal_url) as (instance, stored, journal):
@@ -108,7 +108,7 @@ def prune(
     journal_url: JournalUrl = "",
 ) -> None:
     """Delete the executions and scores that no evaluation's newest results refer to, and give their room back."""
-    from dspex_pipelines.engine.journal_retention import size as size_of
+    from dspex_pipelines.engine.journal.retention import size as size_of
     from dspex_pipelines.orchestration.retention import DAY_S, Pruning
 
     with (

@@ -17,8 +17,8 @@ from yaml import YAMLError
 
 from dspex_pipelines.errors import DspexError, InvalidValue
 from dspex_pipelines.model.evaluation import Evaluation
+from dspex_pipelines.orchestration.data.partitions import known_partitions
 from dspex_pipelines.orchestration.io_managers import NewestResults
-from dspex_pipelines.orchestration.partitions import known_partitions
 
 HOME = ".dagster_home"
 SETTINGS = "dagster.yaml"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dspex_pipelines.errors import InvalidValue
-from dspex_pipelines.orchestration.starter import DATA, PROGRAM
+from dspex_pipelines.orchestration.component.starter import DATA, PROGRAM
 
 DECLARATION = '''"""What is evaluated: run it with `dspex evaluate`."""
 

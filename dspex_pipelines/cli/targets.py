@@ -38,7 +38,7 @@ def find_evaluation(target: str, *, check: bool = False) -> Evaluation:
             raise InvalidValue(field="target", value=target, fix=f"it is a {type(found).__name__}, not an Evaluation")
         return found
     if Path(target).name in FILES or any((Path(target) / name).exists() for name in FILES if target):
-        from dspex_pipelines.orchestration.component_file import evaluation_at
+        from dspex_pipelines.orchestration.component.file import evaluation_at
 
         _import_as_dg(Path(target))
         return evaluation_at(Path(target), check=check)

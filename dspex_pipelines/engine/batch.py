@@ -12,12 +12,12 @@ from typing import TypeAlias
 
 from dspex_pipelines.engine.executor import Outcome, ParallelExecutor, Progress, Sender
 from dspex_pipelines.engine.hedging import HedgedPool
-from dspex_pipelines.engine.journal import Entry, Found, Journal
-from dspex_pipelines.engine.journal_rows import entry_of
-from dspex_pipelines.engine.ledger import Ledger
+from dspex_pipelines.engine.journal.journal import Entry, Found, Journal
+from dspex_pipelines.engine.journal.ledger import Ledger
+from dspex_pipelines.engine.journal.recorder import Recorder
+from dspex_pipelines.engine.journal.reservation import Reservation
+from dspex_pipelines.engine.journal.rows import entry_of
 from dspex_pipelines.engine.pages import PAGE, Pages
-from dspex_pipelines.engine.recorder import Recorder
-from dspex_pipelines.engine.reservation import Reservation
 from dspex_pipelines.engine.runner import DurablePool, TrialRunner
 from dspex_pipelines.engine.running_scores import RunningScores
 from dspex_pipelines.engine.spans import RunSpans

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from dspex_pipelines.engine.alarm import Alarm
-from dspex_pipelines.engine.calls import MOST_AMOUNT
+from dspex_pipelines.engine.calls.trial_calls import MOST_AMOUNT
 from dspex_pipelines.engine.runner import DurablePool
 from dspex_pipelines.model.hedging import Hedging
 from dspex_pipelines.model.outcome import ErrorType, TrialError, TrialOutcome, TrialResult, continued

@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Mapping
 from typing import Any, TypeVar, cast
 
-from dspex_pipelines.engine.calls import Call, TrialCalls
+from dspex_pipelines.engine.calls.trial_calls import Call, TrialCalls
 from dspex_pipelines.errors import SerializationError
 from dspex_pipelines.model.payload import decode, encode
 from dspex_pipelines.redaction import UNNAMED, is_secret_field, redact

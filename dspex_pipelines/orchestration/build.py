@@ -10,7 +10,7 @@ import dagster as dg
 
 from dspex_pipelines.model.evaluation import Evaluation
 from dspex_pipelines.orchestration.checks import evaluation_checks
-from dspex_pipelines.orchestration.dataset import dataset_asset
+from dspex_pipelines.orchestration.data.dataset import dataset_asset
 from dspex_pipelines.orchestration.evaluation import evaluation_asset
 from dspex_pipelines.orchestration.executor import shipped_executor
 from dspex_pipelines.orchestration.freshness import KeepFreshSensor, freshness_policy

@@ -12,9 +12,9 @@ from dspex_pipelines.errors import DspexError
 from dspex_pipelines.model.checks import Check, Coverage, FailureRate, NoRegression, ScoreFloor
 from dspex_pipelines.model.evaluation import Evaluation
 from dspex_pipelines.orchestration.baseline import Materialised, find_baseline, materialised
+from dspex_pipelines.orchestration.data.partitions import partitions_def
 from dspex_pipelines.orchestration.failing import stay_failed, step_failure
 from dspex_pipelines.orchestration.io_managers import UNREADABLE, damaged
-from dspex_pipelines.orchestration.partitions import partitions_def
 from dspex_pipelines.orchestration.resources import ResultStore
 from dspex_pipelines.orchestration.secrecy import without_secrets
 from dspex_pipelines.orchestration.tags import RESULTS

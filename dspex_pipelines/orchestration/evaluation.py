@@ -14,7 +14,7 @@ from dspex_pipelines.analysis.results import collect_trials
 from dspex_pipelines.analysis.trials_files import TrialsFiles
 from dspex_pipelines.engine.batch import BatchSummary, planned_outcomes, run_batch
 from dspex_pipelines.engine.executor import Progress
-from dspex_pipelines.engine.ledger import Ledger, why_stopped
+from dspex_pipelines.engine.journal.ledger import Ledger, why_stopped
 from dspex_pipelines.engine.program_versions import metric_version, program_version
 from dspex_pipelines.engine.programs import inspect_program
 from dspex_pipelines.engine.running_scores import RunningScores
@@ -38,14 +38,14 @@ from dspex_pipelines.orchestration.config import (
     search_of,
     trials_per_op,
 )
-from dspex_pipelines.orchestration.datasets import load_examples, planned_examples
+from dspex_pipelines.orchestration.data.datasets import load_examples, planned_examples
+from dspex_pipelines.orchestration.data.partitions import backfill_policy, partitions_def, version_of
 from dspex_pipelines.orchestration.failing import step_failure
 from dspex_pipelines.orchestration.freshness import stale_results
 from dspex_pipelines.orchestration.importing import import_as_loaded
 from dspex_pipelines.orchestration.io_managers import TRIALS_FILE, EvaluatedPartition
 from dspex_pipelines.orchestration.leaderboard import board_metadata
 from dspex_pipelines.orchestration.manifest import Manifest
-from dspex_pipelines.orchestration.partitions import backfill_policy, partitions_def, version_of
 from dspex_pipelines.orchestration.progress import ToldProgress
 from dspex_pipelines.orchestration.references import code_references
 from dspex_pipelines.orchestration.resources import (

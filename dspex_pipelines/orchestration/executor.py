@@ -21,7 +21,7 @@ PRELOADED = [
     "sqlalchemy.dialects.sqlite",
     "alembic.runtime.migration",
     "dspex_pipelines.orchestration.build",
-    "dspex_pipelines.orchestration.component",
+    "dspex_pipelines.orchestration.component.component",
 ]
 _THREADS = {"termination-handler", "QueueFeederThread"}
 """Threads of Dagster's own that a run's process may have: they wait, and hold nothing that a step takes."""

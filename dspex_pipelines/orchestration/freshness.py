@@ -22,9 +22,9 @@ from dspex_pipelines.errors import DspexError
 from dspex_pipelines.model.evaluation import Dataset, Evaluation
 from dspex_pipelines.model.partitions import Dates, Dynamic
 from dspex_pipelines.model.payload import digest_of
+from dspex_pipelines.orchestration.data.partitions import dynamic_partitions, known_partitions
+from dspex_pipelines.orchestration.data.sources import source_digests
 from dspex_pipelines.orchestration.naming import keys
-from dspex_pipelines.orchestration.partitions import dynamic_partitions, known_partitions
-from dspex_pipelines.orchestration.sources import source_digests
 from dspex_pipelines.orchestration.tags import OFF, RETRIES, SOURCE, evaluation_tags, run_tags
 
 _Condition = dg.AutomationCondition

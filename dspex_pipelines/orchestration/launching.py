@@ -13,8 +13,8 @@ import dagster as dg
 from dspex_pipelines.errors import DspexError, InvalidValue
 from dspex_pipelines.model.evaluation import Evaluation
 from dspex_pipelines.orchestration.config import EvaluationConfig, config_of
+from dspex_pipelines.orchestration.data.partitions import known_partitions
 from dspex_pipelines.orchestration.naming import job_name, run_config
-from dspex_pipelines.orchestration.partitions import known_partitions
 from dspex_pipelines.orchestration.tags import OFF
 
 REMEMBERED = 200

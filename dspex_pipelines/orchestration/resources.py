@@ -15,7 +15,7 @@ from dspex_pipelines.bridge.addresses import check_dialled
 from dspex_pipelines.bridge.client import PoolClient
 from dspex_pipelines.bridge.local_pool import lease
 from dspex_pipelines.engine.executor import Progress
-from dspex_pipelines.engine.journal import Journal
+from dspex_pipelines.engine.journal.journal import Journal
 from dspex_pipelines.engine.recycling import MAX_RSS_MB, Recycling
 from dspex_pipelines.errors import InvalidValue, PoolUnreachable
 from dspex_pipelines.model.usage import Usage

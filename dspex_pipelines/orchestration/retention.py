@@ -15,12 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from dagster import DagsterRun, RunRecord
 
-from dspex_pipelines.engine.journal import Journal
-from dspex_pipelines.engine.journal_retention import ANY_SCORING, Count, Retention
+from dspex_pipelines.engine.journal.journal import Journal
+from dspex_pipelines.engine.journal.retention import ANY_SCORING, Count, Retention
 from dspex_pipelines.errors import DspexError, InvalidValue
 from dspex_pipelines.model.plan import Batch, Plan
 from dspex_pipelines.model.trial import Example
-from dspex_pipelines.orchestration.datasets import planned_examples
+from dspex_pipelines.orchestration.data.datasets import planned_examples
 from dspex_pipelines.orchestration.io_managers import PLAN, PLAN_FILE, TRIALS_FILE
 from dspex_pipelines.orchestration.resources import ResultStore
 from dspex_pipelines.orchestration.tags import EVALUATION, KIND, RESULTS, TARGET

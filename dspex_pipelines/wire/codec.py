@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from typing import Any, cast
 
 from dspex.v1 import types_pb2, worker_pb2
-from dspex_pipelines.engine.calls import MOST_AMOUNT
-from dspex_pipelines.engine.throttle import Verdict
+from dspex_pipelines.engine.calls.trial_calls import MOST_AMOUNT
+from dspex_pipelines.engine.throttling.throttle import Verdict
 from dspex_pipelines.errors import SerializationError
 from dspex_pipelines.model.calls import CallPolicy, Price
 from dspex_pipelines.model.limits import RateLimit

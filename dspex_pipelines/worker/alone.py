@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from dspex.v1 import types_pb2
-from dspex_pipelines.engine.calls import Caller
+from dspex_pipelines.engine.calls.trial_calls import Caller
 from dspex_pipelines.model.calls import CallPolicy
 from dspex_pipelines.model.outcome import TrialOutcome
 from dspex_pipelines.model.space import Configuration

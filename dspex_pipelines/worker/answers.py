@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dspex.v1 import types_pb2
-from dspex_pipelines.engine.calls import TrialCalls
+from dspex_pipelines.engine.calls.trial_calls import TrialCalls
 from dspex_pipelines.engine.trace import pack_trace
 from dspex_pipelines.errors import DspexError, ProgramUnavailable, SerializationError
 from dspex_pipelines.model.outcome import ErrorType

@@ -21,8 +21,8 @@ from dspy.clients import backend_selection, execution
 from dspy.clients._litellm import get_litellm
 from dspy.utils.usage_tracker import UsageTracker
 
-from dspex_pipelines.engine.calls import Call, TrialCalls, running_trial
-from dspex_pipelines.engine.used import Used, used_of
+from dspex_pipelines.engine.calls.trial_calls import Call, TrialCalls, running_trial
+from dspex_pipelines.engine.calls.used import Used, used_of
 from dspex_pipelines.redaction import is_secret_field, is_secret_setting, learn
 from dspex_pipelines.worker.dspy_settings import BUILDING, TRIAL
 

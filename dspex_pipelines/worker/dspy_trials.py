@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, cast
 
 import dspy
 
-from dspex_pipelines.engine.calls import TrialCalls
+from dspex_pipelines.engine.calls.trial_calls import TrialCalls
 from dspex_pipelines.engine.programs import ProgramKind, ProgramShape, takes_trace
 from dspex_pipelines.model.space import Configuration
 from dspex_pipelines.model.trial import Example, ProgramSpec

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from dspex.v1 import types_pb2
-from dspex_pipelines.engine.provider_faults import provider_fault
+from dspex_pipelines.engine.calls.provider_faults import provider_fault
 from dspex_pipelines.model.outcome import ErrorType
 from dspex_pipelines.redaction import redact, redact_beginning
 from dspex_pipelines.wire import marks

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from dspex_pipelines.engine.calls import TrialCalls
+from dspex_pipelines.engine.calls.trial_calls import TrialCalls
 from dspex_pipelines.engine.program_versions import (
     DECLARED,
     imported_packages,

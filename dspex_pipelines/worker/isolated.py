@@ -15,8 +15,8 @@ from typing import Any, NoReturn, cast
 from google.protobuf.message import DecodeError
 
 from dspex.v1 import types_pb2, worker_pb2
-from dspex_pipelines.engine.calls import Caller, Permit
-from dspex_pipelines.engine.throttle import Verdict
+from dspex_pipelines.engine.calls.trial_calls import Caller, Permit
+from dspex_pipelines.engine.throttling.throttle import Verdict
 from dspex_pipelines.errors import ProviderGivenUp, SerializationError
 from dspex_pipelines.model.outcome import ErrorType
 from dspex_pipelines.model.payload import decode, encode

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from dspex.v1 import worker_pb2
-from dspex_pipelines.engine.throttle import Answer, Throttle, Verdict
+from dspex_pipelines.engine.throttling.throttle import Answer, Throttle, Verdict
 from dspex_pipelines.errors import DspexError, ProviderGivenUp
 from dspex_pipelines.wire.codec import verdict_to_wire
 

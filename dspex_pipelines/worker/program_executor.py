@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 from dspex.v1 import types_pb2
-from dspex_pipelines.engine.calls import Caller, Permits, TrialCalls
+from dspex_pipelines.engine.calls.trial_calls import Caller, Permits, TrialCalls
 from dspex_pipelines.engine.spans import SessionSpans
 from dspex_pipelines.errors import DspexError
 from dspex_pipelines.model.outcome import ErrorType

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from dspex.v1 import types_pb2
-from dspex_pipelines.engine.calls import Caller, TrialCalls, begin_trial, end_trial
+from dspex_pipelines.engine.calls.trial_calls import Caller, TrialCalls, begin_trial, end_trial
 from dspex_pipelines.engine.programs import SEED
 from dspex_pipelines.model.payload import decode
 from dspex_pipelines.model.space import Configuration

@@ -10,7 +10,7 @@ import pytest
 from dspex_pipelines.bridge import local_pool
 from dspex_pipelines.bridge.client import PoolClient
 from dspex_pipelines.engine.batch import planned_outcomes, run_batch
-from dspex_pipelines.engine.journal import Journal
+from dspex_pipelines.engine.journal.journal import Journal
 from dspex_pipelines.engine.pages import Pages
 from dspex_pipelines.engine.program_versions import metric_version, program_version
 from dspex_pipelines.model.hedging import Hedging

@@ -25,7 +25,7 @@ from dspex_pipelines.bridge.hub import Hub
 from dspex_pipelines.bridge.links import WorkerLink
 from dspex_pipelines.bridge.server import Bridge
 from dspex_pipelines.bridge.sessions import SessionStore
-from dspex_pipelines.engine.dispatcher import Dispatcher
+from dspex_pipelines.engine.dispatch.dispatcher import Dispatcher
 from dspex_pipelines.model.outcome import ErrorType, TrialError, TrialResult
 from dspex_pipelines.wire.codec import outcome_from_wire
 from tests.bridge.fakes import RawClient, channel, raw_client, ready, wire_trial

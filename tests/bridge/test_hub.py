@@ -18,7 +18,7 @@ from dspex_pipelines.bridge import inspection
 from dspex_pipelines.bridge.hub import Hub
 from dspex_pipelines.bridge.links import WorkerLink
 from dspex_pipelines.bridge.sessions import SessionLimits, SessionStore
-from dspex_pipelines.engine.dispatcher import Dispatcher
+from dspex_pipelines.engine.dispatch.dispatcher import Dispatcher
 from dspex_pipelines.errors import UnknownSession
 from dspex_pipelines.model.outcome import ErrorType
 from dspex_pipelines.wire.codec import FRAME_BYTES, failure_to_wire

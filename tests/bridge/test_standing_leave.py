@@ -11,8 +11,8 @@ import pytest
 from dspex.v1 import worker_pb2
 from dspex_pipelines.bridge import model_calls
 from dspex_pipelines.bridge.model_calls import ModelCalls
-from dspex_pipelines.engine.dispatcher import Dispatcher
-from dspex_pipelines.engine.throttle import Throttle, Verdict
+from dspex_pipelines.engine.dispatch.dispatcher import Dispatcher
+from dspex_pipelines.engine.throttling.throttle import Throttle, Verdict
 from dspex_pipelines.model.limits import RateLimit
 from dspex_pipelines.wire.codec import verdict_to_wire
 from dspex_pipelines.worker import permits

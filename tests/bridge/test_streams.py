@@ -21,7 +21,7 @@ from dspex_pipelines.bridge.client import PoolClient
 from dspex_pipelines.bridge.hub import Hub
 from dspex_pipelines.bridge.server import Bridge
 from dspex_pipelines.bridge.sessions import SessionStore
-from dspex_pipelines.engine.dispatcher import Dispatcher
+from dspex_pipelines.engine.dispatch.dispatcher import Dispatcher
 from dspex_pipelines.engine.runner import TrialRunner
 from dspex_pipelines.errors import PoolUnreachable
 from dspex_pipelines.model.outcome import ErrorType, TrialError, TrialOutcome, TrialResult

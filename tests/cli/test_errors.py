@@ -18,7 +18,7 @@ from dspex_pipelines.cli.starter import DECLARATION, write_starter
 from dspex_pipelines.cli.targets import find_evaluation
 from dspex_pipelines.errors import DspexError, Interrupted, InvalidValue, PoolUnreachable
 from dspex_pipelines.orchestration import resources
-from dspex_pipelines.orchestration.scaffolding import EvaluationScaffolder
+from dspex_pipelines.orchestration.component.scaffolding import EvaluationScaffolder
 from dspex_pipelines.wire.import_path import python_path
 from tests.cli.conftest import Run
 

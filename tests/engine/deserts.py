@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from dspex_pipelines.engine.retries import RetryPolicy
-from dspex_pipelines.engine.tickets import Settled
+from dspex_pipelines.engine.dispatch.retries import RetryPolicy
+from dspex_pipelines.engine.dispatch.tickets import Settled
 from dspex_pipelines.model.outcome import ErrorType
 from tests.engine.schedules import KILLING, Kind, Schedule, charged
 

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
-from dspex_pipelines.engine.throttle import Answer, Throttle, Verdict
+from dspex_pipelines.engine.throttling.throttle import Answer, Throttle, Verdict
 from tests.engine.virtual import Clock
 
 MODEL = "sim/model"

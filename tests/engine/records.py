@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from dspex_pipelines.engine.dispatcher import Dispatcher
-from dspex_pipelines.engine.retries import Fault, RetryPolicy
-from dspex_pipelines.engine.tickets import Orders, Settled, Ticket
+from dspex_pipelines.engine.dispatch.dispatcher import Dispatcher
+from dspex_pipelines.engine.dispatch.retries import Fault, RetryPolicy
+from dspex_pipelines.engine.dispatch.tickets import Orders, Settled, Ticket
 from dspex_pipelines.model.outcome import ErrorType
 from tests.engine.deserts import earned, excused
 from tests.engine.schedules import HANGING, KILLING, Kind, Schedule, TrialPlan, Where

@@ -10,7 +10,7 @@ import random
 from dataclasses import dataclass
 from enum import StrEnum
 
-from dspex_pipelines.engine.retries import Fault, RetryPolicy
+from dspex_pipelines.engine.dispatch.retries import Fault, RetryPolicy
 from dspex_pipelines.model.outcome import ErrorType
 
 TAKES_S = (0.001, 3.0)

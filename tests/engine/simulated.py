@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol, TypeAlias
 
-from dspex_pipelines.engine.retries import Fault
-from dspex_pipelines.engine.tickets import Settled
+from dspex_pipelines.engine.dispatch.retries import Fault
+from dspex_pipelines.engine.dispatch.tickets import Settled
 from tests.engine.records import Attempt, Wrong
 from tests.engine.schedules import ClientPlan, Kind, TrialPlan, Where, answer
 from tests.engine.virtual import NEVER, Pool, Stream

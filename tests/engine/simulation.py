@@ -15,9 +15,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from dspex_pipelines.engine.dispatcher import Dispatcher
-from dspex_pipelines.engine.retries import RetryPolicy
-from dspex_pipelines.engine.tickets import Orders
+from dspex_pipelines.engine.dispatch.dispatcher import Dispatcher
+from dspex_pipelines.engine.dispatch.retries import RetryPolicy
+from dspex_pipelines.engine.dispatch.tickets import Orders
 from tests.engine.deserts import SILENT_S, bound_s
 from tests.engine.records import Records, Wrong
 from tests.engine.schedules import FaultPlan, Schedule, schedule

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from dspex_pipelines import call_model, call_model_async
-from dspex_pipelines.engine.asked import answered_of, asked_of
-from dspex_pipelines.engine.calls import TrialCalls, begin_trial
+from dspex_pipelines.engine.calls.asked import answered_of, asked_of
+from dspex_pipelines.engine.calls.trial_calls import TrialCalls, begin_trial
 from dspex_pipelines.engine.trace import pack_trace, unpack_trace
 
 MESSAGES = [{"role": "user", "content": "Why?"}]

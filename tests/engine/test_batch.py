@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dspex_pipelines.engine.batch import BatchSummary, planned_outcomes, run_batch
-from dspex_pipelines.engine.journal import Entry, Journal
+from dspex_pipelines.engine.journal.journal import Entry, Journal
 from dspex_pipelines.engine.pages import FIRST_PAGE, PAGE, Pages
 from dspex_pipelines.errors import JournalError
 from dspex_pipelines.model.outcome import ErrorType, TrialError, TrialOutcome, TrialResult

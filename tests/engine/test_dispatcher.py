@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-from dspex_pipelines.engine.dispatcher import Dispatcher
-from dspex_pipelines.engine.failures import MOST_RETURNS
-from dspex_pipelines.engine.fleet import REMEMBERED_SNAPSHOTS
-from dspex_pipelines.engine.quarantine import NEVER
-from dspex_pipelines.engine.retries import Fault, RetryPolicy
-from dspex_pipelines.engine.tickets import Orders, Ticket
+from dspex_pipelines.engine.dispatch.dispatcher import Dispatcher
+from dspex_pipelines.engine.dispatch.failures import MOST_RETURNS
+from dspex_pipelines.engine.dispatch.fleet import REMEMBERED_SNAPSHOTS
+from dspex_pipelines.engine.dispatch.quarantine import NEVER
+from dspex_pipelines.engine.dispatch.retries import Fault, RetryPolicy
+from dspex_pipelines.engine.dispatch.tickets import Orders, Ticket
 from dspex_pipelines.model.outcome import ErrorType
 
 

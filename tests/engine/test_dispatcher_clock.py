@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
-from dspex_pipelines.engine.dispatcher import Dispatcher
-from dspex_pipelines.engine.retries import Fault
-from dspex_pipelines.engine.tickets import Orders, Settled, Ticket
+from dspex_pipelines.engine.dispatch.dispatcher import Dispatcher
+from dspex_pipelines.engine.dispatch.retries import Fault
+from dspex_pipelines.engine.dispatch.tickets import Orders, Settled, Ticket
 from dspex_pipelines.model.outcome import ErrorType
 
 MAY_PASS = Fault(ErrorType.PROGRAM_EXCEPTION, "may pass", retryable=True)

@@ -14,10 +14,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
-from dspex_pipelines.engine.dispatcher import Dispatcher
-from dspex_pipelines.engine.failures import MOST_DEATHS
-from dspex_pipelines.engine.retries import Fault
-from dspex_pipelines.engine.tickets import Orders, Settled, Ticket
+from dspex_pipelines.engine.dispatch.dispatcher import Dispatcher
+from dspex_pipelines.engine.dispatch.failures import MOST_DEATHS
+from dspex_pipelines.engine.dispatch.retries import Fault
+from dspex_pipelines.engine.dispatch.tickets import Orders, Settled, Ticket
 from dspex_pipelines.model.outcome import ErrorType
 
 GRACE_S = 1.0

@@ -17,9 +17,9 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 
-from dspex_pipelines.engine.journal import Entry, Found, Journal
-from dspex_pipelines.engine.journal_rows import entry_of
-from dspex_pipelines.engine.journal_schema import HEAD, metadata
+from dspex_pipelines.engine.journal.journal import Entry, Found, Journal
+from dspex_pipelines.engine.journal.rows import entry_of
+from dspex_pipelines.engine.journal.schema import HEAD, metadata
 from dspex_pipelines.errors import DspexError
 from dspex_pipelines.model.outcome import Attempt, ErrorType, TrialError, TrialOutcome, TrialResult
 from dspex_pipelines.model.payload import encode
@@ -236,7 +236,7 @@ def test_many_trials_are_found_by_pages(journal_url: str) -> None:
 
 WRITER = """
 import sys
-from dspex_pipelines.engine.journal import Journal
+from dspex_pipelines.engine.journal.journal import Journal
 from tests.engine.test_journal import _entries
 first, last = int(sys.argv[2]), int(sys.argv[3])
 with Journal(sys.argv[1]) as journal:

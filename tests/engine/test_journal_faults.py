@@ -15,9 +15,9 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import exc
 
-from dspex_pipelines.engine import journal_database
-from dspex_pipelines.engine.journal import Entry, Journal
-from dspex_pipelines.engine.journal_schema import executions, generations
+from dspex_pipelines.engine.journal import database as journal_database
+from dspex_pipelines.engine.journal.journal import Entry, Journal
+from dspex_pipelines.engine.journal.schema import executions, generations
 from dspex_pipelines.errors import JournalError
 from tests.engine.test_journal import RESULT, ROOT, SCORING, _entries, _found, _id
 
@@ -130,7 +130,7 @@ def test_a_transaction_that_fails_leaves_nothing_and_remembers_nothing(
 
 FILLER = """
 import resource, sys
-from dspex_pipelines.engine.journal import Journal
+from dspex_pipelines.engine.journal.journal import Journal
 from dspex_pipelines.errors import JournalError
 from tests.engine.test_journal import _entries, _found
 with Journal(sys.argv[1]) as journal:

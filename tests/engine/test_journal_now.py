@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import event
 
-from dspex_pipelines.engine import journal_database
-from dspex_pipelines.engine.journal import Entry, Journal
-from dspex_pipelines.engine.journal_rows import entry_of
+from dspex_pipelines.engine.journal import database as journal_database
+from dspex_pipelines.engine.journal.journal import Entry, Journal
+from dspex_pipelines.engine.journal.rows import entry_of
 from dspex_pipelines.errors import JournalError
 from dspex_pipelines.model.outcome import ErrorType, TrialError, TrialResult
 from tests.engine.test_journal import HISTORY, OTHER, RESULT, SCORING, _entries, _error, _found, _id

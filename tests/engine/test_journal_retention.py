@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from dspex_pipelines.engine import journal_retention
-from dspex_pipelines.engine.journal import Entry, Journal
-from dspex_pipelines.engine.journal_retention import ANY_SCORING, Count, Group, Retention, groups, size
-from dspex_pipelines.engine.journal_schema import executions, scores
+from dspex_pipelines.engine.journal import retention as journal_retention
+from dspex_pipelines.engine.journal.journal import Entry, Journal
+from dspex_pipelines.engine.journal.retention import ANY_SCORING, Count, Group, Retention, groups, size
+from dspex_pipelines.engine.journal.schema import executions, scores
 from dspex_pipelines.errors import DspexError
 from dspex_pipelines.model.outcome import ErrorType
 from tests.engine.test_journal import OTHER, RESULT, _entries, _error, _found, _id

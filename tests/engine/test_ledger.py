@@ -7,9 +7,9 @@ import threading
 
 import pytest
 
-from dspex_pipelines.engine.journal import Journal
-from dspex_pipelines.engine.ledger import Ledger, why_stopped
-from dspex_pipelines.engine.reservation import Reservation
+from dspex_pipelines.engine.journal.journal import Journal
+from dspex_pipelines.engine.journal.ledger import Ledger, why_stopped
+from dspex_pipelines.engine.journal.reservation import Reservation
 from dspex_pipelines.model.budget import Budget
 from dspex_pipelines.model.outcome import ErrorType, TrialError, TrialOutcome, TrialResult
 from dspex_pipelines.model.payload import encode

@@ -19,8 +19,8 @@ import pytest
 from dspy import lm15
 from dspy.utils import exceptions as of_dspy
 
-from dspex_pipelines.engine.provider_faults import provider_fault
-from dspex_pipelines.engine.throttle import Verdict
+from dspex_pipelines.engine.calls.provider_faults import provider_fault
+from dspex_pipelines.engine.throttling.throttle import Verdict
 from dspex_pipelines.errors import NO_KEY, ProviderGivenUp
 from dspex_pipelines.model.outcome import ErrorType
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from dspex_pipelines.engine import recorder as module
-from dspex_pipelines.engine.journal import Entry
-from dspex_pipelines.engine.recorder import GROUP, MOST_WAITING, Recorder
+from dspex_pipelines.engine.journal import recorder as module
+from dspex_pipelines.engine.journal.journal import Entry
+from dspex_pipelines.engine.journal.recorder import GROUP, MOST_WAITING, Recorder
 from dspex_pipelines.model.outcome import TrialResult
 
 

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from dspex_pipelines.engine.retries import MOST_ATTEMPTS, Fault, RetryPolicy
+from dspex_pipelines.engine.dispatch.retries import MOST_ATTEMPTS, Fault, RetryPolicy
 from dspex_pipelines.model.outcome import Attempt, ErrorType
 
 RAISED = Fault(ErrorType.PROGRAM_EXCEPTION, "gone", retryable=True)

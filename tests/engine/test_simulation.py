@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 
-from dspex_pipelines.engine import failures, retries
-from dspex_pipelines.engine.board import Board
-from dspex_pipelines.engine.failures import Failures
-from dspex_pipelines.engine.quarantine import Quarantine
-from dspex_pipelines.engine.queues import Queues
-from dspex_pipelines.engine.retries import Fault, RetryPolicy
-from dspex_pipelines.engine.tickets import Orders
+from dspex_pipelines.engine.dispatch import failures, retries
+from dspex_pipelines.engine.dispatch.board import Board
+from dspex_pipelines.engine.dispatch.failures import Failures
+from dspex_pipelines.engine.dispatch.quarantine import Quarantine
+from dspex_pipelines.engine.dispatch.queues import Queues
+from dspex_pipelines.engine.dispatch.retries import Fault, RetryPolicy
+from dspex_pipelines.engine.dispatch.tickets import Orders
 from dspex_pipelines.engine.timers import Timers
 from dspex_pipelines.model.outcome import Attempt, ErrorType
 from tests.engine.records import LATE_S, Wrong

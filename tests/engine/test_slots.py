@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dspex_pipelines.engine.dispatcher import Dispatcher
-from dspex_pipelines.engine.tickets import Orders, Ticket
+from dspex_pipelines.engine.dispatch.dispatcher import Dispatcher
+from dspex_pipelines.engine.dispatch.tickets import Orders, Ticket
 from dspex_pipelines.model.outcome import ErrorType
 
 

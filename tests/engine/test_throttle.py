@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from dspex_pipelines.engine.throttle import Throttle, Verdict
+from dspex_pipelines.engine.throttling.throttle import Throttle, Verdict
 from dspex_pipelines.errors import InvalidValue
 from dspex_pipelines.model.limits import RateLimit
 from tests.engine.provider import MODEL, Provider, Run, World

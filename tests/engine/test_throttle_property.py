@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from dspex_pipelines.engine.throttle import Answer, Throttle, Verdict
+from dspex_pipelines.engine.throttling.throttle import Answer, Throttle, Verdict
 from dspex_pipelines.model.limits import RateLimit
 
 PER_S = 20.0

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from dspex_pipelines import Price, call_model, report_usage
-from dspex_pipelines.engine.calls import (
+from dspex_pipelines.engine.calls.trial_calls import (
     MOST_AMOUNT,
     MOST_FAILED,
     MOST_NAMES,
@@ -23,8 +23,8 @@ from dspex_pipelines.engine.calls import (
     TrialCalls,
     begin_trial,
 )
-from dspex_pipelines.engine.throttle import Verdict
-from dspex_pipelines.engine.used import Used
+from dspex_pipelines.engine.calls.used import Used
+from dspex_pipelines.engine.throttling.throttle import Verdict
 from dspex_pipelines.errors import InvalidValue
 from dspex_pipelines.model.calls import CallPolicy
 from dspex_pipelines.model.payload import decode, encode

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dspex_pipelines.engine.throttle import Throttle, Verdict
+from dspex_pipelines.engine.throttling.throttle import Throttle, Verdict
 from dspex_pipelines.errors import InvalidValue
 from dspex_pipelines.model.calls import CallPolicy, Price
 from dspex_pipelines.model.limits import RateLimit

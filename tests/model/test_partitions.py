@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from dspex_pipelines import Automation, Dataset, Dates, Dynamic, Upstream
 from dspex_pipelines.errors import InvalidValue
 from dspex_pipelines.model.partitions import Every
-from dspex_pipelines.orchestration.partitions import _dates
+from dspex_pipelines.orchestration.data.partitions import _dates
 
 NOW = dt.datetime(2026, 6, 15, tzinfo=dt.UTC)
 

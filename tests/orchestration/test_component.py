@@ -23,10 +23,10 @@ from dspex_pipelines.engine.documents import InvalidPart, evaluation_from_docume
 from dspex_pipelines.errors import InvalidValue
 from dspex_pipelines.model import automation, budget, calls, checks, limits, partitions, search, space, variables
 from dspex_pipelines.model.evaluation import Dataset, Evaluation
-from dspex_pipelines.orchestration import component_fields as written
 from dspex_pipelines.orchestration.build import build_evaluation
-from dspex_pipelines.orchestration.component_errors import InvalidDeclaration
-from dspex_pipelines.orchestration.scaffolding import EvaluationScaffolder
+from dspex_pipelines.orchestration.component import fields as written
+from dspex_pipelines.orchestration.component.errors import InvalidDeclaration
+from dspex_pipelines.orchestration.component.scaffolding import EvaluationScaffolder
 from tests.orchestration.any_evaluation import FOLDER, evaluations
 from tests.orchestration.components import PROGRAMS, TYPE, VALID, component_of, document_of, schema_errors
 from tests.orchestration.conftest import Lab

@@ -24,9 +24,9 @@ from dspex_pipelines.errors import DspexError, InvalidValue
 from dspex_pipelines.model.evaluation import Dataset
 from dspex_pipelines.model.partitions import Dynamic
 from dspex_pipelines.model.trial import Example
-from dspex_pipelines.orchestration import datasets
-from dspex_pipelines.orchestration.datasets import load_examples, read_partition, store_examples, store_rejected
-from dspex_pipelines.orchestration.sources import source_digests
+from dspex_pipelines.orchestration.data import datasets
+from dspex_pipelines.orchestration.data.datasets import load_examples, read_partition, store_examples, store_rejected
+from dspex_pipelines.orchestration.data.sources import source_digests
 from dspex_pipelines.wire.codec import example_from_wire
 from tests.orchestration.conftest import Lab, failure
 from tests.orchestration.declared import declare, rows

@@ -13,7 +13,7 @@ from dagster._core.definitions.partitions.context import partition_loading_conte
 
 from dspex_pipelines.model.evaluation import Dataset, Evaluation, Upstream
 from dspex_pipelines.model.partitions import Dates, Dynamic
-from dspex_pipelines.orchestration import sources
+from dspex_pipelines.orchestration.data import sources
 from dspex_pipelines.orchestration.freshness import KeepFreshSensor, reading_digests
 from tests.orchestration.conftest import Lab
 from tests.orchestration.declared import PROGRAMS, SPACE

@@ -17,11 +17,11 @@ import pytest
 from dspex_pipelines.errors import InvalidValue
 from dspex_pipelines.model.evaluation import Dataset
 from dspex_pipelines.model.partitions import Dates, Dynamic
-from dspex_pipelines.orchestration import sources
-from dspex_pipelines.orchestration.datasets import read_partition
+from dspex_pipelines.orchestration.data import sources
+from dspex_pipelines.orchestration.data.datasets import read_partition
+from dspex_pipelines.orchestration.data.partitions import known_partitions, present_partitions
+from dspex_pipelines.orchestration.data.sources import source_digests
 from dspex_pipelines.orchestration.freshness import reading_digests
-from dspex_pipelines.orchestration.partitions import known_partitions, present_partitions
-from dspex_pipelines.orchestration.sources import source_digests
 from tests.orchestration.conftest import Lab, failure
 from tests.orchestration.declared import declare
 

@@ -13,9 +13,9 @@ import dagster as dg
 import pytest
 from dagster._core.test_utils import create_run_for_test
 
-from dspex_pipelines.engine import journal_retention
-from dspex_pipelines.engine.journal import Journal
-from dspex_pipelines.engine.journal_retention import Count
+from dspex_pipelines.engine.journal import retention as journal_retention
+from dspex_pipelines.engine.journal.journal import Journal
+from dspex_pipelines.engine.journal.retention import Count
 from dspex_pipelines.errors import DspexError, InvalidValue
 from dspex_pipelines.model.plan import Plan
 from dspex_pipelines.model.space import ConfigurationSpace

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from dspex_pipelines.engine.retries import MOST_ATTEMPTS
+from dspex_pipelines.engine.dispatch.retries import MOST_ATTEMPTS
 from dspex_pipelines.loopback.process import Server, serving
 from dspex_pipelines.model.calls import CallPolicy
 from dspex_pipelines.model.limits import RateLimit

@@ -12,7 +12,7 @@ import dspy
 import pytest
 
 from dspex_pipelines.declarations import EVALUATIONS, QA_RAG
-from dspex_pipelines.engine.provider_faults import provider_fault
+from dspex_pipelines.engine.calls.provider_faults import provider_fault
 from dspex_pipelines.loopback.process import Server, serving
 from dspex_pipelines.qa_rag.dataset import DEMOS, EXAMPLES, demonstrated, examples
 from dspex_pipelines.qa_rag.metrics import answered, found

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from dspex_pipelines import redaction
-from dspex_pipelines.engine.calls import Call, TrialCalls
+from dspex_pipelines.engine.calls.trial_calls import Call, TrialCalls
 from dspex_pipelines.engine.trace import pack_trace, unpack_trace
 from dspex_pipelines.errors import DspexError, InvalidValue, PoolFailed
 from dspex_pipelines.model.outcome import ErrorType

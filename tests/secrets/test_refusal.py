@@ -13,7 +13,7 @@ import pytest
 
 from dspex_pipelines import Choice, ConfigurationSpace, Dataset, Evaluation, Text, redaction
 from dspex_pipelines.bridge.local_pool import LocalPoolLease
-from dspex_pipelines.engine.journal import Journal
+from dspex_pipelines.engine.journal.journal import Journal
 from dspex_pipelines.engine.programs import inspect_program
 from dspex_pipelines.errors import InvalidValue
 from dspex_pipelines.orchestration import resources

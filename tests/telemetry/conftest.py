@@ -15,7 +15,7 @@ import pytest
 from dspex_pipelines.bridge import local_pool
 from dspex_pipelines.bridge.client import PoolClient
 from dspex_pipelines.engine.batch import BatchSummary, planned_outcomes, run_batch
-from dspex_pipelines.engine.journal import Journal
+from dspex_pipelines.engine.journal.journal import Journal
 from dspex_pipelines.engine.program_versions import program_version
 from dspex_pipelines.model.outcome import TrialOutcome
 from dspex_pipelines.model.plan import Batch, Plan

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from dspex.v1 import types_pb2
-from dspex_pipelines.engine.calls import MOST_AMOUNT
+from dspex_pipelines.engine.calls.trial_calls import MOST_AMOUNT
 from dspex_pipelines.errors import DspexError, InvalidValue, SerializationError
 from dspex_pipelines.model.payload import decode, encode
 from dspex_pipelines.model.space import ConfigurationSpace

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import dspy
 
-from dspex_pipelines.engine.calls import running_trial
+from dspex_pipelines.engine.calls.trial_calls import running_trial
 from tests.worker.dspy_echo import OlderModel, OldModel, echo
 
 

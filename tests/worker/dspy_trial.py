@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 from typing import Any
 
-from dspex_pipelines.engine.calls import Caller, TrialCalls, begin_trial, end_trial
-from dspex_pipelines.engine.throttle import Verdict
+from dspex_pipelines.engine.calls.trial_calls import Caller, TrialCalls, begin_trial, end_trial
+from dspex_pipelines.engine.throttling.throttle import Verdict
 from dspex_pipelines.model.space import Configuration
 from dspex_pipelines.worker.instances import Instances, LoadedProgram, ProgramLoader
 from tests.worker.conftest import metric, program

@@ -6,7 +6,7 @@ import pytest
 
 from dspex.v1 import types_pb2
 from dspex_pipelines import redaction
-from dspex_pipelines.engine.calls import TrialCalls
+from dspex_pipelines.engine.calls.trial_calls import TrialCalls
 from dspex_pipelines.model.outcome import ErrorType, TrialError, TrialResult
 from dspex_pipelines.model.space import Configuration
 from dspex_pipelines.worker import answers

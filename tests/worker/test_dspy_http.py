@@ -11,8 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import dspy
 import pytest
 
-from dspex_pipelines.engine.calls import end_trial
-from dspex_pipelines.engine.throttle import Verdict
+from dspex_pipelines.engine.calls.trial_calls import end_trial
+from dspex_pipelines.engine.throttling.throttle import Verdict
 from dspex_pipelines.worker.dspy_models import TrialOver
 from tests.worker.dspy_echo import answered
 from tests.worker.dspy_trial import Trials

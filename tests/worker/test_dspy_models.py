@@ -16,8 +16,8 @@ import dspy
 import pytest
 from dspy.clients import base_lm
 
-from dspex_pipelines.engine.calls import TrialCalls
-from dspex_pipelines.engine.throttle import Verdict
+from dspex_pipelines.engine.calls.trial_calls import TrialCalls
+from dspex_pipelines.engine.throttling.throttle import Verdict
 from dspex_pipelines.engine.trace import pack_trace, unpack_trace
 from dspex_pipelines.model.outcome import TrialResult
 from dspex_pipelines.model.payload import encode
@@ -367,7 +367,7 @@ _AT_ONCE = """
 import os, sys, threading
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
 import dspy
-from dspex_pipelines.engine.calls import TrialCalls
+from dspex_pipelines.engine.calls.trial_calls import TrialCalls
 from dspex_pipelines.worker.dspy_models import TrialModels
 native, model = (dspy.LM("openai/gpt-4o-mini", api_key="none") for _ in range(2))
 TrialModels(TrialCalls(None)).of(native)

@@ -14,8 +14,8 @@ from dspex_pipelines.cli.targets import DECLARATION, find_evaluation
 from dspex_pipelines.engine.programs import inspect_program, resolve
 from dspex_pipelines.errors import DspexError, InvalidValue
 from dspex_pipelines.model.evaluation import Evaluation, Upstream
-from dspex_pipelines.orchestration.datasets import ReadPartition, read_partitions
-from dspex_pipelines.orchestration.sources import files_left_out, source_digests
+from dspex_pipelines.orchestration.data.datasets import ReadPartition, read_partitions
+from dspex_pipelines.orchestration.data.sources import files_left_out, source_digests
 from dspex_pipelines.redaction import LISTED, is_secret_variable
 
 _VARIABLE = re.compile(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)+")

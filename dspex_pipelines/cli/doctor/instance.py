@@ -15,8 +15,8 @@ from rich.filesize import decimal
 from dspex_pipelines.cli.doctor.findings import Check, Finding, ok, problem, warning
 from dspex_pipelines.cli.doctor.room import room
 from dspex_pipelines.cli.results import SETTINGS, home_folder, instance, is_used
-from dspex_pipelines.engine.journal_database import Database
-from dspex_pipelines.engine.journal_schema import HEAD
+from dspex_pipelines.engine.journal.database import Database
+from dspex_pipelines.engine.journal.schema import HEAD
 from dspex_pipelines.orchestration.resources import JOURNAL_URL, ResultStore
 from dspex_pipelines.orchestration.run_coordinator import EvaluationRunCoordinator
 from dspex_pipelines.orchestration.tags import KIND, POOL, TARGET

@@ -1,0 +1,1 @@
+"""An evaluation declared in YAML."""
