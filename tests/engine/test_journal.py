@@ -344,7 +344,7 @@ def test_a_large_journal_of_the_first_layout_is_brought_up_to_date(journal_url: 
 
 def _first_layout(connection: sa.Connection) -> None:
     config = Config(attributes={"connection": connection})
-    config.set_main_option("script_location", "dspex_pipelines.engine:migrations")
+    config.set_main_option("script_location", "dspex_pipelines.engine.journal:migrations")
     command.upgrade(config, "0001")
     connection.exec_driver_sql("DROP TABLE alembic_version")
 

@@ -96,7 +96,7 @@ def bring_up_to_date(connection: sa.Connection, shown: str) -> None:
     from alembic.config import Config
 
     config = Config(attributes={"connection": connection})
-    config.set_main_option("script_location", "dspex_pipelines.engine:migrations")
+    config.set_main_option("script_location", "dspex_pipelines.engine.journal:migrations")
     if found is None and sa.inspect(connection).has_table("executions"):
         command.stamp(config, "0001")
     command.upgrade(config, "head")
