@@ -18,22 +18,29 @@ from dspex_pipelines.model.variables import Integer
 
 METRIC = "benchmarks._programs:same"
 CONFIGURATIONS = 20
-SPACE = ConfigurationSpace(
-    variables=(Integer(name="k", low=1, high=CONFIGURATIONS, points=tuple(range(1, CONFIGURATIONS + 1))),)
-)
 
 
-def plan_of(entry_point: str, count: int, generation: str, *, evaluation: str, partition: str = "all") -> Plan:
-    """Return a plan of *count* trials of a program, in `CONFIGURATIONS` configurations."""
+def plan_of(
+    entry_point: str,
+    count: int,
+    generation: str,
+    *,
+    evaluation: str,
+    partition: str = "all",
+    configurations: int = CONFIGURATIONS,
+) -> Plan:
+    """Return a plan of *count* trials of a program, in so many configurations."""
+    points = tuple(range(1, configurations + 1))
+    space = ConfigurationSpace(variables=(Integer(name="k", low=1, high=configurations, points=points),))
     return Plan(
         evaluation=evaluation,
         partition=partition,
         dataset_digest="none",
-        rows=count // CONFIGURATIONS,
+        rows=count // configurations,
         program=ProgramSpec(entry_point=entry_point, version=program_version(entry_point, {})),
         metrics=(MetricSpec(entry_point=METRIC, version=metric_version(METRIC)),),
-        space_json=SPACE.to_json(),
-        configurations=tuple(SPACE.grid()),
+        space_json=space.to_json(),
+        configurations=tuple(space.grid()),
         generation=generation,
     )
 

@@ -20,6 +20,7 @@ SMALL = {
     "events": ["--trials", "1000"],
     "latency": ["--trials", "100", "--rounds", "1"],
     "cpu": ["--seconds", "0.1", "--rounds", "1"],
+    "configurations": ["--trials", "400", "--many", "40", "200", "--rounds", "1"],
     "growth": ["--sizes", "400", "--reference", "200", "--rounds", "1"],
     "journal": ["--outcomes", "5000", "--trials", "200", "--rounds", "1"],
     "start": ["--imports", "1", "--rounds", "1", "--trials", "10"],
@@ -39,6 +40,7 @@ CASES = {
     ],
     "events": [f"{what} of 1,000 trials" for what in ("events", "event log", "largest materialisation")],
     "latency": ["jitter-200", "constant-200", "threads-200", "mixed", "jitter-2000", "constant-2000"],
+    "configurations": ["40 configurations", "200 configurations"],
     "growth": [f"{what}400 trials" for what in ("", "client of ", "bridge of ", "workers of ")],
     "journal": [
         *("throughput into small", "throughput into large"),
