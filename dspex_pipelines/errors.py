@@ -48,7 +48,7 @@ class SerializationError(DspexError):
 
 
 class PoolUnreachable(DspexError):
-    """No bridge answered at `address` within `waited_s` seconds; *instead* says what its caller can do about it."""
+    """No bridge answered at `address` within `waited_s` seconds; *fix* says what can be done about it."""
 
     def __init__(
         self,
@@ -56,15 +56,16 @@ class PoolUnreachable(DspexError):
         address: str,
         waited_s: float,
         reason: str = "no answer",
-        instead: str = "leave the address (--pool-address) empty for a local pool",
+        fix: str = "",
     ) -> None:
         self.address = address
         self.waited_s = waited_s
         self.reason = reason
-        super().__init__(
-            f"no worker pool answered at {address} within {waited_s:g} s ({reason}); "
-            f"{instead}, or start one there: `dspex pool start --address {address}`"
+        fix = fix or (
+            "leave the address (--pool-address) empty for a local pool, or start one there: "
+            f"`dspex pool start --address {address}`"
         )
+        super().__init__(f"no worker pool answered at {address} within {waited_s:g} s ({reason}); {fix}")
 
 
 class PoolFailed(PoolUnreachable):

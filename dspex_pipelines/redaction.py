@@ -166,7 +166,8 @@ def learn(named: Mapping[str, str]) -> None:
 def learn_environment(environment: Mapping[str, str] | None = None) -> None:
     """Look for secrets in the environment: this process's, or one that others are going to have."""
     environment = os.environ if environment is None else environment
-    _SECRETS.open |= {environment[name] for name in _names(environment.get(EXEMPT, "")) if name in environment}
+    exempt = (environment.get(name) for name in _names(environment.get(EXEMPT, "")))
+    _SECRETS.open |= {value for value in exempt if value is not None}
     _SECRETS.learn(secrets_of(environment))
 
 
@@ -179,8 +180,10 @@ def secrets_of(environment: Mapping[str, str]) -> dict[str, str]:
     """Return the values of an environment that are secrets, by name."""
     listed, exempt = (_names(environment.get(name, "")) for name in (LISTED, EXEMPT))
     found: dict[str, str] = {}
-    for name, value in environment.items():
-        if name in (LISTED, EXEMPT) or name in exempt or not _is_long(value):
+    for name in list(environment):
+        # Programs may take variables out meanwhile.
+        value = environment.get(name)
+        if value is None or name in (LISTED, EXEMPT) or name in exempt or not _is_long(value):
             continue
         if name in listed or (is_secret_variable(name) and not _is_path(value)):
             found[name] = value

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from dspex.v1 import execution_pb2, pool_pb2, session_pb2, worker_pb2
-from dspex_pipelines.bridge import holding, hub, server, services
+from dspex_pipelines.bridge import holding, hub, server, services, session_service
 from dspex_pipelines.bridge.sessions import SessionLimits
 from dspex_pipelines.wire import codec
 
@@ -51,6 +51,10 @@ def environment() -> Iterator[dict[str, str]]:
     shutil.rmtree(folder)
 
 
+def test_it_speaks_the_version_that_is_spoken() -> None:
+    assert set(re.findall(r"protocol_version=(\d+)", TEXT)) == {str(codec.PROTOCOL_VERSION)}
+
+
 def test_every_snippet_is_run() -> None:
     assert TEXT.count("```sh\n") + TEXT.count("```python\n") == len(SNIPPETS)
     assert sorted(SNIPPETS) == sorted(["bridge", "worker", *CLIENTS])
@@ -72,7 +76,11 @@ ROWS = re.findall(r"^\| ([\d,]+)( MiB| KiB| s|) \|.*\| `(\w+)` \|$", TEXT, re.MU
 @pytest.mark.parametrize(("number", "unit", "name"), ROWS, ids=[name for _, _, name in ROWS])
 def test_a_limit_is_what_it_is_said_to_be(number: str, unit: str, name: str) -> None:
     limits = asdict(SessionLimits())
-    known = [vars(module)[name] for module in (codec, hub, holding, server, services) if name in vars(module)]
+    known = [
+        vars(module)[name]
+        for module in (codec, hub, holding, server, services, session_service)
+        if name in vars(module)
+    ]
     (value,) = {limits[name]} if name in limits else set(known)
     said = int(number.replace(",", "")) * {" MiB": 1 << 20, " KiB": 1 << 10}.get(unit, 1)
     assert said == value

@@ -62,10 +62,6 @@ class Standing:
     difference: Estimate
     """Paired difference to the best configuration, over the examples where both succeeded."""
 
-    def label(self, names: Sequence[str]) -> str:
-        """Return the variables of these *names* in one line."""
-        return label(self.variables, names)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Leaderboard:
@@ -93,11 +89,10 @@ class Leaderboard:
     def rows(self, limit: int | None = None) -> list[dict[str, str]]:
         """Return one row of readable text per configuration; variables that never differ are left out."""
         partial = any(standing.not_run for standing in self.standings)
-        names = varying(self.standings)
         return [
             {
                 "#": str(standing.rank),
-                "configuration": _label(standing, names),
+                "configuration": label,
                 "n": f"{standing.n:,}",
                 **{name: str(standing.scores[name]) for name in self.metrics},
                 "failures": f"{standing.failures:,}",
@@ -105,12 +100,16 @@ class Leaderboard:
                 "bounds": f"{standing.bounds[0]:.3f}…{standing.bounds[1]:.3f}",
                 "vs best": "best" if standing is self.best else _signed(standing.difference),
             }
-            for standing in self.standings[:limit]
+            for standing, label in zip(self.standings, self.labels(limit), strict=False)
         ]
 
-    def label(self, standing: Standing) -> str:
-        """Return the values of those variables that differ between configurations; its digest where none does."""
-        return _label(standing, varying(self.standings))
+    def labels(self, limit: int | None = None) -> list[str]:
+        """Return of each configuration the values of those variables that differ; its digest where none does."""
+        names = varying(self.standings)
+        return [
+            label(standing.variables, names) or (standing.configuration if standing.variables else "no variables")
+            for standing in self.standings[:limit]
+        ]
 
     def to_markdown(self, limit: int | None = None) -> str:
         """Return the rows as a Markdown table."""
@@ -376,10 +375,6 @@ def _shown(value: Any) -> str:
 def label(variables: Mapping[str, Any], names: Iterable[str]) -> str:
     """Return the values of these *names* in one line."""
     return " ".join(f"{name}={_shown(variables[name])}" for name in names)
-
-
-def _label(standing: Standing, names: Sequence[str]) -> str:
-    return standing.label(names) or (standing.configuration if standing.variables else "no variables")
 
 
 def varying(standings: Sequence[Standing]) -> list[str]:

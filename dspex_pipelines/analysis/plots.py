@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from dspex_pipelines.analysis.leaderboard import Leaderboard, varying
+from dspex_pipelines.analysis.leaderboard import Leaderboard
 
 _BEST, _REST, _BOUNDS = "#0b6e4f", "#3b5b8c", "#c9c9c9"
 _LABELS = 0.6
@@ -26,7 +26,6 @@ def leaderboard_png(board: Leaderboard, *, top: int = 20) -> bytes:
     The object interface of matplotlib is used, so it may be called from any thread.
     """
     standings = board.standings[:top]
-    names = varying(board.standings)
     figure = Figure(figsize=(9.0, 1.2), dpi=100)
     canvas = FigureCanvasAgg(figure)
     axes = figure.subplots()
@@ -53,8 +52,7 @@ def leaderboard_png(board: Leaderboard, *, top: int = 20) -> bytes:
         loc="left",
         parse_math=False,
     )
-    labels = [standing.label(names) or standing.configuration for standing in standings]
-    lines, label_width = _set_labels(axes, labels, canvas, room=_LABELS * figure.bbox.width)
+    lines, label_width = _set_labels(axes, board.labels(top), canvas, room=_LABELS * figure.bbox.width)
     figure.set_size_inches(9.0, 1.2 + max(0.27, 0.06 + 0.14 * lines) * len(standings))
     _make_room(figure, label_width)
     buffer = io.BytesIO()

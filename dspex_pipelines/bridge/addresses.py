@@ -50,26 +50,29 @@ def check_dialled(address: str, *, field: str = "address") -> None:
 
     gRPC would try it until time is over, and dial port 443 where there is none.
     """
-    scheme, _, rest = address.partition(":")
+    # gRPC takes blanks at the end, as a variable that was read from a file may have them.
+    scheme, _, rest = address.rstrip().partition(":")
     match scheme.lower():
         case "unix" | "unix-abstract" | "xds" | "google-c2p":
             sound = bool(rest)
-        case "dns" | "ipv4" | "ipv6" | "vsock":
-            host, _, port = rest.rpartition(":")
-            sound = bool(host) and _is_port(port)
+        case "dns" | "vsock":
+            sound = _has_port(rest)
+        case "ipv4" | "ipv6":
+            # A list of them, of which any will do.
+            sound = all(map(_has_port, rest.split(",")))
         case _:
-            host, _, port = address.rpartition(":")
+            host = address.rpartition(":")[0]
             bracketed = host.startswith("[") and host.endswith("]")
-            sound = bool(host) and _is_port(port) and "/" not in host and (bracketed or ":" not in host)
+            sound = _has_port(address.rstrip()) and "/" not in host and (bracketed or ":" not in host)
     if not sound:
         fix = "give unix:/path or host:port, such as 127.0.0.1:50051 or [::1]:50051; gRPC's dns:///host:port will do"
         raise InvalidValue(field=field, value=address, fix=fix)
 
 
-def _is_port(text: str) -> bool:
-    # gRPC takes blanks at the end, as a variable that was read from a file may have them.
-    text = text.rstrip()
-    return text.isascii() and text.isdecimal() and 0 < int(text) <= MOST_PORT
+def _has_port(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    sound = port.isascii() and port.isdecimal() and len(port) <= len(str(MOST_PORT)) and 0 < int(port) <= MOST_PORT
+    return sound and bool(host) and " " not in host
 
 
 def check_free(address: str) -> None:

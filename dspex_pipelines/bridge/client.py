@@ -232,14 +232,14 @@ class PoolClient:
     async def make_versions(self, session_id: int, many: Sequence[Mapping[str, object]]) -> list[int]:
         """Make a version of each configuration; return their numbers, 0 for those that `set_variables` would refuse.
 
-        Raises `UnknownSession`.
+        In as many calls as their bytes need. Raises `UnknownSession`, and `QuotaExceeded` for more than 1,024 in one.
         """
         versions: list[int] = []
         request = session_pb2.MakeVersionsRequest(session_id=session_id)
         size = 0
         for payload in map(encode, many):
             size += len(payload)
-            if request.values and (size > FRAME_BYTES or len(request.values) == FRAME_TRIALS):
+            if request.values and size > FRAME_BYTES:
                 versions += (await self._call("MakeVersions", request)).versions
                 request = session_pb2.MakeVersionsRequest(session_id=session_id)
                 size = len(payload)

@@ -112,8 +112,11 @@ class Crew:
             if self._signals:
                 return False
             if time.monotonic() >= give_up_at:
-                instead = "give the address of one that runs, wait for it longer (--wait-s)"
-                raise PoolUnreachable(address=self._address, waited_s=self._wait_s, reason=why, instead=instead)
+                fix = (
+                    "give the address of one that runs, wait for it longer (--wait-s), or start one there: "
+                    f"`dspex pool start --address {self._address}`"
+                )
+                raise PoolUnreachable(address=self._address, waited_s=self._wait_s, reason=why, fix=fix)
             if not waiting:
                 waiting = True
                 self._say(f"there is no bridge at {self._address} ({why}); waiting {self._wait_s:g} s for one")

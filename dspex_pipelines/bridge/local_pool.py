@@ -21,6 +21,7 @@ import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import dspex_pipelines
 from dspex_pipelines.bridge.addresses import SOCKET_PATH_BYTES
@@ -107,7 +108,7 @@ def lease(
             start_supervisor(runtime_dir, options, folder=folder, environment=environment)
             status = running(runtime_dir)
         if status is None:
-            raise PoolUnreachable(address=str(runtime_dir), waited_s=0, reason="it ended as soon as it was up")
+            raise _not_started(runtime_dir, 0, "it ended as soon as it was up")
         kept = held.pop_all()
     with kept:
         yield LocalPoolLease(address=status.address, runtime_dir=runtime_dir)
@@ -140,14 +141,15 @@ def wait_for_starts(*, runtime_root: Path | None = None) -> None:
 def stop(pools: Sequence[LocalPoolStatus] | None = None, *, runtime_root: Path | None = None) -> int:
     """End these *pools*, or all of this user on this machine, whoever uses them; return how many.
 
-    Those at a stated address have `DRAIN_S` to finish what they have accepted. *All* has those that are being started.
+    Those at a stated address have `DRAIN_S` to finish what they have accepted. Without *pools*, those that are being
+    started are waited for and ended too. Raises `DspexError` for one that does not end.
     """
     if pools is None:
         wait_for_starts(runtime_root=runtime_root)
         pools = status(runtime_root=runtime_root)
     if not _ended(pools, within_s=DRAIN_S) and not _ended(pools, within_s=STOP_S - DRAIN_S):
         left = next((pool for pool in pools if started_at(pool.pid)), pools[0])
-        raise PoolUnreachable(address=left.address, waited_s=STOP_S, reason="it does not end")
+        raise DspexError(f"the pool at {left.address} does not end; see {left.runtime_dir / 'pool.log'}, or try again")
     return len(pools)
 
 
@@ -214,11 +216,11 @@ def check_root(root: Path, name: str) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Generator[None]:
-    """Hold the lock that this file is, once nobody else does."""
+def locked(path: Path) -> Generator[IO[str]]:
+    """Hold the lock that this file is, once nobody else does, until the file is closed."""
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        yield file
 
 
 def _is_locked(path: Path) -> bool:
@@ -282,6 +284,11 @@ def start_supervisor(
             os.close(writing)
         readable, _, _ = select.select([ready], [], [], START_S)
         line = ready.readline() if readable else b""
-    answer = json.loads(line) if line else {"error": f"see {runtime_dir / 'pool.log'}"}
+    answer = json.loads(line) if line else {"error": "it said nothing"}
     if "error" in answer:
-        raise PoolUnreachable(address=str(runtime_dir), waited_s=START_S, reason=str(answer["error"]))
+        raise _not_started(runtime_dir, START_S, str(answer["error"]))
+
+
+def _not_started(runtime_dir: Path, waited_s: float, reason: str) -> PoolUnreachable:
+    fix = f"see {runtime_dir / 'pool.log'}"
+    return PoolUnreachable(address=str(runtime_dir), waited_s=waited_s, reason=reason, fix=fix)

@@ -19,8 +19,8 @@ from dspex_pipelines.model.trial import reads_as_entry_point
 from dspex_pipelines.wire.codec import checked_about, policy_from_wire, session_to_wire
 
 MOST_METRICS = 256
-MOST_AT_ONCE = 1_024
-"""Configurations that versions are made of in one call, which nothing else in the bridge interrupts."""
+MOST_CONFIGURATIONS = 1_024
+"""That versions are made of in one call, which nothing else in the bridge interrupts."""
 PROCESS_SLOTS = 8
 """An isolated trial takes so many of a worker's slots: beside a coroutine or a thread, a process costs some 10 ms of
 computing and 10 MB. As many at once as there are slots would be late, and their deadlines start when they are sent."""
@@ -78,7 +78,7 @@ class SessionService(session_pb2_grpc.SessionServiceServicer):
         """Make a version of each configuration; one that cannot be costs the others nothing."""
         try:
             self._hub.sessions.session(request.session_id)
-            _check_size("configurations", len(request.values), MOST_AT_ONCE)
+            _check_size("configurations", len(request.values), MOST_CONFIGURATIONS)
             versions = [self._made(request.session_id, values) for values in request.values]
             self._hub.forget_versions()
         except DspexError as error:

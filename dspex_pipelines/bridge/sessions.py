@@ -303,7 +303,7 @@ class SessionStore:
     def _evict(self, session: Session) -> None:
         over = len(session.snapshots) - len(session.pins) - self.limits.unreferenced
         if over > 0:
-            # Not all of them looked at, as it is done for each new version once there are so many.
+            # For each new version, once there are so many: it looks at those that go, and at the pinned ones before.
             spare = (v for v in session.snapshots if v not in session.pins and v != session.newest)
             self._let_go(session, list(islice(spare, over)))
 

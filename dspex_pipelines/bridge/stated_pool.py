@@ -1,7 +1,7 @@
 """A pool that stays, at an address that is stated: here in the foreground, or left behind.
 
 It is listed and ended as local pools are. Its folder holds besides `pool.lock`, which is held for as long as it lives;
-`start.lock` is held at least until it is up.
+`start.lock` is held until it is up.
 """
 
 from __future__ import annotations
@@ -65,7 +65,14 @@ def run_here(
     *tell* is told what `Supervisor.run` says, and at first where its `log` is. Raises `InvalidValue` for an address
     that is in use or may not be served.
     """
-    with _taken(pool, runtime_root) as (runtime_dir, _):
+    with _taken(pool, runtime_root) as (runtime_dir, _, starting):
+
+        def told(what: Mapping[str, object]) -> None:
+            if "address" in what:
+                # It is up: who waits for that need not any more.
+                starting.close()
+            tell(what)
+
         tell({"log": str(runtime_dir / "pool.log")})
         supervisor = Supervisor(
             runtime_dir=runtime_dir,
@@ -76,7 +83,7 @@ def run_here(
             address=pool.address,
             drains=True,
         )
-        return supervisor.run(tell)
+        return supervisor.run(told)
 
 
 def leave_running(pool: StatedPool, *, runtime_root: Path | None = None) -> LocalPoolStatus:
@@ -84,13 +91,13 @@ def leave_running(pool: StatedPool, *, runtime_root: Path | None = None) -> Loca
 
     Raises `InvalidValue` as `run_here` does, and `DspexError` when it does not start.
     """
-    with _taken(pool, runtime_root) as (runtime_dir, lock):
+    with _taken(pool, runtime_root) as (runtime_dir, lock, _):
         workers = pool.workers or os.cpu_count() or 1
         options = local_pool.pool_options(workers, pool.slots, pool.idle_s or math.inf, pool.recycling)
         try:
             local_pool.start_supervisor(runtime_dir, [*options, "--address", pool.address], held=(lock.fileno(),))
         except PoolUnreachable as error:
-            raise DspexError(f"the pool did not start: {error.reason}") from error
+            raise DspexError(f"the pool did not start: {error.reason}; see {runtime_dir / 'pool.log'}") from error
         started = local_pool.running(runtime_dir)
         if started is not None:
             with contextlib.suppress(PoolUnreachable):
@@ -110,8 +117,8 @@ async def _joined(address: str, workers: int) -> None:
 
 
 @contextlib.contextmanager
-def _taken(pool: StatedPool, runtime_root: Path | None) -> Generator[tuple[Path, IO[str]]]:
-    """Make the pool's folder and hold its locks."""
+def _taken(pool: StatedPool, runtime_root: Path | None) -> Generator[tuple[Path, IO[str], IO[str]]]:
+    """Make the pool's folder and hold its locks, the second one until it is closed."""
     check_free(pool.address)
     runtime_dir = local_pool.made_runtime_dir(runtime_root or local_pool.default_root(), _name(pool.address))
     with (runtime_dir / "pool.lock").open("a") as lock:
@@ -120,8 +127,8 @@ def _taken(pool: StatedPool, runtime_root: Path | None) -> Generator[tuple[Path,
         except BlockingIOError as error:
             fix = "a pool is starting or ending there; try again, or give another"
             raise InvalidValue(field="address", value=pool.address, fix=fix) from error
-        with local_pool.locked(runtime_dir / "start.lock"):
-            yield runtime_dir, lock
+        with local_pool.locked(runtime_dir / "start.lock") as starting:
+            yield runtime_dir, lock, starting
 
 
 def _name(address: str) -> str:

@@ -38,7 +38,7 @@ for command in (trials, replay, trace):
     app.command()(command)
 
 
-PRINTED = 50
+MOST_PRINTED = 50
 """Configurations of the table that `dspex evaluate` prints."""
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
@@ -218,8 +218,8 @@ def evaluate(
     except KeyboardInterrupt:
         # Between the steps, where Dagster does not make an error of it.
         raise Interrupted from None
-    _print_leaderboard(results.board, PRINTED)
-    _say_shown(results.board, PRINTED, rest=f"; all: {_command('dspex leaderboard', target)}")
+    _print_leaderboard(results.board, MOST_PRINTED)
+    _say_shown(results.board, MOST_PRINTED, rest=f"; all: {_command('dspex leaderboard', target)}")
     if results.hedged is not None:
         _say(f"Hedged: {hedged_in_words(*results.hedged)}")
     for line in results.usage.lines():

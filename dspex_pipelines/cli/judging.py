@@ -45,7 +45,7 @@ class Demands:
             mean = best.scores[metric].mean
             if math.isnan(mean) or mean < least:
                 told = "no" if math.isnan(mean) else f"{mean:.4g}"
-                yield f"{metric} of the best configuration ({board.label(best)}) is {told}, under {least:g}"
+                yield f"{metric} of the best configuration ({board.labels(1)[0]}) is {told}, under {least:g}"
         if self.least and partial:
             yield f"results are partial, so nothing is said of the whole: {', '.join(partial)}"
         if self.most_failed is not None and (share := _failed(board)) > self.most_failed:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import cast
 
 import dagster as dg
 import pandas as pd
+import yaml
 from dagster_shared.check import CheckError
 from dagster_shared.error import DagsterError
 from yaml import YAMLError
@@ -22,7 +23,7 @@ from dspex_pipelines.orchestration.io_managers import NewestResults
 
 HOME = ".dagster_home"
 SETTINGS = "dagster.yaml"
-_STORAGE = re.compile(r"^(storage|run_storage|event_log_storage):", re.MULTILINE)
+_STORAGES = frozenset({"storage", "run_storage", "event_log_storage"})
 
 
 def home_folder() -> Path:
@@ -34,8 +35,14 @@ def is_used(home: Path) -> bool:
     """Whether there is an instance, in that folder or where its settings say; what only reads is to make none."""
     if (home / "history").is_dir():
         return True
-    settings = home / SETTINGS
-    return settings.is_file() and bool(_STORAGE.search(settings.read_text(encoding="utf-8", errors="replace")))
+    try:
+        settings = yaml.safe_load((home / SETTINGS).read_bytes())
+    except FileNotFoundError:
+        return False
+    except (OSError, YAMLError):
+        # Whoever opens it says what is wrong with it.
+        return True
+    return isinstance(settings, dict) and not _STORAGES.isdisjoint(cast("dict[object, object]", settings))
 
 
 @contextmanager

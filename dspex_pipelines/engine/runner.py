@@ -213,6 +213,8 @@ class TrialRunner:
     def drop(self) -> None:
         """Cancel what was begun."""
         self._parked.clear()
+        for specs in self._unapplied.values():
+            specs.clear()
         self._pool.drop(self._answered)
 
     def _park(self, parked: _Parked) -> None:

@@ -31,7 +31,7 @@ from dspex_pipelines.worker.threads import CannotStart, Threads
 
 MOST_READY = 64
 LOOK_S = 0.05
-"""At most so often the environment is looked at for keys that are new in a variable that is not: it takes 0.1 ms."""
+"""The environment is looked through at most so often, which takes 0.1 ms, unless a variable has come or gone."""
 T = TypeVar("T")
 _Key: TypeAlias = tuple[int, int, tuple[str, ...]]
 """Session, version, and the names of the inputs."""
@@ -113,8 +113,8 @@ class ProgramExecutor:
         self._ending = threading.Lock()
         """Held while it is decided whether a thread's trial was cancelled or has ended."""
         self._loop = asyncio.get_running_loop()
-        self._variables = 0
-        """Of the environment, when it was last looked at."""
+        self._environment_size = 0
+        """When it was last looked through."""
         self._look_at = 0.0
         self._marks = marks or Marks()
 
@@ -229,10 +229,10 @@ class ProgramExecutor:
         return Ready(program, configuration, instance, variables, Caller(self._permits, session.calls, spans))
 
     def _look_for_keys(self) -> None:
-        """Trials may read keys from a file into the environment: it is looked at anew once it has grown, or soon."""
-        now, variables = self._loop.time(), len(os.environ)
-        if variables != self._variables or now >= self._look_at:
-            self._variables, self._look_at = variables, now + LOOK_S
+        """Look through the environment, into which trials may have read keys from a file."""
+        now, size = self._loop.time(), len(os.environ)
+        if size != self._environment_size or now >= self._look_at:
+            self._environment_size, self._look_at = size, now + LOOK_S
             learn_environment()
 
     def _is_isolated(self, session: KnownSession) -> bool:

@@ -162,8 +162,8 @@ class WorkerWire:
             try:
                 await connected(channel, within_s=CONNECT_S)
             except TimeoutError as error:
-                instead = "give the address of one that runs"
-                raise PoolUnreachable(address=self._address, waited_s=CONNECT_S, instead=instead) from error
+                fix = "give the address of a pool that runs"
+                raise PoolUnreachable(address=self._address, waited_s=CONNECT_S, fix=fix) from error
             stub: Any = worker_pb2_grpc.WorkerServiceStub(channel)
             watching = asyncio.create_task(self._watch_programs())
             try:

@@ -86,6 +86,11 @@ def test_what_only_grpc_can_know_is_left_to_it(address: str) -> None:
         pytest.param("dns:///localhost", id="name-no-port"),
         pytest.param("dns:50051", id="name-no-host"),
         pytest.param("ipv4:127.0.0.1", id="ipv4-no-port"),
+        pytest.param("ipv4:127.0.0.1:0,127.0.0.1:5", id="port-0-of-a-list"),
+        pytest.param("ipv4:127.0.0.1,127.0.0.1:5", id="no-port-of-a-list"),
+        pytest.param("a b:50051", id="blank"),
+        pytest.param("unix:   ", id="blanks-for-path"),
+        pytest.param(f"localhost:{'9' * 5_000}", id="no-number"),
     ],
 )
 @pytest.mark.parametrize("dialling", [PoolClient, Crew])

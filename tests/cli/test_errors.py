@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -219,7 +222,11 @@ def test_what_only_reads_makes_nothing_and_says_what_to_run(
     assert [path for path in sorted(folder.rglob("*")) if path.name != "__pycache__"] == before
 
 
-@pytest.mark.parametrize("settings", ["storage:\n  sqlite:\n    base_dir: {}\n", ""], ids=["elsewhere", "by-itself"])
+@pytest.mark.parametrize(
+    "settings",
+    ["storage:\n  sqlite:\n    base_dir: {}\n", "{{'storage': {{sqlite: {{base_dir: {}}}}}}}\n", ""],
+    ids=["elsewhere", "in-one-line", "by-itself"],
+)
 def test_a_home_that_dagster_has_used_is_read(
     folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch, settings: str
 ) -> None:
@@ -264,6 +271,26 @@ def test_a_home_that_cannot_be_written_to_is_named(folder: Path, monkeypatch: py
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(InvalidValue, match="not writable"), instance():
         pass
+
+
+def test_a_process_that_opens_a_home_waits_for_the_one_that_does(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "DAGSTER_HOME": str(home)}
+    command = [sys.executable, "-c", "from dspex_pipelines.cli.results import instance\nwith instance():\n    pass"]
+    descriptor = os.open(home, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        opener = subprocess.Popen(command, env=environment)
+        # The kernel lists who waits for a lock, with an arrow before it.
+        while not re.search(rf"-> FLOCK .* {opener.pid} ", Path("/proc/locks").read_text()):
+            assert opener.poll() is None, "it waits for nobody"
+            time.sleep(0.01)
+        assert list(home.iterdir()) == []
+    finally:
+        os.close(descriptor)
+    assert opener.wait(60) == 0
+    assert (home / "history").is_dir()
 
 
 def test_processes_that_open_a_new_home_at_once_all_have_it(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def started(
 )
 def test_a_program_that_ends_the_process_is_told(tmp_path: Path, body: str, option: str, told: str) -> None:
     process = started(tmp_path, body, REPLAY, option, DEVNULL, PIPE, PIPE)
-    out, err = (text.decode() for text in process.communicate())
+    out, err = (text.decode() for text in process.communicate(timeout=60))
     assert process.returncode == 1
     # The program's own words come first, whoever writes them.
     assert out.endswith(f"it runs\nworker_lost: {told}\n"), out + err
@@ -97,7 +97,7 @@ def test_a_program_that_does_not_is_told_as_it_went(
     tmp_path: Path, body: str, option: str, code: int, told: str
 ) -> None:
     process = started(tmp_path, body, REPLAY, option, DEVNULL, PIPE, STDOUT)
-    out = process.communicate()[0].decode()
+    out = process.communicate(timeout=60)[0].decode()
     assert process.returncode == code, out
     assert told in out
     assert "" not in out.splitlines()
@@ -120,7 +120,7 @@ def typed(folder: Path, body: str, at: str, keys: bytes, option: str = "") -> tu
         pass  # how Linux says that nobody has the terminal any more
     finally:
         os.close(ours)
-    return shown.decode(), process.wait()
+    return shown.decode(), process.wait(60)
 
 
 def test_a_breakpoint_has_the_terminal(tmp_path: Path) -> None:

@@ -188,3 +188,14 @@ async def test_what_waits_is_dropped_with_the_rest(applied: bool) -> None:
     assert [about[0] for *_, about in pool.sent] == [0], "and later ones are not"
     pool.answer()
     assert (list(begun.ended), begun.again) == ([0], [])
+
+
+async def test_nothing_more_is_applied_for_what_was_dropped() -> None:
+    pool = Pool()
+    begun = Begun(pool, configurations=1_000)
+    begun.begin(*range(900))
+    await asyncio.sleep(0)
+    begun.runner.drop()
+    pool.may_apply.set()
+    await settled()
+    assert (pool.calls, pool.sent, begun.again) == (1, [], [])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 
@@ -158,6 +159,17 @@ def test_a_secret_that_leaves_the_environment_is_still_one(monkeypatch: pytest.M
     monkeypatch.delenv("SOME_TOKEN")
     redaction.learn_environment()
     assert redaction.redact("here-for-a-while") == "[redacted SOME_TOKEN]"
+
+
+def test_a_variable_that_goes_while_the_environment_is_looked_at_costs_nothing() -> None:
+    class Going(dict[str, str]):
+        def __iter__(self) -> Iterator[str]:
+            names = list(super().__iter__())
+            self.pop("GOING_TOKEN", None)
+            return iter(names)
+
+    redaction.learn_environment(Going(GOING_TOKEN="gone-by-then", OTHER_TOKEN="still-there-then"))
+    assert redaction.redact("gone-by-then still-there-then") == "gone-by-then [redacted OTHER_TOKEN]"
 
 
 SCRIBBLES = """

@@ -100,7 +100,7 @@ async def test_another_configuration_begins_at_once_where_nothing_has_to_be_buil
     session = bench.open(of)
     await bench.outcome(bench.submit(spec(of, {"x": 1}, {"k": 1}), session=session))
     prepared: list[object] = []
-    monkeypatch.setattr(bench.executor, "_prepare", prepared.append)
+    monkeypatch.setattr(bench.executor, "_prepare", lambda *given: prepared.append(given) or asyncio.Future())
     numbers = [bench.submit(spec(of, {"x": 1}, {"k": k}), session=session, version=k) for k in range(2, 100)]
     outcomes = [await bench.outcome(number) for number in numbers]
     assert [outcome.configuration_digest for outcome in outcomes] == [
