@@ -180,7 +180,7 @@ def secrets_of(environment: Mapping[str, str]) -> dict[str, str]:
     """Return the values of an environment that are secrets, by name."""
     listed, exempt = (_names(environment.get(name, "")) for name in (LISTED, EXEMPT))
     found: dict[str, str] = {}
-    for name in list(environment):
+    for name in environment:
         # Programs may take variables out meanwhile.
         value = environment.get(name)
         if value is None or name in (LISTED, EXEMPT) or name in exempt or not _is_long(value):
