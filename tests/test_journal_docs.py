@@ -165,7 +165,7 @@ def test_it_may_be_in_postgresql(home: Path, postgresql_url: str) -> None:
 
 @pytest.mark.parametrize("command", ["size", "prune"])
 def test_where_there_is_none_it_says_so(tmp_path: Path, command: str) -> None:
-    assert "error: there is no journal at" in told(tmp_path, "dspex", "journal", command)
+    assert f"error: nothing has been evaluated in {tmp_path}" in told(tmp_path, "dspex", "journal", command)
 
 
 @pytest.mark.parametrize("option", [("--keep", "0"), ("--older-than", "-1")])

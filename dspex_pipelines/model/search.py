@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from dspex_pipelines.errors import InvalidValue
 
+MOST_CONFIGURATIONS = 1_000_000
+"""Of a run: its plan names each."""
 LARGEST = 2**31 - 1
 """Of what a run's config can hold."""
 
@@ -25,3 +27,6 @@ class Search:
             if type(value) is not int or not 0 <= value <= LARGEST:
                 fix = f"give an integer in [0, {LARGEST}]"
                 raise InvalidValue(field=f"search.{name}", value=value, fix=fix)
+        if self.samples > MOST_CONFIGURATIONS:
+            fix = f"draw at most {MOST_CONFIGURATIONS:,} configurations"
+            raise InvalidValue(field="search.samples", value=self.samples, fix=fix)

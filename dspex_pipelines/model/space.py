@@ -222,6 +222,11 @@ class ConfigurationSpace:
                 raise InvalidValue(field=", ".join(broken), value=broken, fix=f"keep the constraint {constraint}")
         return Configuration(checked)
 
+    @property
+    def combinations(self) -> int:
+        """How many combinations the grid looks at, allowed or not."""
+        return math.prod(len(variable.grid()) for variable in self.variables)
+
     def grid(self) -> Iterator[Configuration]:
         """Yield every allowed combination of the variables' grids, the last variable fastest."""
         levels = [variable.grid() for variable in self.variables]

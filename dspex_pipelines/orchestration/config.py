@@ -16,7 +16,7 @@ from dspex_pipelines.model.budget import Budget
 from dspex_pipelines.model.evaluation import Evaluation
 from dspex_pipelines.model.hedging import Hedging
 from dspex_pipelines.model.limits import MOST_WEIGHT
-from dspex_pipelines.model.search import LARGEST, Search
+from dspex_pipelines.model.search import LARGEST, MOST_CONFIGURATIONS, Search
 from dspex_pipelines.model.space import Configuration, ConfigurationSpace
 
 MAX_CONCURRENCY_TAG = "dspex/max_concurrency"
@@ -179,6 +179,9 @@ def chosen_configurations(
     config: EvaluationConfig, search: Search, space: ConfigurationSpace
 ) -> tuple[Configuration, ...]:
     """Return the configurations of *space* that *search* names, of which the run may want only some."""
+    if not search.samples and space.combinations > MOST_CONFIGURATIONS:
+        fix = f"it may have {MOST_CONFIGURATIONS:,}: declare fewer points, or draw samples of it (--samples)"
+        raise InvalidValue(field="space", value=f"a grid of {space.combinations:,} combinations", fix=fix)
     found = space.sample(search.samples, seed=search.seed) if search.samples else tuple(space.grid())
     if not found:
         raise InvalidValue(field="space", value="its grid", fix="no combination keeps every constraint; loosen one")

@@ -19,10 +19,12 @@ import pytest
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 from dagster._core.loader import LoadingContextForTest
 
+from dspex_pipelines.errors import InvalidValue
 from dspex_pipelines.model.search import Search
 from dspex_pipelines.model.space import ConfigurationSpace
 from dspex_pipelines.model.variables import Choice, Float, Integer
 from dspex_pipelines.orchestration.build import build_evaluation
+from dspex_pipelines.orchestration.config import EvaluationConfig, chosen_configurations
 from dspex_pipelines.orchestration.resources import ProgressReporter, ProgressResource, WorkerPoolResource
 from dspex_pipelines.orchestration.summary import _seconds
 from tests.orchestration.conftest import Lab, failure, steps
@@ -197,6 +199,19 @@ def test_the_declared_search_holds_where_the_config_says_nothing(lab: Lab) -> No
     assert tried(seed=2) == tried(samples=4, seed=2) == (declared, {2})
     assert tried(samples=0) == ([0.0, 0.5, 1.0], {2})
     assert len(tried(samples=3, seed=0)[0]) == 3
+
+
+def test_more_configurations_than_a_plan_can_name_are_refused_before_any_is_made(lab: Lab) -> None:
+    variables = tuple(Integer(name=f"v{number}", low=1, high=100, points=tuple(range(1, 101))) for number in range(20))
+    with pytest.raises(InvalidValue) as refused:
+        chosen_configurations(EvaluationConfig(), Search(), ConfigurationSpace(variables=variables))
+    said = str(refused.value)
+    lab.declare(declare("fifth_raises", rows(2)))
+    assert "a grid of 10,000,000," in said
+    assert "it may have 1,000,000: declare fewer points, or draw samples of it (--samples)" in said
+    assert "search.samples: 1000001 is not accepted; draw at most 1,000,000" in failure(lab.evaluate(samples=1_000_001))
+    with pytest.raises(InvalidValue, match=r"search\.samples"):
+        Search(samples=100_000_000)
 
 
 def test_owners_are_those_of_every_asset(lab: Lab) -> None:

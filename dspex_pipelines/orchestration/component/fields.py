@@ -190,7 +190,7 @@ class Search(Fields):
     """Configurations that are drawn at random."""
 
     samples: StrictInt = Field(ge=0)
-    """So many; 0: the whole grid."""
+    """So many, 1,000,000 at most; 0: the whole grid."""
     seed: StrictInt = Field(default=0, ge=0)
     """Of the draw, and of the trials."""
 
