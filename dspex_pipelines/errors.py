@@ -47,6 +47,10 @@ class SerializationError(DspexError):
         super().__init__(f"{path}: {reason}")
 
 
+_SERVED = ("unix:", "127.", "localhost:", "[::1]:")
+"""How addresses begin at which a pool may be started."""
+
+
 class PoolUnreachable(DspexError):
     """No bridge answered at `address` within `waited_s` seconds; *fix* says what can be done about it."""
 
@@ -61,10 +65,10 @@ class PoolUnreachable(DspexError):
         self.address = address
         self.waited_s = waited_s
         self.reason = reason
-        fix = fix or (
-            "leave the address (--pool-address) empty for a local pool, or start one there: "
-            f"`dspex pool start --address {address}`"
-        )
+        if not fix:
+            fix = "leave the address (--pool-address) empty for a local pool"
+            if address.startswith(_SERVED):
+                fix += f", or start one there: `dspex pool start --address {address}`"
         super().__init__(f"no worker pool answered at {address} within {waited_s:g} s ({reason}); {fix}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -17,6 +18,7 @@ from dspex_pipelines.model.outcome import ErrorType
 
 CONFIDENCE = 0.95
 SHOWN_LENGTH = 40
+DIGEST_SHOWN = 12
 """Characters of a variable's value in a label."""
 _CLUSTER = ["partition", "group"]
 _PAIR = ["partition", "example_id", "repeat"]
@@ -104,11 +106,18 @@ class Leaderboard:
         ]
 
     def labels(self, limit: int | None = None) -> list[str]:
-        """Return of each configuration the values of those variables that differ; its digest where none does."""
+        """Return of each configuration the values of those variables that differ; its digest where none does.
+
+        Long values are cut; where that makes two of them alike, their digests tell them apart.
+        """
         names = varying(self.standings)
+        values = [label(standing.variables, names) for standing in self.standings]
+        alike = Counter(values)
         return [
-            label(standing.variables, names) or (standing.configuration if standing.variables else "no variables")
-            for standing in self.standings[:limit]
+            " ".join(filter(None, [text, "" if alike[text] == 1 else standing.configuration[:DIGEST_SHOWN]]))
+            if standing.variables
+            else "no variables"
+            for text, standing in zip(values[:limit], self.standings, strict=False)
         ]
 
     def to_markdown(self, limit: int | None = None) -> str:

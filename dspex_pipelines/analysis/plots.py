@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import textwrap
+import warnings
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
@@ -12,6 +13,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from dspex_pipelines.analysis.leaderboard import Leaderboard
+
+# Of what no font has there is a box in the picture, which is warning enough.
+warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
 
 _BEST, _REST, _BOUNDS = "#0b6e4f", "#3b5b8c", "#c9c9c9"
 _LABELS = 0.6

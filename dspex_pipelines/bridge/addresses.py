@@ -9,6 +9,7 @@ import os
 import socket
 import stat
 from pathlib import Path
+from urllib.parse import unquote
 
 from dspex_pipelines.errors import InvalidValue
 
@@ -25,12 +26,14 @@ def check_address(address: str) -> None:
     """Raise `InvalidValue` unless *address* may be served without authentication."""
     path = socket_path(address)
     if path is not None:
-        if len(os.fsencode(path)) > SOCKET_PATH_BYTES:
+        if not _is_socket(str(path)):
             raise InvalidValue(
-                field="address", value=address, fix=f"give a socket path of at most {SOCKET_PATH_BYTES} bytes"
+                field="address", value=address, fix=f"give a socket path of 1 to {SOCKET_PATH_BYTES} bytes"
             )
         return
     host, colon, port = address.rpartition(":")
+    if ":" in host and not (host.startswith("[") and host.endswith("]")):
+        raise InvalidValue(field="address", value=address, fix=f"write it with brackets: [{host}]:{port}")
     try:
         loopback = host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
@@ -53,24 +56,41 @@ def check_dialled(address: str, *, field: str = "address") -> None:
     # gRPC takes blanks at the end, as a variable that was read from a file may have them.
     scheme, _, rest = address.rstrip().partition(":")
     match scheme.lower():
-        case "unix" | "unix-abstract" | "xds" | "google-c2p":
+        case "unix" | "unix-abstract":
+            sound = _is_socket(rest.removeprefix("//"))
+        case "xds" | "google-c2p":
             sound = bool(rest)
         case "dns" | "vsock":
-            sound = _has_port(rest)
+            sound = _has_port(rest) and not rest.startswith("::")
         case "ipv4" | "ipv6":
             # A list of them, of which any will do.
-            sound = all(map(_has_port, rest.split(",")))
+            sound = all(_has_port(one) and _is_number(one.rpartition(":")[0]) for one in rest.split(","))
         case _:
             host = address.rpartition(":")[0]
-            bracketed = host.startswith("[") and host.endswith("]")
-            sound = _has_port(address.rstrip()) and "/" not in host and (bracketed or ":" not in host)
+            bracketed = host.startswith("[") and _is_number(host)
+            sound = _has_port(address.rstrip()) and "/" not in host and (bracketed or not set(":[]") & set(host))
     if not sound:
         fix = "give unix:/path or host:port, such as 127.0.0.1:50051 or [::1]:50051; gRPC's dns:///host:port will do"
         raise InvalidValue(field=field, value=address, fix=fix)
 
 
+def _is_socket(path: str) -> bool:
+    return bool(path.strip()) and "\0" not in path and len(os.fsencode(path)) <= SOCKET_PATH_BYTES
+
+
+def _is_number(host: str) -> bool:
+    """Whether *host* is an IPv4 address, or one of IPv6 in brackets, which may be written for URLs."""
+    host = unquote(host)
+    six = host.startswith("[") and host.endswith("]")
+    try:
+        return ipaddress.ip_address(host[1:-1] if six else host).version == (6 if six else 4)
+    except ValueError:
+        return False
+
+
 def _has_port(address: str) -> bool:
     host, _, port = address.rpartition(":")
+    port = port.lstrip("0")
     sound = port.isascii() and port.isdecimal() and len(port) <= len(str(MOST_PORT)) and 0 < int(port) <= MOST_PORT
     return sound and bool(host) and " " not in host
 

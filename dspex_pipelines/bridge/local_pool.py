@@ -108,7 +108,7 @@ def lease(
             start_supervisor(runtime_dir, options, folder=folder, environment=environment)
             status = running(runtime_dir)
         if status is None:
-            raise _not_started(runtime_dir, 0, "it ended as soon as it was up")
+            raise _not_started(runtime_dir, 0, f"it ended as soon as it was up; see {runtime_dir / 'pool.log'}")
         kept = held.pop_all()
     with kept:
         yield LocalPoolLease(address=status.address, runtime_dir=runtime_dir)
@@ -284,11 +284,11 @@ def start_supervisor(
             os.close(writing)
         readable, _, _ = select.select([ready], [], [], START_S)
         line = ready.readline() if readable else b""
-    answer = json.loads(line) if line else {"error": "it said nothing"}
+    answer = json.loads(line) if line else {"error": f"it said nothing; see {runtime_dir / 'pool.log'}"}
     if "error" in answer:
         raise _not_started(runtime_dir, START_S, str(answer["error"]))
 
 
 def _not_started(runtime_dir: Path, waited_s: float, reason: str) -> PoolUnreachable:
-    fix = f"see {runtime_dir / 'pool.log'}"
+    fix = "mend what it says there, or give the address of a pool that runs"
     return PoolUnreachable(address=str(runtime_dir), waited_s=waited_s, reason=reason, fix=fix)

@@ -77,9 +77,11 @@ class SessionService(session_pb2_grpc.SessionServiceServicer):
     ) -> session_pb2.MakeVersionsResponse:
         """Make a version of each configuration; one that cannot be costs the others nothing."""
         try:
-            self._hub.sessions.session(request.session_id)
+            session = self._hub.sessions.session(request.session_id)
             _check_size("configurations", len(request.values), MOST_CONFIGURATIONS)
-            versions = [self._made(request.session_id, values) for values in request.values]
+            made = [self._made(request.session_id, values) for values in request.values]
+            # Where there is little room, the last ones have let go the first.
+            versions = [version if version in session.snapshots else 0 for version in made]
             self._hub.forget_versions()
         except DspexError as error:
             await refuse(context, error)

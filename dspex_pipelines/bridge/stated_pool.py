@@ -97,7 +97,7 @@ def leave_running(pool: StatedPool, *, runtime_root: Path | None = None) -> Loca
         try:
             local_pool.start_supervisor(runtime_dir, [*options, "--address", pool.address], held=(lock.fileno(),))
         except PoolUnreachable as error:
-            raise DspexError(f"the pool did not start: {error.reason}; see {runtime_dir / 'pool.log'}") from error
+            raise DspexError(f"the pool did not start: {error.reason}") from error
         started = local_pool.running(runtime_dir)
         if started is not None:
             with contextlib.suppress(PoolUnreachable):

@@ -135,13 +135,11 @@ class BarReporter(ProgressReporter):
         self._done[partition] = self._reused[partition] = self._rescored[partition] = 0
         self._failed[partition] = self._failed_now = 0
 
-    def started(self, partition: str, planned: int) -> None:
+    def started(self, partition: str, planned: int, total: int) -> None:
         """One more batch of the partition begins."""
-        task = self._tasks[partition]
         self._batch = planned
         self._before, self._usage = self.usage, Usage()
-        total = (self._bars.tasks[self._bars.task_ids.index(task)].total or 0) + planned
-        self._bars.update(task, total=total, note="")
+        self._bars.update(self._tasks[partition], total=total, note="")
 
     def moved(self, progress: executor.Progress) -> None:
         """Outcomes have come in."""

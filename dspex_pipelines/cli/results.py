@@ -8,6 +8,7 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import cast
+from urllib.parse import unquote
 
 import dagster as dg
 import pandas as pd
@@ -50,6 +51,10 @@ def instance() -> Generator[dg.DagsterInstance]:
     """Open the instance of DAGSTER_HOME, or of ./.dagster_home where that is not set."""
     home = home_folder()
     settings = home / SETTINGS
+    if "?" in str(home) or unquote(str(home)) != str(home):
+        # Dagster makes a URL of it for SQLite.
+        fix = "give a folder without ? and without % before two digits in its path: Dagster would open another one"
+        raise InvalidValue(field="DAGSTER_HOME", value=str(home), fix=fix)
     try:
         home.mkdir(parents=True, exist_ok=True)
     except OSError as error:

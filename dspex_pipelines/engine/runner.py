@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
@@ -19,7 +20,10 @@ from dspex_pipelines.model.calls import CallPolicy
 from dspex_pipelines.model.outcome import ErrorType, TrialError, TrialOutcome, TrialResult
 from dspex_pipelines.model.trial import MetricSpec, ProgramSpec, TrialSpec
 
-_STALE_TRIES = 3
+_STALE_TRIES = 6
+_STALE_WAIT_S = 0.01
+"""At most, before the third try; twice as long before each later one. Where there is no room for the versions of all
+that is in flight, trials that come back at once have those of the others let go."""
 _APPLIED_AT_ONCE = 64
 """Configurations in one call: it costs as much as applying so many, and the first of them wait for the last."""
 Key = TypeVar("Key")
@@ -186,6 +190,8 @@ class TrialRunner:
                 stale += 1
                 if stale == _STALE_TRIES:
                     return self._as_outcome(spec, outcome)
+                if stale > 1:
+                    await asyncio.sleep(random.uniform(0.0, _STALE_WAIT_S * 2.0 ** (stale - 2)))  # noqa: S311
 
     def begin(
         self,

@@ -297,7 +297,7 @@ def run_trials(
                     on_progress=tell,
                 )
 
-    reporter.started(plan.partition, batch["stop"] - batch["start"])
+    reporter.started(plan.partition, batch["stop"] - batch["start"], plan.total)
     about = {"dspex.partition": plan.partition, "dspex.batch.start": batch["start"], "dspex.batch.stop": batch["stop"]}
     with without_secrets():
         try:

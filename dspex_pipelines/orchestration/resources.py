@@ -145,14 +145,14 @@ class ResultStore(dg.ConfigurableResource[Any]):
     def journal(self, instance: dg.DagsterInstance) -> Journal:
         """Return the journal, not yet open."""
         url = self.journal_url or os.environ.get(JOURNAL_URL)
-        return Journal(url or f"sqlite:///{self.folder(instance) / 'journal.sqlite'}")
+        return Journal(url or str(self.folder(instance) / "journal.sqlite"))
 
 
 class ProgressReporter:
     """Tells how far a `run_trials` step is. This one tells nobody."""
 
-    def started(self, partition: str, planned: int) -> None:
-        """A batch of *planned* trials begins."""
+    def started(self, partition: str, planned: int, total: int) -> None:
+        """A batch of *planned* trials begins, of *total* that the partition has."""
 
     def moved(self, progress: Progress) -> None:
         """Outcomes have come in since the last call."""

@@ -110,7 +110,11 @@ def trials_metadata(
 
 def how_to_go_on(plan: Plan) -> str:
     """Return what to do about a run that has stopped: what one that reuses nothing has done is its own."""
-    return "It reused nothing: a new run begins anew." if plan.generation else "Evaluate it again to go on."
+    return (
+        "It reused nothing, and no other run reuses what it has done."
+        if plan.generation
+        else "Evaluate it again to go on."
+    )
 
 
 def hedging_metadata(hedged: int, won: int) -> Mapping[str, dg.MetadataValue]:

@@ -234,6 +234,18 @@ def test_a_long_text_of_several_lines_stays_in_its_cell() -> None:
     assert board.standings[1].variables == {"k": "x" * 1_000}
 
 
+def test_values_that_are_alike_once_they_are_cut_are_told_apart_by_digest() -> None:
+    rows = [
+        {**trial(name.ljust(32, "0"), score), "var.k": f"{'the same words of a long prompt ' * 3}{name}"}
+        for name, score in (("1", 1.0), ("2", 0.5))
+    ]
+    rows.append({**trial("3", 0.0), "var.k": "short"})
+    cut = f"k={('the same words of a long prompt ' * 3)[:39]}…"
+    board = leaderboard(frame(rows))
+    assert board.labels() == [f"{cut} {'1' + '0' * 11}", f"{cut} {'2' + '0' * 11}", "k=short"]
+    assert [row["configuration"] for row in board.rows(1)] == [f"{cut} {'1' + '0' * 11}"]
+
+
 def test_the_table_names_what_differs_and_says_how_much_is_left_out() -> None:
     rows = [
         {**trial(name, score), "var.same": 7, "var.p": f"x|{name}"}

@@ -59,6 +59,8 @@ async def test_a_socket_is_reached_by_every_form_that_grpc_knows(form: str, fold
         "vsock:2:50051",
         "xds:///pool",
         "bridge_1.team:65535",
+        "[::1]:050051",
+        "[fe80::1%eth0]:50051",
     ],
 )
 def test_what_only_grpc_can_know_is_left_to_it(address: str) -> None:
@@ -89,6 +91,13 @@ def test_what_only_grpc_can_know_is_left_to_it(address: str) -> None:
         pytest.param("ipv4:127.0.0.1:0,127.0.0.1:5", id="port-0-of-a-list"),
         pytest.param("ipv4:127.0.0.1,127.0.0.1:5", id="no-port-of-a-list"),
         pytest.param("a b:50051", id="blank"),
+        pytest.param("dns:::1:50051", id="ipv6-no-brackets-by-name"),
+        pytest.param("ipv6:::1", id="ipv6-of-which-the-end-looks-like-a-port"),
+        pytest.param("ipv4:localhost:50051", id="name-for-a-number"),
+        pytest.param("[x]:50051", id="no-ipv6-in-brackets"),
+        pytest.param("[]:50051", id="nothing-in-brackets"),
+        pytest.param("unix:/" + "x" * 107, id="path-too-long"),
+        pytest.param("unix:\0a", id="nul"),
         pytest.param("unix:   ", id="blanks-for-path"),
         pytest.param(f"localhost:{'9' * 5_000}", id="no-number"),
     ],

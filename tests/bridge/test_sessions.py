@@ -344,6 +344,12 @@ async def test_a_configuration_that_is_refused_costs_the_others_no_version(clien
     assert (await client.get_session(session))[1] == {"low": 0, "high": 1}
 
 
+async def test_versions_that_were_let_go_in_the_same_call_are_not_named(address: str) -> None:
+    async with Bridge(address, session_limits=SessionLimits(unreferenced=2)), PoolClient(address) as client:
+        session = await client.open_session(PROGRAM, [], "")
+        assert await client.make_versions(session, [{"k": k} for k in range(5)]) == [0, 0, 0, 4, 5]
+
+
 async def test_many_large_configurations_take_as_many_calls_as_they_need(client: PoolClient) -> None:
     session = await client.open_session(PROGRAM, [], "")
     many = [{"prompt": f"{number} " + "x" * 900_000} for number in range(20)]

@@ -273,6 +273,16 @@ def test_a_home_that_cannot_be_written_to_is_named(folder: Path, monkeypatch: py
         pass
 
 
+@pytest.mark.parametrize("name", ["h?1", "h%41"])
+def test_a_home_that_dagster_would_not_find_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", str(folder / name))
+    with pytest.raises(InvalidValue, match="Dagster would open another one"), instance():
+        pass
+    assert list(folder.iterdir()) == []
+
+
 def test_a_process_that_opens_a_home_waits_for_the_one_that_does(tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()

@@ -39,7 +39,7 @@ def test_the_bar_of_a_run_that_broke_off_says_so(how: str) -> None:
     with Progress(*columns, console=Console(file=written, width=80)) as bars:
         reporter = BarReporter(bars)
         reporter.expect("all")
-        reporter.started("all", 12)
+        reporter.started("all", 12, 12)
         reporter.broke_off(how)
     assert f"0/12 {how}" in written.getvalue()
 
@@ -112,12 +112,12 @@ def test_the_bar_says_what_is_spent_and_why_nothing_moves() -> None:
         reporter = BarReporter(bars)
         reporter.expect("all")
         for cost_usd in (0.25, 0.5):
-            reporter.started("all", 2)
+            reporter.started("all", 2, 6)
             reporter.used(Usage({"calls": 1, "cost_usd": cost_usd}))
             reporter.moved(PROGRESS)
             reporter.ended(complete=True, reused=0, rescored=0)
         spent = note(bars)
-        reporter.started("all", 2)
+        reporter.started("all", 2, 6)
         for second in (3, 6):
             reporter.waits("openai/[m] is not answering", second)
             reporter.warns(f"cost leaves out {second} calls", "m")
@@ -148,7 +148,7 @@ def test_the_bar_counts_the_failures_of_all_its_batches() -> None:
         for partition in ("a", "b"):
             reporter.expect(partition)
             for _ in range(2):
-                reporter.started(partition, 1)
+                reporter.started(partition, 1, 2)
                 reporter.moved(replace(PROGRESS, done=1, failed=1))
                 reporter.ended(complete=True, reused=0, rescored=0)
             told.append([task.fields["note"] for task in bars.tasks])
@@ -165,11 +165,23 @@ def test_the_bar_says_what_was_reused_instead_of_looking_idle(batches: list[int]
         reporter = BarReporter(bars)
         reporter.expect("all")
         for reused in batches:
-            reporter.started("all", 2)
+            reporter.started("all", 2, 2 * len(batches))
             done = 2 - reused
             reporter.moved(replace(PROGRESS, done=done, rate_per_s=5.0 if done else 0.0))
             reporter.ended(complete=True, reused=reused, rescored=0)
         assert note(bars) == said
+
+
+def test_the_bar_is_as_long_as_the_partition_from_its_first_batch_on() -> None:
+    written = io.StringIO()
+    with Progress(*columns(), console=Console(file=written, width=80)) as bars:
+        reporter = BarReporter(bars)
+        reporter.expect("all")
+        reporter.started("all", 100, 300)
+        reporter.moved(replace(PROGRESS, done=100))
+        reporter.ended(complete=True, reused=0, rescored=0)
+        reporter.broke_off("interrupted")
+    assert "100/300 " in written.getvalue()
 
 
 def test_the_bar_says_what_was_only_scored_again() -> None:
@@ -177,7 +189,7 @@ def test_the_bar_says_what_was_only_scored_again() -> None:
         reporter = BarReporter(bars)
         reporter.expect("all")
         for _ in range(2):
-            reporter.started("all", 4)
+            reporter.started("all", 4, 8)
             reporter.moved(replace(PROGRESS, done=1))
             reporter.ended(complete=True, reused=3, rescored=1)
         assert note(bars) == "5 trials/s, 2 scored again, 6 reused"
@@ -190,7 +202,7 @@ def test_a_finished_bar_says_how_long_it_took() -> None:
         reporter = BarReporter(bars)
         reporter.expect("all")
         for _ in range(2):
-            reporter.started("all", 2)
+            reporter.started("all", 2, 4)
             now += 60
             reporter.ended(complete=True, reused=2, rescored=0)
     assert "4/4 0:02:00 4 reused" in written.getvalue()

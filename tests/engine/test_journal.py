@@ -381,3 +381,12 @@ def test_a_password_is_never_told() -> None:
         pass
     assert "s3cret" not in str(caught.value)
     assert "s3cret" not in repr(Journal(url).url)
+
+
+@pytest.mark.parametrize("name", ["h?mode=memory", "h%41", "h#1", "h;x"])
+def test_a_path_is_a_path_whatever_it_would_be_in_a_url(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name / "journal.sqlite"
+    with Journal(str(path)) as journal:
+        assert journal.count() == 0
+    assert path.stat().st_size > 0
+    assert [one.name for one in tmp_path.iterdir()] == [name]

@@ -130,7 +130,8 @@ class Listens(ProgressReporter):
     def __init__(self) -> None:
         self.events: list[tuple[object, ...]] = []
 
-    def started(self, partition: str, planned: int) -> None:
+    def started(self, partition: str, planned: int, total: int) -> None:
+        assert total >= planned
         self.events.append(("started", partition, planned))
 
     def moved(self, progress: Progress) -> None:

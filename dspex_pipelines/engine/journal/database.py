@@ -57,14 +57,17 @@ Done = TypeVar("Done")
 
 
 class Database:
-    """SQLite in WAL mode, or PostgreSQL, at *url*. Several threads and many processes may use it at once.
+    """SQLite in WAL mode, or PostgreSQL, at *url*, which may be the path of an SQLite file.
+
+    Several threads and many processes may use it at once.
 
     Reads never wait for writers nor keep them waiting, and on SQLite no statement's view outlives it, so no reader
     holds up a checkpoint. Whatever goes wrong is a `JournalError`; a transaction that fails leaves nothing of itself.
     """
 
     def __init__(self, url: str) -> None:
-        self.url = sa.make_url(url if "://" in url else f"sqlite:///{url}")
+        # A path is no part of a URL, in which some characters say something else.
+        self.url = sa.make_url(url) if "://" in url else sa.URL.create("sqlite", database=url)
         self._engine: sa.Engine | None = None
         self._writer: sqlite3.Connection | None = None
         self._log = f"{self.file}-wal" if self.file else None
