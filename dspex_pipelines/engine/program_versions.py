@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dspex_pipelines.engine.programs import resolve, spare_parameters
+from dspex_pipelines.engine.syntax import parsed
 from dspex_pipelines.errors import ProgramUnavailable
 from dspex_pipelines.model.payload import digest_of
 from dspex_pipelines.model.trial import ProgramSpec
@@ -222,7 +223,7 @@ def _imports(module: str, path: Path, *, is_package: bool) -> list[str]:
 @functools.lru_cache(maxsize=4096)
 def _parsed_imports(module: str, path: Path, is_package: bool, _: int) -> tuple[str, ...]:  # noqa: FBT001
     try:
-        tree = ast.parse(path.read_bytes())
+        tree = parsed(path.read_bytes())
     except SyntaxError:
         return ()
     names: list[str] = []

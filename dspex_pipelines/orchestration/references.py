@@ -10,6 +10,7 @@ from pathlib import Path
 import dagster as dg
 from dagster import CodeReferencesMetadataValue, LocalFileCodeReference
 
+from dspex_pipelines.engine.syntax import parsed
 from dspex_pipelines.model.evaluation import Evaluation
 
 
@@ -30,7 +31,7 @@ def _reference(role: str, entry_point: str) -> Iterator[LocalFileCodeReference]:
     try:
         spec = find_spec(module)
         file = Path(spec.origin or "") if spec else Path()
-        tree = ast.parse(file.read_text(encoding="utf-8"))
+        tree = parsed(file.read_text(encoding="utf-8"))
     except (ImportError, OSError, SyntaxError, ValueError):
         return  # planning says what is wrong with it
     wanted = attribute.partition(".")[0]
