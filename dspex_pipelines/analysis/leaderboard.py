@@ -18,8 +18,9 @@ from dspex_pipelines.model.outcome import ErrorType
 
 CONFIDENCE = 0.95
 SHOWN_LENGTH = 40
-DIGEST_SHOWN = 12
 """Characters of a variable's value in a label."""
+DIGEST_SHOWN = 12
+"""Characters of a digest behind a label that another one is like."""
 _CLUSTER = ["partition", "group"]
 _PAIR = ["partition", "example_id", "repeat"]
 
@@ -113,12 +114,13 @@ class Leaderboard:
         names = varying(self.standings)
         values = [label(standing.variables, names) for standing in self.standings]
         alike = Counter(values)
-        return [
-            " ".join(filter(None, [text, "" if alike[text] == 1 else standing.configuration[:DIGEST_SHOWN]]))
-            if standing.variables
-            else "no variables"
-            for text, standing in zip(values[:limit], self.standings, strict=False)
-        ]
+
+        def told(text: str, standing: Standing) -> str:
+            if not text:
+                return standing.configuration if standing.variables else "no variables"
+            return text if alike[text] == 1 else f"{text} {standing.configuration[:DIGEST_SHOWN]}"
+
+        return list(map(told, values[:limit], self.standings))
 
     def to_markdown(self, limit: int | None = None) -> str:
         """Return the rows as a Markdown table."""

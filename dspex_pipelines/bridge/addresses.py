@@ -54,7 +54,8 @@ def check_dialled(address: str, *, field: str = "address") -> None:
     gRPC would try it until time is over, and dial port 443 where there is none.
     """
     # gRPC takes blanks at the end, as a variable that was read from a file may have them.
-    scheme, _, rest = address.rstrip().partition(":")
+    dialled = address.rstrip()
+    scheme, _, rest = dialled.partition(":")
     match scheme.lower():
         case "unix" | "unix-abstract":
             sound = _is_socket(rest.removeprefix("//"))
@@ -66,9 +67,9 @@ def check_dialled(address: str, *, field: str = "address") -> None:
             # A list of them, of which any will do.
             sound = all(_has_port(one) and _is_number(one.rpartition(":")[0]) for one in rest.split(","))
         case _:
-            host = address.rpartition(":")[0]
+            host = dialled.rpartition(":")[0]
             bracketed = host.startswith("[") and _is_number(host)
-            sound = _has_port(address.rstrip()) and "/" not in host and (bracketed or not set(":[]") & set(host))
+            sound = _has_port(dialled) and "/" not in host and (bracketed or not set(":[]") & set(host))
     if not sound:
         fix = "give unix:/path or host:port, such as 127.0.0.1:50051 or [::1]:50051; gRPC's dns:///host:port will do"
         raise InvalidValue(field=field, value=address, fix=fix)

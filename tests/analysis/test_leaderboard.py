@@ -246,6 +246,13 @@ def test_values_that_are_alike_once_they_are_cut_are_told_apart_by_digest() -> N
     assert [row["configuration"] for row in board.rows(1)] == [f"{cut} {'1' + '0' * 11}"]
 
 
+def test_where_nothing_differs_a_configuration_is_named_by_its_digest() -> None:
+    (alone,) = leaderboard(frame([trial("c0ffee" * 5, 1.0)])).labels()
+    assert alone == "c0ffee" * 5
+    without = frame([trial("c0ffee", 1.0)]).drop(columns="var.k")
+    assert leaderboard(without).labels() == ["no variables"]
+
+
 def test_the_table_names_what_differs_and_says_how_much_is_left_out() -> None:
     rows = [
         {**trial(name, score), "var.same": 7, "var.p": f"x|{name}"}
