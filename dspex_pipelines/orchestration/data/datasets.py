@@ -375,10 +375,3 @@ def _reading(path: Path) -> Generator[None]:
     except (OSError, pa.ArrowException) as error:
         said = " ".join(str(error).split())
         raise DspexError(f"{path} is damaged ({said}); materialise the data set asset again") from error
-
-
-def write_table(table: Any, path: Path) -> None:
-    """Write Parquet beside *path* and rename it into place, so that nobody sees half a file, even after a crash."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with durably(path) as file:
-        pq.write_table(table, file)
