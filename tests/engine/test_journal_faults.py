@@ -95,6 +95,27 @@ def test_all_may_open_it_at_once_when_it_is_new(journal_url: str) -> None:
         assert [len(_found(journal, *range(12), generation=f"run-{number}")) for number in range(3)] == [4, 4, 4]
 
 
+def test_a_file_that_another_process_is_making_is_waited_for(
+    sqlite_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite says so at once: the file has no write-ahead log yet, and its maker may be waiting for this reader."""
+    maker = sqlite3.connect(sqlite_file, isolation_level=None)
+    maker.execute("CREATE TABLE another (id INTEGER)")
+    maker.execute("BEGIN IMMEDIATE")
+    waits: list[float] = []
+
+    def meanwhile(wait_s: float) -> None:
+        waits.append(wait_s)
+        if maker.in_transaction:
+            maker.execute("COMMIT")
+
+    monkeypatch.setattr(journal_database.time, "sleep", meanwhile)
+    with Journal(str(sqlite_file)) as journal:
+        journal.record("", _entries(1))
+        assert journal.count() == 1
+    assert len(waits) == 1
+
+
 # ---------------------------------------------------------------------- nothing half-written
 
 

@@ -210,17 +210,14 @@ class Database:
         work: Callable[[sa.Connection], Done],
         what: str,
     ) -> Done:
-        give_up_at = time.monotonic() + RECONNECT_S
-        wait_s = 0.05
-        while True:
-            try:
-                with lend() as connection:
-                    return work(connection)
-            except exc.SQLAlchemyError as error:
-                if not self._may_pass(error) or time.monotonic() + wait_s > give_up_at:
-                    raise self.explained(error, what) from error
-            time.sleep(random.uniform(wait_s / 2, wait_s))  # noqa: S311 - no secret
-            wait_s = min(2.0, wait_s * 2)
+        def once() -> Done:
+            with lend() as connection:
+                return work(connection)
+
+        try:
+            return _repeated(once, self._may_pass, RECONNECT_S)
+        except exc.SQLAlchemyError as error:
+            raise self.explained(error, what) from error
 
     def explained(self, error: Exception, what: str) -> JournalError:
         """Return *error* as one that names the journal, the reason and the way out."""
@@ -235,7 +232,7 @@ class Database:
         fix = "give a folder on a local disk that can be written, or the URL of a database that answers"
         return JournalError(journal=self.shown, reason=f"{what} ({said})", fix=fix)
 
-    def _may_pass(self, error: exc.SQLAlchemyError) -> bool:
+    def _may_pass(self, error: Exception) -> bool:
         if self.file is not None or not isinstance(error, exc.DBAPIError):
             return False  # SQLite has waited for the lock already
         if isinstance(error, exc.OperationalError) or error.connection_invalidated:
@@ -262,7 +259,8 @@ def _prepare(connection: Any, _: object) -> None:
     # SQLAlchemy's recipe: the driver opens no transactions of its own, `_begin` does.
     connection.isolation_level = None
     cursor = connection.cursor()
-    mode = cursor.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+    # Of two that make a new file one is told at once that it is locked, however long it would wait: both read it.
+    mode = _repeated(lambda: cursor.execute("PRAGMA journal_mode = WAL").fetchone()[0], _is_locked, BUSY_S)
     if mode != "wal":
         raise DspexError("the journal's folder allows no write-ahead log; give a folder on a local disk")
     cursor.execute("PRAGMA synchronous = NORMAL")
@@ -277,3 +275,21 @@ def _begin(connection: sa.Connection) -> None:
     # A reader begins nothing: each of its statements sees what is committed when it starts, and lets go at its end.
     if not connection.get_execution_options().get(_READING):
         connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _is_locked(error: Exception) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
+
+
+def _repeated(work: Callable[[], Done], may_pass: Callable[[Exception], bool], within_s: float) -> Done:
+    """Return what *work* does, done again while what it raises *may_pass*, with longer and longer waits between."""
+    give_up_at = time.monotonic() + within_s
+    wait_s = 0.05
+    while True:
+        try:
+            return work()
+        except Exception as error:
+            if not may_pass(error) or time.monotonic() + wait_s > give_up_at:
+                raise
+        time.sleep(random.uniform(wait_s / 2, wait_s))  # noqa: S311 - no secret
+        wait_s = min(2.0, wait_s * 2)
