@@ -145,7 +145,7 @@ class PoolClient:
         try:
             await connected(channel, within_s=within_s)
             await self._ask(self._methods["GetPool"], pool_pb2.GetPoolRequest(protocol_version=PROTOCOL_VERSION))
-            self._wake = asyncio.Event()
+            self._end_frames()
             stream = aiter(execution_pb2_grpc.ExecutionServiceStub(channel).ExecutePrograms(self._frames(self._wake)))
             welcome = await anext(stream)
         except BaseException as error:
@@ -180,6 +180,7 @@ class PoolClient:
         assert self._channel is not None
         if answers:
             await self._close_sessions()
+        self._end_frames()
         await self._channel.close(None)
 
     async def _close_sessions(self) -> None:
@@ -433,6 +434,11 @@ class PoolClient:
                 self._cancels = []
             frame.committed, self._committed = self._committed, 0
             yield frame
+
+    def _end_frames(self) -> None:
+        """End what a stream is made of, which gRPC leaves waiting where the other side has ended it."""
+        self._wake.set()
+        self._wake = asyncio.Event()
 
     def _take_trials(self, trials: RepeatedCompositeFieldContainer[types_pb2.Trial]) -> None:
         """Move what waits into a frame, up to its limits."""

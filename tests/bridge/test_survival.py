@@ -172,6 +172,12 @@ async def test_a_trial_that_kills_its_worker_is_poison_and_its_neighbours_succee
 
 
 async def test_the_bridge_is_killed_and_the_runner_goes_on(pool: local_pool.LocalPoolLease, tmp_path: Path) -> None:
+
+    def writers() -> list[str]:
+        """The tasks that send for a stream; one that is left says so on standard error when the loop ends."""
+        names = [str(getattr(task.get_coro(), "__qualname__", "")) for task in asyncio.all_tasks()]
+        return [name for name in names if name.endswith("._consume_request_iterator")]
+
     calls = tmp_path / "calls"
     trials = specs("healthy", 600, calls=str(calls))
     async with PoolClient(pool.address, connect_timeout_s=30) as client:
@@ -194,6 +200,8 @@ async def test_the_bridge_is_killed_and_the_runner_goes_on(pool: local_pool.Loca
         assert not [outcome for outcome in outcomes if isinstance(outcome, TrialError)]
         assert [outcome.outputs for outcome in outcomes] == list(range(600))
         assert client.credit_limit == client._credit
+        assert len(writers()) == 1, "those of the bridges before have ended"
+    assert not writers()
     runs = Counter(calls.read_text().split())
     assert set(runs) == {str(x) for x in range(600)}
     assert sum(runs.values()) <= 600 + 2 * 50, "only what was in flight ran twice"
