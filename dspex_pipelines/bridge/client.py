@@ -294,7 +294,10 @@ class PoolClient:
         """
         size = len(spec.example.payload) + len(outputs)
         if size > PAYLOAD_BYTES:
-            return _too_large(spec, size)
+            why = (
+                f"the example takes {size:,} bytes, and a trial at most {PAYLOAD_BYTES:,}; have it name a file instead"
+            )
+            return TrialError.unanswered(spec.trial_id, ErrorType.SERIALIZATION, why)
         future: asyncio.Future[TrialOutcome] = self._loop.create_future()
         while True:
             if not self._up.is_set():
@@ -307,7 +310,7 @@ class PoolClient:
             if number:
                 break
             if withdrawn is not None and withdrawn.done():
-                return TrialError(spec.trial_id, b"", ErrorType.CANCELLED, "cancelled before it was sent", attempts=0)
+                return TrialError.unanswered(spec.trial_id, ErrorType.CANCELLED, "cancelled before it was sent")
             await self._room(withdrawn)
         if withdrawn is not None:
             withdrawn.add_done_callback(lambda _: self._cancel(number))
@@ -574,13 +577,3 @@ class PoolClient:
         else:
             reason = "no answer"
         return PoolUnreachable(address=self.address, waited_s=self._connect_timeout_s, reason=reason)
-
-
-def _too_large(spec: TrialSpec, size: int) -> TrialError:
-    return TrialError(
-        trial_id=spec.trial_id,
-        configuration_digest=b"",
-        type=ErrorType.SERIALIZATION,
-        message=f"the example takes {size:,} bytes, and a trial at most {PAYLOAD_BYTES:,}; have it name a file instead",
-        attempts=0,
-    )

@@ -291,22 +291,12 @@ def planned_outcomes(
                 yield spec, execution.outcome
             elif stopped:
                 found += 1
-                yield spec, _not_run(spec, stopped)
+                why = f"not run: {stopped}"
+                yield spec, TrialError.unanswered(spec.trial_id, ErrorType.BUDGET_EXHAUSTED, why, retryable=True)
             else:
                 lacking.append(spec.trial_id.hex())
     if found != plan.total:
         raise EvaluationIncomplete(planned=plan.total, found=found, examples=tuple(lacking[:3]))
-
-
-def _not_run(spec: TrialSpec, stopped: str) -> TrialError:
-    return TrialError(
-        trial_id=spec.trial_id,
-        configuration_digest=b"",
-        type=ErrorType.BUDGET_EXHAUSTED,
-        message=f"not run: {stopped}",
-        retryable=True,
-        attempts=0,
-    )
 
 
 class _LookedUp(Iterable[Missing]):

@@ -294,20 +294,20 @@ class TrialRunner:
         return self._fault(spec, outcome) if isinstance(outcome, Exception) else _verified(spec, outcome)
 
     def _fault(self, spec: TrialSpec, error: Exception) -> TrialError:
+        kind, message, retryable = ErrorType.WORKER_LOST, str(error), True
         match error:
             case InvalidValue():
-                return _failed(spec, ErrorType.INVALID_CONFIGURATION, str(error))
+                kind, retryable = ErrorType.INVALID_CONFIGURATION, False
             case ProgramUnavailable():
-                return _failed(spec, ErrorType.PROGRAM_UNAVAILABLE, str(error))
+                kind, retryable = ErrorType.PROGRAM_UNAVAILABLE, False
             case QuotaExceeded() | UnknownSession():
                 # A later run may find room.
-                return _failed(spec, ErrorType.STALE_STATE, str(error), retryable=True)
+                kind = ErrorType.STALE_STATE
             case PoolUnreachable():
                 self.pool_lost = error
-                return _failed(spec, ErrorType.WORKER_LOST, str(error), retryable=True)
             case _:
                 message = f"{type(error).__name__}: {error}"
-                return _failed(spec, ErrorType.WORKER_LOST, message, retryable=True)
+        return TrialError.unanswered(spec.trial_id, kind, message, retryable=retryable)
 
     async def _context(self, program: ProgramSpec) -> int:
         return self._sessions.answers.get(program.digest) or await self._sessions.get(
@@ -371,15 +371,4 @@ def _verified(spec: TrialSpec, outcome: TrialOutcome) -> TrialOutcome:
         attempts=outcome.attempts,
         worker=outcome.worker,
         outputs_payload=outcome.outputs_payload if isinstance(outcome, TrialResult) else b"",
-    )
-
-
-def _failed(spec: TrialSpec, kind: ErrorType, message: str, *, retryable: bool = False) -> TrialError:
-    return TrialError(
-        trial_id=spec.trial_id,
-        configuration_digest=b"",
-        type=kind,
-        message=message,
-        retryable=retryable,
-        attempts=0,
     )

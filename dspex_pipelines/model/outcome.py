@@ -140,6 +140,11 @@ class TrialError(NamedTuple):
     ends_run: bool = False
     """Whether no other trial of the evaluation can succeed: a provider has refused its key. Not recorded."""
 
+    @classmethod
+    def unanswered(cls, trial_id: bytes, kind: ErrorType, message: str, *, retryable: bool = False) -> TrialError:
+        """Return the error of a trial that no worker has answered: it has no attempts and no configuration."""
+        return cls(trial_id, b"", kind, message, retryable=retryable, attempts=0)
+
     @property
     def outputs(self) -> Any:
         """What the program returned before the error, or ``None``."""
