@@ -18,7 +18,6 @@ from dspex_pipelines.engine.alarm import Alarm
 from dspex_pipelines.engine.dispatch.dispatcher import Dispatcher
 from dspex_pipelines.engine.dispatch.retries import Fault
 from dspex_pipelines.engine.dispatch.tickets import Orders, Settled, Ticket
-from dspex_pipelines.engine.throttling.throttle import Throttle
 from dspex_pipelines.engine.worker_options import MOST_SLOTS
 from dspex_pipelines.errors import UnknownSession
 from dspex_pipelines.model.outcome import Attempt, ErrorType
@@ -53,7 +52,6 @@ class Hub:
         *,
         dispatcher: Dispatcher,
         sessions: SessionStore,
-        throttle: Throttle | None = None,
         tell: Callable[[Mapping[str, object]], None] = lambda _: None,
     ) -> None:
         self.sessions = sessions
@@ -65,9 +63,7 @@ class Hub:
         self.closing = asyncio.Event()
         self.failing = ""
         """Why the pool gives up; empty while it does not."""
-        self.models = ModelCalls(
-            dispatcher, permit=self._permit, leave=self._leave, changed=self._arm, throttle=throttle
-        )
+        self.models = ModelCalls(dispatcher, permit=self._permit, leave=self._leave, changed=self._arm)
         self._tell = tell
         self._answered = 0
         self._sizes: dict[int, int] = {}

@@ -27,6 +27,7 @@ import dspex_pipelines
 from dspex_pipelines.bridge.addresses import SOCKET_PATH_BYTES
 from dspex_pipelines.bridge.supervisor import started_at
 from dspex_pipelines.engine.recycling import Recycling
+from dspex_pipelines.engine.worker_options import SLOTS
 from dspex_pipelines.errors import DspexError, InvalidValue, PoolUnreachable
 from dspex_pipelines.wire.import_path import python_path
 
@@ -74,7 +75,7 @@ class LocalPoolStatus:
 def lease(
     *,
     workers: int | None = None,
-    slots: int = 256,
+    slots: int = SLOTS,
     idle_s: float = 60.0,
     recycling: Recycling | None = None,
     cwd: Path | None = None,
@@ -85,9 +86,10 @@ def lease(
 
     The identity is interpreter, package source, working directory, where the caller imports from, environment (the
     caller's and what *environment* declares, but for what says only where it was called from), *workers*, *slots* and
-    *recycling*. After the last
-    lease the pool waits *idle_s* for another one, then ends. Raises `PoolUnreachable` when it does not start, and
-    `InvalidValue` for a folder that cannot hold its socket or a number of workers that cannot be.
+    *recycling*. After the last lease the pool waits *idle_s* for another one, then ends.
+
+    Raises `PoolUnreachable` when it does not start, and `InvalidValue` for a folder that cannot hold its socket or a
+    number of workers that cannot be.
     """
     count = workers or os.cpu_count() or 1
     if not 1 <= count <= MOST_WORKERS:

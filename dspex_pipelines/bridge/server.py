@@ -66,7 +66,6 @@ class Bridge:
         credit_limit: int = CREDIT_LIMIT,
         heartbeat_timeout_s: float = HEARTBEAT_TIMEOUT_S,
         session_limits: SessionLimits | None = None,
-        dispatcher: Dispatcher | None = None,
         tell: Callable[[Mapping[str, object]], None] = lambda _: None,
     ) -> None:
         check_address(address)
@@ -74,7 +73,7 @@ class Bridge:
         self._allow = allow
         self._credit_limit = credit_limit
         self._heartbeat_timeout_s = heartbeat_timeout_s
-        self.hub = Hub(dispatcher=dispatcher or Dispatcher(), sessions=SessionStore(session_limits), tell=tell)
+        self.hub = Hub(dispatcher=Dispatcher(), sessions=SessionStore(session_limits), tell=tell)
         self._server: grpc.aio.Server | None = None
         self._watches: list[asyncio.Task[None]] = []
 
@@ -92,15 +91,8 @@ class Bridge:
             PoolService(hub, on_drained=checks.enter_graceful_shutdown), server
         )
         health_pb2_grpc.add_HealthServicer_to_server(checks, server)
-        names = [
-            module.DESCRIPTOR.services_by_name[name].full_name
-            for module, name in (
-                (session_pb2, "SessionService"),
-                (execution_pb2, "ExecutionService"),
-                (worker_pb2, "WorkerService"),
-                (pool_pb2, "PoolService"),
-            )
-        ]
+        ours = (session_pb2, execution_pb2, worker_pb2, pool_pb2)
+        names = [service.full_name for module in ours for service in module.DESCRIPTOR.services_by_name.values()]
         for name in names:
             await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
         reflection.enable_server_reflection((*names, health.SERVICE_NAME, reflection.SERVICE_NAME), server)

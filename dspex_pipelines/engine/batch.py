@@ -162,12 +162,12 @@ async def run_batch(
                         break
                     if stopping.is_near(entries):
                         await recorder.flush()
-    on_progress(executor.get_progress())
+    progress = executor.get_progress()
+    on_progress(progress)
     if runner.pool_lost is not None:
         raise runner.pool_lost
     if refused:
         raise ProviderRefused(refused)
-    progress = executor.get_progress()
     undone = batch.stop - batch.start - missing.reused - progress.done
     return BatchSummary(
         planned=batch.stop - batch.start,

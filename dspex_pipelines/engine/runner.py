@@ -37,16 +37,11 @@ _Parked: TypeAlias = tuple[TrialSpec, bytes, Any, Callable[[Any, TrialOutcome], 
 
 
 class SnapshotLike(Protocol):
-    """A version of a session, and the digest of its values."""
+    """A version of a session."""
 
     @property
     def version(self) -> int:
         """The version's number."""
-        ...
-
-    @property
-    def digest(self) -> bytes:
-        """Digest of the values, as the bridge worked it out."""
         ...
 
 
@@ -59,14 +54,7 @@ class TrialPool(Protocol):
         """Register a program; return the session that holds its configurations."""
         ...
 
-    async def set_variables(
-        self,
-        session_id: int,
-        values: Mapping[str, object],
-        *,
-        expected_version: int | None = None,
-        replace: bool = True,
-    ) -> SnapshotLike:
+    async def set_variables(self, session_id: int, values: Mapping[str, object]) -> SnapshotLike:
         """Make a snapshot of *values*, all or nothing."""
         ...
 

@@ -269,7 +269,6 @@ def failure_to_wire(
     retryable: bool = False,
     fingerprint: str = "",
     retry_after_s: float = 0.0,
-    ends_run: bool = False,
 ) -> types_pb2.Failure:
     """Return the wire form of why a trial has no result, without secrets."""
     return types_pb2.Failure(
@@ -279,7 +278,6 @@ def failure_to_wire(
         retryable=retryable,
         fingerprint=fingerprint,
         retry_after_s=retry_after_s,
-        ends_run=ends_run,
     )
 
 

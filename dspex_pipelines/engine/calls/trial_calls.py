@@ -330,11 +330,13 @@ class _Ongoing:
             self._end(fault.verdict, retry_after_s=fault.retry_after_s, tokens=call.tokens)
         self._made(run_s, type(error).__name__ if fault is None else fault.type.value)
         if fault is not None:
-            waits = fault.verdict in (Verdict.REFUSED, Verdict.OVERLOADED)
-            self._refusals += waits
+            self._refusals += fault.verdict in (Verdict.REFUSED, Verdict.OVERLOADED)
             self._failures += fault.verdict is Verdict.FAILED
-            passes = fault.verdict in (Verdict.REFUSED, Verdict.OVERLOADED, Verdict.FAILED)
-            if passes and self._refusals < MOST_REFUSALS and self._failures < MOST_FAILURES:
+            if (
+                fault.verdict is not Verdict.NEUTRAL
+                and self._refusals < MOST_REFUSALS
+                and self._failures < MOST_FAILURES
+            ):
                 trial.note_failure(call, fault, error, run_s)
                 call.tries += 1
                 return True

@@ -23,8 +23,7 @@ class Used(NamedTuple):
 
 def used_by_answer(answer: Any) -> Used:
     """Return what an answer of OpenAI's form says that it used; nothing where it says nothing."""
-    usage = answer.get("usage") if isinstance(answer, Mapping) else getattr(answer, "usage", None)
-    return used_of(usage)
+    return used_of(field_of(answer, "usage"))
 
 
 def used_of(usage: Any, cost_usd: float | None = None) -> Used:
