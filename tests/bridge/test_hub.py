@@ -194,7 +194,7 @@ def harmless(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("harmless")
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(chance=st.randoms(use_true_random=False), steps=st.integers(1, 150))
 def test_a_version_is_pinned_by_the_trials_that_are_live_and_by_no_others(chance: Random, steps: int) -> None:
     async def run() -> None:
