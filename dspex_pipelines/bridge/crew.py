@@ -8,13 +8,13 @@ from __future__ import annotations
 import math
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from dspex_pipelines.bridge.addresses import check_dialled, why_unreachable
 from dspex_pipelines.bridge.local_pool import MOST_WORKERS
-from dspex_pipelines.bridge.supervisor import MOST_DEATHS, back_off_s, start_worker, worker_name, worker_options
+from dspex_pipelines.bridge.worker_processes import COMMAND, MOST_DEATHS, back_off_s, start_worker
 from dspex_pipelines.engine.recycling import Recycling
 from dspex_pipelines.engine.worker_options import SLOTS, check_slots
 from dspex_pipelines.errors import DspexError, InvalidValue, PoolUnreachable
@@ -44,7 +44,7 @@ class Crew:
         recycling: Recycling | None = None,
         wait_s: float = 20.0,
         say: Callable[[str], None] = lambda _: None,
-        command: Sequence[str] = (sys.executable, "-m", "dspex_pipelines.worker"),
+        command: Sequence[str] = COMMAND,
     ) -> None:
         check_dialled(address)
         if not 1 <= count <= MOST_WORKERS:
@@ -54,11 +54,12 @@ class Crew:
             raise InvalidValue(field="wait_s", value=wait_s, fix="give seconds, 0 for not at all")
         self._address = address
         self._count = count
-        self._quarantine = quarantine
         self._wait_s = wait_s
         self._say = say
-        options = worker_options(slots, recycling or Recycling(), quarantine=quarantine)
-        self._command = [*command, "--address", address, *options]
+        recycling = recycling or Recycling()
+        self._start = partial(
+            start_worker, address, slots=slots, recycling=recycling, quarantine=quarantine, command=command
+        )
         self._workers: dict[str, tuple[subprocess.Popen[bytes], float]] = {}
         """By name: its process, and when it was started."""
         self._deaths = 0
@@ -99,8 +100,7 @@ class Crew:
         if len(self._workers) == self._count or time.monotonic() < self._start_at or not self._reach():
             return
         while len(self._workers) < self._count:
-            name = worker_name(quarantine=self._quarantine)
-            process = start_worker([*self._command, "--worker-id", name], None)
+            name, process = self._start()
             self._workers[name] = process, time.monotonic()
             self._say(f"worker {name} is started for the bridge at {self._address}")
 

@@ -25,11 +25,11 @@ from typing import IO
 
 import dspex_pipelines
 from dspex_pipelines.bridge.addresses import SOCKET_PATH_BYTES
-from dspex_pipelines.bridge.supervisor import started_at
 from dspex_pipelines.engine.recycling import Recycling
 from dspex_pipelines.engine.worker_options import SLOTS
 from dspex_pipelines.errors import DspexError, InvalidValue, PoolUnreachable
 from dspex_pipelines.wire.import_path import python_path
+from dspex_pipelines.wire.processes import started_at
 
 START_S = 60.0
 STOP_S = 15.0

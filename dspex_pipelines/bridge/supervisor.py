@@ -16,28 +16,24 @@ import contextlib
 import fcntl
 import json
 import os
-import secrets
 import select
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from dspex_pipelines.bridge.addresses import socket_path
+from dspex_pipelines.bridge.worker_processes import MOST_DEATHS, back_off_s, start_worker
 from dspex_pipelines.engine.recycling import MAX_RSS_MB, Recycling
 from dspex_pipelines.engine.worker_options import MAX_RSS_MB_HELP, MAX_TRIALS_HELP, SLOTS_HELP
-from dspex_pipelines.wire.processes import die_with_parent, offer_to_oom_killer
+from dspex_pipelines.wire.processes import die_with_parent, started_at
 
 READY_S = 30.0
 STOP_S = 5.0
-FEW_DEATHS = 3
-"""So many workers in a row may die without an answer to any trial before the next ones have to wait."""
-MOST_DEATHS = 16
-"""So many end the pool: nothing that it is given will ever run."""
 MOST_BRIDGES = 5
 """Bridges in a row that end before they have served this long end the pool too."""
 SERVED_S = 10.0
@@ -47,9 +43,6 @@ TICK_S = 0.5
 MOST_LEAVING = 4
 """So many workers, or as many as there should be, may be finishing their last trials while others have their places.
 A trial without a time limit may hold one for ever; each holds memory."""
-OOM_SCORE = 500
-"""When memory runs out, the kernel takes workers first: it is programs that leak, and the bridge and the user's other
-processes are to outlive that. For the pool it is the same as `kill -9`."""
 NO_PROCESS_S = 1.0
 """After so long it is tried again where the system had no process to give."""
 
@@ -81,16 +74,12 @@ class Supervisor:
         recycling: Recycling | None = None,
         address: str = "",
         drains: bool = False,
-        bridge_command: Sequence[str] = (sys.executable, "-m", "dspex_pipelines.bridge"),
-        worker_command: Sequence[str] = (sys.executable, "-m", "dspex_pipelines.worker"),
     ) -> None:
         self._dir = runtime_dir
         self._workers = workers
         self._slots = slots
         self._idle_s = idle_s
         self._recycling = recycling or Recycling()
-        self._bridge_command = tuple(bridge_command)
-        self._worker_command = tuple(worker_command)
         self._address = address or f"unix:{runtime_dir / 'bridge.sock'}"
         self._drains = drains
         self._children: list[Child] = []
@@ -268,7 +257,7 @@ class Supervisor:
     def _start_bridge(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
         self._bridge_started = time.monotonic()
         return subprocess.Popen(  # noqa: S603 - our own command
-            [*self._bridge_command, "--address", self._address, "--supervised"],
+            [sys.executable, "-m", "dspex_pipelines.bridge", "--address", self._address, "--supervised"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -277,11 +266,9 @@ class Supervisor:
         )
 
     def _start_worker(self, log: IO[bytes], *, quarantine: bool) -> None:
-        name = worker_name(quarantine=quarantine)
-        options = worker_options(self._slots, self._recycling, quarantine=quarantine)
         try:
-            process = start_worker(
-                [*self._worker_command, "--address", self._address, "--worker-id", name, *options], log
+            name, process = start_worker(
+                self._address, slots=self._slots, recycling=self._recycling, quarantine=quarantine, log=log
             )
         except OSError as error:
             # Programs may have used up what there is of processes.
@@ -318,42 +305,6 @@ class Supervisor:
             path.unlink(missing_ok=True)
 
 
-def started_at(pid: int) -> str:
-    """Return what tells a process from a later one with its pid; empty when there is none."""
-    with contextlib.suppress(OSError, IndexError):
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return "" if fields[0] == "Z" else fields[19]
-    return ""
-
-
-def worker_name(*, quarantine: bool) -> str:
-    """Return a name that no other worker has."""
-    return f"{'q' if quarantine else 'w'}-{secrets.token_hex(3)}"
-
-
-def worker_options(slots: int, recycling: Recycling, *, quarantine: bool) -> list[str]:
-    """Return what a worker is told, beside its name and its bridge."""
-    options = ["--slots", str(slots), "--max-rss-mb", str(recycling.max_rss_mb)]
-    return [*options, "--max-trials", str(recycling.max_trials), *(["--quarantine"] if quarantine else [])]
-
-
-def start_worker(command: Sequence[str], log: IO[bytes] | None) -> subprocess.Popen[bytes]:
-    """Start a worker that ends with this process; raises `OSError` where the system has no process to give."""
-    return subprocess.Popen(  # noqa: S603 - our own command
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=log,
-        preexec_fn=_become_worker,  # noqa: PLW1509 - this process has one thread
-        process_group=0,
-    )
-
-
-def _become_worker() -> None:
-    die_with_parent()
-    offer_to_oom_killer(OOM_SCORE)
-
-
 def _try_lock(file: IO[str]) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -381,27 +332,17 @@ def _write(log: IO[bytes], text: str) -> None:
     log.flush()
 
 
-def back_off_s(deaths: int) -> float:
-    """Return how long to wait after so many deaths in a row."""
-    return min(5.0, 0.1 * 2.0 ** (deaths - FEW_DEATHS)) if deaths > FEW_DEATHS else 0.0
-
-
-def _arguments() -> Iterator[tuple[str, dict[str, object]]]:
-    yield "--runtime-dir", {"type": Path, "required": True, "help": "folder of socket, locks and log"}
-    yield "--workers", {"type": int, "required": True, "help": "worker processes"}
-    yield "--slots", {"type": int, "required": True, "help": SLOTS_HELP}
-    yield "--max-rss-mb", {"type": int, "default": MAX_RSS_MB, "help": MAX_RSS_MB_HELP}
-    yield "--max-trials", {"type": int, "default": 0, "help": MAX_TRIALS_HELP}
-    yield "--idle-s", {"type": float, "required": True, "help": "end after so long without a client"}
-    yield "--address", {"default": "", "help": "where to serve, and stay until told to end; empty: in that folder"}
-    yield "--ready-fd", {"type": int, "required": True, "help": "where to say that the pool is up"}
-
-
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m dspex_pipelines.bridge.supervisor", description=__doc__)
-    for name, options in _arguments():
-        parser.add_argument(name, **options)  # type: ignore[arg-type]
+    parser.add_argument("--runtime-dir", type=Path, required=True, help="folder of socket, locks and log")
+    parser.add_argument("--workers", type=int, required=True, help="worker processes")
+    parser.add_argument("--slots", type=int, required=True, help=SLOTS_HELP)
+    parser.add_argument("--max-rss-mb", type=int, default=MAX_RSS_MB, help=MAX_RSS_MB_HELP)
+    parser.add_argument("--max-trials", type=int, default=0, help=MAX_TRIALS_HELP)
+    parser.add_argument("--idle-s", type=float, required=True, help="end after so long without a client")
+    parser.add_argument("--address", default="", help="serve there, and stay until told to end; empty: in that folder")
+    parser.add_argument("--ready-fd", type=int, required=True, help="where to say that the pool is up")
     arguments = parser.parse_args()
     # The starter has ended one child already when the pool ends, and is left no zombie.
     if os.fork():

@@ -7,7 +7,7 @@ import socket
 
 import dagster as dg
 
-from dspex_pipelines.bridge.supervisor import started_at
+from dspex_pipelines.wire.processes import started_at
 
 PROCESS = "dspex/process"
 _GOING_ON = (

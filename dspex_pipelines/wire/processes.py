@@ -1,4 +1,4 @@
-"""What the pool's processes ask of the kernel about their end. Nothing of it is there on other systems than Linux."""
+"""What the pool's processes ask of the kernel: their own end, and which process a pid is. Only Linux has any of it."""
 
 from __future__ import annotations
 
@@ -25,3 +25,11 @@ def offer_to_oom_killer(score: int) -> None:
     """
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(str(score), encoding="ascii")
+
+
+def started_at(pid: int) -> str:
+    """Return what tells a process from a later one with its pid; empty when there is none."""
+    with contextlib.suppress(OSError, IndexError):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return "" if fields[0] == "Z" else fields[19]
+    return ""

@@ -10,9 +10,9 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from dspex_pipelines.bridge.supervisor import started_at
 from dspex_pipelines.cli.abandoned import PROCESS, end_abandoned_runs, process_tags
 from dspex_pipelines.orchestration.tags import POOL
+from dspex_pipelines.wire.processes import started_at
 
 STEP = "e__evaluation.run_trials[batch_000000]"
 

@@ -20,11 +20,11 @@ from typing import Any
 import pytest
 
 from dspex_pipelines.bridge import local_pool
-from dspex_pipelines.bridge.supervisor import started_at
 from dspex_pipelines.cli.doctor import environment
 from dspex_pipelines.cli.doctor.findings import Check, Level, examined, ok
 from dspex_pipelines.cli.starter import write_starter
 from dspex_pipelines.engine.journal.journal import Journal
+from dspex_pipelines.wire.processes import started_at
 from tests.cli.conftest import Run
 
 ROOT = Path(__file__).parents[2]
