@@ -6,37 +6,23 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 
 from dspex.v1 import types_pb2, worker_pb2
 from dspex_pipelines.bridge import inspection
 from dspex_pipelines.bridge.holding import is_large
 from dspex_pipelines.bridge.links import ClientLink, WorkerLink
 from dspex_pipelines.bridge.model_calls import ModelCalls
+from dspex_pipelines.bridge.outcomes import NAME_CHARACTERS, fault_of, outcome_of, tell_history
 from dspex_pipelines.bridge.sessions import Session, SessionStore
 from dspex_pipelines.engine.alarm import Alarm
 from dspex_pipelines.engine.dispatch.dispatcher import Dispatcher
-from dspex_pipelines.engine.dispatch.retries import Fault
 from dspex_pipelines.engine.dispatch.tickets import Orders, Settled, Ticket
 from dspex_pipelines.engine.worker_options import MOST_SLOTS
 from dspex_pipelines.errors import UnknownSession
-from dspex_pipelines.model.outcome import Attempt, ErrorType
-from dspex_pipelines.wire.codec import (
-    attempt_to_wire,
-    error_type_from_wire,
-    error_type_to_wire,
-    failure_to_wire,
-    session_to_wire,
-)
+from dspex_pipelines.model.outcome import ErrorType
+from dspex_pipelines.wire.codec import failure_to_wire, session_to_wire
 from dspex_pipelines.wire.marks import MarksOfAnother
 
-NAME_CHARACTERS = 200
-MESSAGE_CHARACTERS = 4_000
-"""Of an attempt's message: a trial's history goes on top of its outcome."""
-MOST_ATTEMPTS = 500
-"""Of a history, the last ones. Those that cost nothing, because their workers were lost, have no other bound."""
-HISTORY_BYTES = 1 << 19
-"""Of a history, the last attempts: it goes on top of an outcome, which may be as large as a message may be."""
 TRIAL_BYTES = 1_024
 """Of a trial, beside its payloads."""
 
@@ -110,7 +96,8 @@ class Hub:
             if is_large(size, len(outcomes)):
                 outcomes = self._measured(outcomes)
             answers = [
-                (outcome.id, outcome, _fault(outcome) if outcome.HasField("failure") else None) for outcome in outcomes
+                (outcome.id, outcome, fault_of(outcome) if outcome.HasField("failure") else None)
+                for outcome in outcomes
             ]
             self._answered += len(answers)
             self._perform(self.dispatcher.finish_many(link.worker_id, answers, now))
@@ -355,7 +342,7 @@ class Hub:
             trial_id = ticket.client_trial_id
             if not isinstance(outcome, types_pb2.Outcome):
                 verdicts += one.error in _VERDICTS
-                outcome = _outcome_of(one)
+                outcome = outcome_of(one)
             if client is None or client.number != ticket.client:
                 client = self.clients.get(ticket.client)
                 if client is None:
@@ -373,7 +360,7 @@ class Hub:
             if one.throttled_s:
                 outcome.throttled_s = max(outcome.throttled_s, one.throttled_s)
             if one.history or outcome.history:
-                self._tell_history(outcome, one)
+                tell_history(outcome, one)
             if self._sizes and (size := self._sizes.get(id(outcome))):
                 client.unread.add(id(outcome), size)
                 if client.unread.is_full and not client.stopped:
@@ -384,13 +371,6 @@ class Hub:
             # At once: the worker that it took may be one too many.
             self._tell({"answered": verdicts})
         self._unpin(states)
-
-    @staticmethod
-    def _tell_history(outcome: types_pb2.Outcome, settled: Settled) -> None:
-        """Put the attempts before it in front of the calls that failed within the one that settled it."""
-        calls = [replace(call, number=settled.attempts, worker=settled.worker_id) for call in _calls(outcome)]
-        del outcome.history[:]
-        outcome.history.extend(_last(attempt_to_wire(one) for one in (*settled.history[-MOST_ATTEMPTS:], *calls)))
 
     def _send(self, worker: WorkerLink, dispatched: Sequence[tuple[int, Ticket]]) -> None:
         known, trials = worker.known, worker.trials
@@ -433,57 +413,3 @@ class Hub:
 
     def _tick(self) -> None:
         self._perform(self.dispatcher.tick(time.monotonic()))
-
-
-def _outcome_of(settled: Settled) -> types_pb2.Outcome:
-    """Return what stands for the outcome that no worker has given."""
-    assert settled.error is not None
-    return types_pb2.Outcome(
-        run_s=settled.run_s,
-        throttled_s=settled.throttled_s,
-        session_version=settled.ticket.snapshot[1],
-        failure=failure_to_wire(settled.error, settled.message, retryable=not settled.error.is_final),
-    )
-
-
-def _last(attempts: Iterable[types_pb2.Attempt]) -> list[types_pb2.Attempt]:
-    """Return the last of the attempts, as many as there is room for."""
-    every = list(attempts)
-    room, begin = HISTORY_BYTES, len(every)
-    while begin and (room := room - every[begin - 1].ByteSize()) >= 0:
-        begin -= 1
-    return every[begin:]
-
-
-def _fault(outcome: types_pb2.Outcome) -> Fault | None:
-    """Return what a worker says of a failed attempt; None for a kind of failure that is not known here."""
-    failure = outcome.failure
-    kind = error_type_from_wire(failure.type)
-    if error_type_to_wire(kind) != failure.type:
-        return None
-    return Fault(
-        type=kind,
-        message=failure.message[:MESSAGE_CHARACTERS],
-        retryable=failure.retryable,
-        fingerprint=failure.fingerprint[:NAME_CHARACTERS],
-        # A number that is none would put every timer out of order.
-        retry_after_s=max(0.0, failure.retry_after_s),
-        calls=_calls(outcome),
-        usage=outcome.usage,
-    )
-
-
-def _calls(outcome: types_pb2.Outcome) -> tuple[Attempt, ...]:
-    """Return what a worker says of calls that failed within an attempt, the last ones, bounded."""
-    return tuple(
-        Attempt(
-            number=0,
-            worker="",
-            type=error_type_from_wire(said.type),
-            message=said.message[:MESSAGE_CHARACTERS],
-            run_s=max(0.0, said.run_s),
-            call=said.call[:NAME_CHARACTERS],
-        )
-        for said in outcome.history[-MOST_ATTEMPTS:]
-        if said.call
-    )

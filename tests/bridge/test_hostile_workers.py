@@ -21,7 +21,6 @@ import grpc.aio
 import pytest
 
 from dspex.v1 import execution_pb2, types_pb2, worker_pb2
-from dspex_pipelines.bridge import hub as hub_module
 from dspex_pipelines.bridge import inspection
 from dspex_pipelines.bridge.client import PoolClient
 from dspex_pipelines.bridge.server import Bridge
@@ -346,7 +345,7 @@ async def test_a_frame_that_is_none_ends_the_stream_that_sent_it_alone(bridge: B
 async def test_a_past_stays_short_however_often_its_workers_are_lost(
     bridge: Bridge, client: PoolClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub_module, "MOST_ATTEMPTS", 3)
+    monkeypatch.setattr("dspex_pipelines.bridge.outcomes.MOST_ATTEMPTS", 3)
     (running,) = victims(client, 1)
     for turn in range(5):
         async with FakeWorker(bridge.address, f"w{turn}", 1) as worker:
