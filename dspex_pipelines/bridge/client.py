@@ -138,7 +138,6 @@ class PoolClient:
 
     async def _dial(self, within_s: float) -> AsyncIterator[execution_pb2.ExecuteProgramsResponse]:
         """Open channel and stream; raises as the class says, having left nothing open."""
-        used = self.credit_limit - self._credit
         self._channel = channel = grpc.aio.insecure_channel(self.address, options=CHANNEL_OPTIONS)
         stubs = (session_pb2_grpc.SessionServiceStub(channel), pool_pb2_grpc.PoolServiceStub(channel))
         self._methods = {name: method for stub in stubs for name, method in vars(stub).items()}
@@ -153,9 +152,9 @@ class PoolClient:
             if isinstance(error, grpc.aio.AioRpcError | TimeoutError | StopAsyncIteration):
                 raise self._unreachable(error) from error
             raise
-        self.credit_limit = welcome.credit_limit
         # Outcomes that are here and not durable yet still count.
-        self._credit = self.credit_limit - used
+        self._credit += welcome.credit_limit - self.credit_limit
+        self.credit_limit = welcome.credit_limit
         self._up.set()
         return stream
 

@@ -253,6 +253,23 @@ async def test_whose_turn_it_was_when_it_was_cancelled_lets_the_next_one_in(brid
         assert first.cancelled()
 
 
+async def test_what_is_committed_while_the_bridge_is_away_gives_its_credit_back(
+    bridge: Bridge, client: PoolClient
+) -> None:
+    session = await ready(client)
+    async with FakeWorker(bridge.address, "w", 8) as worker, doing(worker.work()):
+        await asyncio.gather(*(client.execute(TRIAL, session_id=session, version=1, timeout_s=0) for _ in range(3)))
+    assert bridge._server is not None
+    await bridge._server.stop(None)
+    while client._up.is_set():
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.2)  # it dials in vain
+    client.commit(3)
+    async with Bridge(bridge.address, credit_limit=400):
+        await client._up.wait()
+        assert client._credit == client.credit_limit == 400
+
+
 # ---------------------------------------------------------------------- those who break off
 
 VANISHING = """
