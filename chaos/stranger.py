@@ -39,7 +39,7 @@ async def submit(address: str, *, vanish: bool) -> None:
         await asyncio.wait(trials, return_when=asyncio.FIRST_COMPLETED)
         if vanish:
             os.kill(os.getpid(), signal.SIGKILL)
-        client._cancels.extend(range(1, 50_000))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - another's
+        client._window._cancels.extend(range(1, 50_000))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - another's
         for trial in trials:
             trial.cancel()
         await asyncio.gather(*trials, return_exceptions=True)

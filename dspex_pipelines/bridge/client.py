@@ -6,11 +6,10 @@ import asyncio
 import contextlib
 import itertools
 import random
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -22,11 +21,11 @@ from dspex.v1 import (
     pool_pb2_grpc,
     session_pb2,
     session_pb2_grpc,
-    types_pb2,
 )
 from dspex_pipelines.bridge.addresses import check_dialled
 from dspex_pipelines.bridge.pool_status import PoolStatus, status_from_wire
 from dspex_pipelines.bridge.translation import translate
+from dspex_pipelines.bridge.window import Window
 from dspex_pipelines.errors import DspexError, InvalidValue, PoolFailed, PoolInterrupted, PoolUnreachable
 from dspex_pipelines.model.calls import CallPolicy
 from dspex_pipelines.model.limits import MOST_WEIGHT
@@ -37,19 +36,13 @@ from dspex_pipelines.wire.channels import connected
 from dspex_pipelines.wire.codec import (
     CHANNEL_OPTIONS,
     FRAME_BYTES,
-    FRAME_TRIALS,
     PAYLOAD_BYTES,
     PROTOCOL_VERSION,
     metric_to_wire,
-    outcome_from_wire,
     policy_to_wire,
     program_to_wire,
-    write_trial,
 )
 from dspex_pipelines.wire.frames import grown
-
-if TYPE_CHECKING:
-    from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
 
 CALL_S = 30.0
 CLOSE_S = 2.0
@@ -67,14 +60,6 @@ _MEANT = frozenset(
 """How a bridge ends a stream on purpose; whatever else ends one is a bridge that is gone."""
 _BROKEN = frozenset({grpc.StatusCode.UNKNOWN, grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.INVALID_ARGUMENT})
 """How a bridge that is there fails a call: it would fail the next one too."""
-
-_Waiting: TypeAlias = tuple[TrialSpec, bytes, int, int, int, float, bytes, int, int]
-"""A trial that is to be sent: its example's payload, its id in this stream, session, version, timeout, outputs, most
-attempts, and how many bytes its payloads have."""
-
-
-_About = TypeVar("_About")
-Answered: TypeAlias = Callable[[_About, TrialOutcome | Exception], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +93,6 @@ class PoolClient:
         self._weight = weight
         self.traceparent = ""
         """W3C trace context that goes with the sessions it opens; empty for none."""
-        self.credit_limit = 0
         self._connect_timeout_s = connect_timeout_s
         self._reconnect_s = reconnect_s
         self._channel: grpc.aio.Channel | None = None
@@ -116,17 +100,10 @@ class PoolClient:
         """The unary calls by name."""
         self._up = asyncio.Event()
         """Whether there is a stream; also set once there never will be one again."""
-        self._outbox: deque[_Waiting] = deque()
-        self._cancels: list[int] = []
-        self._committed = 0
-        self._credit = 0
-        self._credit_waiters: deque[asyncio.Future[None]] = deque()
-        self._pending: dict[int, tuple[Answered[Any], Any, bytes]] = {}
-        """Trials in flight: who is told of the outcome, and with what, and the trial's own id."""
         self._opened: set[int] = set()
         """Its own sessions."""
-        self._last_id = 0
-        self._wake = asyncio.Event()
+        self._window = Window()
+        self.send, self.drop, self.commit = self._window.send, self._window.drop_all, self._window.commit
         self._reader: asyncio.Task[None] | None = None
         self._lost: DspexError | None = None
 
@@ -144,17 +121,16 @@ class PoolClient:
         try:
             await connected(channel, within_s=within_s)
             await self._ask(self._methods["GetPool"], pool_pb2.GetPoolRequest(protocol_version=PROTOCOL_VERSION))
-            self._end_frames()
-            stream = aiter(execution_pb2_grpc.ExecutionServiceStub(channel).ExecutePrograms(self._frames(self._wake)))
+            self._window.renew()
+            trials = execution_pb2_grpc.ExecutionServiceStub(channel)
+            stream = aiter(trials.ExecutePrograms(self._frames(self._window.wake)))
             welcome = await anext(stream)
         except BaseException as error:
             await channel.close(None)
             if isinstance(error, grpc.aio.AioRpcError | TimeoutError | StopAsyncIteration):
                 raise self._unreachable(error) from error
             raise
-        # Outcomes that are here and not durable yet still count.
-        self._credit += welcome.credit_limit - self.credit_limit
-        self.credit_limit = welcome.credit_limit
+        self._window.open(welcome.credit_limit)
         self._up.set()
         return stream
 
@@ -174,12 +150,12 @@ class PoolClient:
         reader.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await reader
-        answers = self._lost is None and self._up.is_set()
+        answers = self._window.is_open
         self._fail(PoolUnreachable(address=self.address, waited_s=0, reason="the client was closed"))
         assert self._channel is not None
         if answers:
             await self._close_sessions()
-        self._end_frames()
+        self._window.renew()
         await self._channel.close(None)
 
     async def _close_sessions(self) -> None:
@@ -286,10 +262,9 @@ class PoolClient:
         """Run *spec* under exactly that snapshot; given *outputs*, only judge those.
 
         Waits while the window of uncommitted trials is full. A trial that no frame can hold is not sent: its outcome is
-        `SERIALIZATION`. Raises `PoolInterrupted` when it has to be sent again,
-        under a snapshot of a new session, and `PoolUnreachable` once the bridge is gone. Cancelling the wait cancels
-        the trial. So does *withdrawn* once it is done; then the outcome says what became of it, and nobody has to
-        commit it.
+        `SERIALIZATION`. Raises `PoolInterrupted` when it has to be sent again, under a snapshot of a new session, and
+        `PoolUnreachable` once the bridge is gone. Cancelling the wait cancels the trial. So does *withdrawn* once it is
+        done; then the outcome says what became of it, and nobody has to commit it.
         """
         size = len(spec.example.payload) + len(outputs)
         if size > PAYLOAD_BYTES:
@@ -310,169 +285,46 @@ class PoolClient:
                 break
             if withdrawn is not None and withdrawn.done():
                 return TrialError.unanswered(spec.trial_id, ErrorType.CANCELLED, "cancelled before it was sent")
-            await self._room(withdrawn)
+            await self._window.room(withdrawn)
         if withdrawn is not None:
-            withdrawn.add_done_callback(lambda _: self._cancel(number))
+            withdrawn.add_done_callback(lambda _: self._window.cancel(number))
         try:
             outcome = await future
         except asyncio.CancelledError:
             if not future.cancelled():
                 # Its answer had come.
-                self._unwanted(None, future.exception() or future.result())
-            self._drop(number)
+                self._window.unwanted(None, future.exception() or future.result())
+            self._window.drop(number)
             raise
         if withdrawn is not None and withdrawn.done():
             self.commit(1)
         return outcome
 
-    async def _room(self, withdrawn: asyncio.Future[None] | None) -> None:
-        """Return once there may be credit, or *withdrawn* is done."""
-        room = self._loop.create_future()
-        self._credit_waiters.append(room)
-        if withdrawn is not None:
-            withdrawn.add_done_callback(lambda _: self._give_way(room))
-        try:
-            await room
-        except asyncio.CancelledError:
-            if not room.cancelled():
-                # It had been its turn, which is the next one's now.
-                self._admit(self._credit)
-            raise
-
-    def _give_way(self, room: asyncio.Future[None]) -> None:
-        """Wake one that waits for credit and is not to be sent any more: what comes back is the others'."""
-        if not room.done():
-            self._credit_waiters.remove(room)
-            room.set_result(None)
-
-    def send(
-        self,
-        spec: TrialSpec,
-        session_id: int,
-        version: int,
-        timeout_s: float,
-        outputs: bytes,
-        most_attempts: int,
-        answered: Answered[_About],
-        about: _About,
-    ) -> int:
-        """Do what `execute` does, where nothing has to be waited for first; return 0, having done nothing, elsewhere.
-
-        *answered* is called once, with *about* and the outcome, or what `execute` would raise.
-        """
-        example = spec.example.payload
-        size = len(example) + len(outputs)
-        if self._credit <= 0 or self._lost is not None or size > PAYLOAD_BYTES or not self._up.is_set():
-            return 0
-        self._credit -= 1
-        self._last_id = number = self._last_id + 1
-        self._pending[number] = (answered, about, spec.trial_id)
-        if not self._outbox:
-            self._wake.set()
-        self._outbox.append((spec, example, number, session_id, version, timeout_s, outputs, most_attempts, size))
-        return number
-
-    def drop(self, answered: Answered[Any]) -> None:
-        """Cancel the trials of whose outcomes *answered* would be told; it is told of none."""
-        for number in [number for number, (one, *_) in self._pending.items() if one == answered]:
-            self._drop(number)
-
-    def _drop(self, number: int) -> None:
-        if number in self._pending:
-            *_, trial_id = self._pending[number]
-            self._pending[number] = (self._unwanted, None, trial_id)
-            self._cancel(number)
-
-    def _cancel(self, number: int) -> None:
-        if number in self._pending:
-            self._cancels.append(number)
-            self._wake.set()
-
-    def _unwanted(self, _: object, outcome: TrialOutcome | BaseException) -> None:
-        if not isinstance(outcome, BaseException):
-            # Its caller has gone; nobody else will commit it.
-            self.commit(1)
-
     def _settle(self, future: asyncio.Future[TrialOutcome], outcome: TrialOutcome | Exception) -> None:
         if future.done():
-            self._unwanted(future, outcome)
+            self._window.unwanted(future, outcome)
         elif isinstance(outcome, Exception):
             future.set_exception(outcome)
             future.exception()
         else:
             future.set_result(outcome)
 
-    def commit(self, count: int) -> None:
-        """*count* outcomes are durable: so many more trials may be sent."""
-        # Outcomes that came from no bridge took no credit.
-        count = max(0, min(count, self.credit_limit - self._credit - len(self._pending)))
-        self._committed += count
-        self._credit += count
-        self._admit(count)
-        self._wake.set()
-
-    def _admit(self, count: int) -> None:
-        """Wake so many of those that wait for credit."""
-        while count > 0 and self._credit_waiters:
-            room = self._credit_waiters.popleft()
-            if not room.done():
-                # One that was cancelled has no use for it.
-                room.set_result(None)
-                count -= 1
-
     async def _frames(self, wake: asyncio.Event) -> AsyncIterator[execution_pb2.ExecuteProgramsRequest]:
         yield execution_pb2.ExecuteProgramsRequest(protocol_version=PROTOCOL_VERSION, weight=self._weight)
-        while wake is self._wake:
-            if not (self._outbox or self._cancels or self._committed):
+        window = self._window
+        while wake is window.wake:
+            if window.is_quiet:
                 wake.clear()
                 await wake.wait()
                 continue
-            await grown(self._outbox)
-            frame = execution_pb2.ExecuteProgramsRequest()
-            self._take_trials(frame.trials)
-            # A cancel goes after the trial it is about.
-            if self._cancels and not self._outbox:
-                frame.cancel_ids.extend(self._cancels)
-                self._cancels = []
-            frame.committed, self._committed = self._committed, 0
-            yield frame
-
-    def _end_frames(self) -> None:
-        """End what a stream is made of, which gRPC leaves waiting where the other side has ended it."""
-        self._wake.set()
-        self._wake = asyncio.Event()
-
-    def _take_trials(self, trials: RepeatedCompositeFieldContainer[types_pb2.Trial]) -> None:
-        """Move what waits into a frame, up to its limits."""
-        outbox, add = self._outbox, trials.add
-        size = 0
-        for count in range(min(len(outbox), FRAME_TRIALS)):
-            waiting = outbox.popleft()
-            spec, example, number, session_id, version, timeout_s, outputs, most_attempts, payloads = waiting
-            size += payloads
-            if count and size > FRAME_BYTES:
-                outbox.appendleft(waiting)
-                break
-            trial = add()
-            try:
-                write_trial(trial, spec, example, number, session_id, version, timeout_s)
-                if outputs:
-                    trial.outputs = outputs
-                if most_attempts:
-                    trial.max_attempts = most_attempts
-            except (TypeError, ValueError) as error:
-                # A number that the wire has no room for: its caller's affair, and nobody else's.
-                del trials[-1]
-                answered, about, _ = self._pending.pop(number)
-                if answered == self._unwanted:
-                    self.commit(1)
-                answered(about, error)
+            await grown(window.outbox)
+            yield window.next_frame()
 
     async def _read(self, stream: AsyncIterator[execution_pb2.ExecuteProgramsResponse]) -> None:
         while True:
             try:
                 async for frame in stream:
-                    self._take(frame)
+                    self._window.take(frame)
             except grpc.aio.AioRpcError as error:
                 if error.code() in _MEANT:
                     self._fail(self._unreachable(error))
@@ -480,30 +332,13 @@ class PoolClient:
             else:
                 self._fail(PoolUnreachable(address=self.address, waited_s=0, reason="the bridge hung up"))
                 return
-            self._interrupt()
+            self._up.clear()
+            self._window.interrupt(PoolInterrupted(address=self.address))
             try:
                 stream = await self._dial_again()
             except DspexError as error:
                 self._fail(error)
                 return
-
-    def _take(self, frame: execution_pb2.ExecuteProgramsResponse) -> None:
-        pending = self._pending
-        for outcome in frame.outcomes:
-            entry = pending.pop(outcome.id, None)
-            if entry is not None:
-                answered, about, trial_id = entry
-                answered(about, outcome_from_wire(outcome, trial_id))
-
-    def _interrupt(self) -> None:
-        """The bridge is gone with all that was in flight."""
-        self._up.clear()
-        self._credit += len(self._pending)
-        self._outbox.clear()
-        self._cancels.clear()
-        self._committed = 0
-        self._wake.set()
-        self._tell(PoolInterrupted(address=self.address))
 
     async def _dial_again(self) -> AsyncIterator[execution_pb2.ExecuteProgramsResponse]:
         loop = self._loop
@@ -526,17 +361,7 @@ class PoolClient:
         if self._lost is None:
             self._lost = error
         self._up.set()
-        self._tell(error)
-        for room in self._credit_waiters:
-            if not room.done():
-                room.set_result(None)
-        self._credit_waiters.clear()
-
-    def _tell(self, error: DspexError) -> None:
-        """End what is in flight with *error*."""
-        pending, self._pending = self._pending, {}
-        for answered, about, _ in pending.values():
-            answered(about, error)
+        self._window.close(error)
 
     # ------------------------------------------------------------------ calls
 

@@ -23,7 +23,7 @@ from dspex_pipelines.bridge.server import Bridge
 from dspex_pipelines.bridge.sessions import SessionStore
 from dspex_pipelines.engine.dispatch.dispatcher import Dispatcher
 from dspex_pipelines.engine.runner import TrialRunner
-from dspex_pipelines.errors import PoolUnreachable
+from dspex_pipelines.errors import PoolInterrupted, PoolUnreachable
 from dspex_pipelines.model.outcome import ErrorType, TrialError, TrialOutcome, TrialResult
 from dspex_pipelines.model.payload import decode
 from dspex_pipelines.model.space import Configuration
@@ -233,7 +233,7 @@ async def test_one_that_is_cancelled_in_the_moment_of_its_answer_gives_its_credi
         running.append(asyncio.create_task(client.execute(TRIAL, session_id=session, version=1, timeout_s=0)))
         with pytest.raises(asyncio.CancelledError):
             await running[0]
-    assert client._credit == client.credit_limit
+    assert client._window.credit == client._window.limit
 
 
 async def test_whose_turn_it_was_when_it_was_cancelled_lets_the_next_one_in(bridge: Bridge, client: PoolClient) -> None:
@@ -245,7 +245,7 @@ async def test_whose_turn_it_was_when_it_was_cancelled_lets_the_next_one_in(brid
     async with FakeWorker(bridge.address, "w", 1_000) as worker, doing(worker.work()):
         await asyncio.gather(*(one() for _ in range(400)))
         first, second = one(), one()
-        while len(client._credit_waiters) < 2:
+        while len(client._window._waiters) < 2:
             await asyncio.sleep(0)
         client.commit(1)
         first.cancel()
@@ -260,14 +260,32 @@ async def test_what_is_committed_while_the_bridge_is_away_gives_its_credit_back(
     async with FakeWorker(bridge.address, "w", 8) as worker, doing(worker.work()):
         await asyncio.gather(*(client.execute(TRIAL, session_id=session, version=1, timeout_s=0) for _ in range(3)))
     assert bridge._server is not None
+    channel = client._channel
     await bridge._server.stop(None)
-    while client._up.is_set():
-        await asyncio.sleep(0.01)
-    await asyncio.sleep(0.2)  # it dials in vain
+    while client._channel is channel:
+        await asyncio.sleep(0)  # until it dials
     client.commit(3)
     async with Bridge(bridge.address, credit_limit=400):
         await client._up.wait()
-        assert client._credit == client.credit_limit == 400
+        assert client._window.credit == client._window.limit == 400
+
+
+async def test_who_waits_for_credit_when_the_bridge_goes_is_told(bridge: Bridge, client: PoolClient) -> None:
+    session = await ready(client)
+
+    def one() -> asyncio.Task[TrialOutcome]:
+        return asyncio.create_task(client.execute(TRIAL, session_id=session, version=1, timeout_s=0))
+
+    async with FakeWorker(bridge.address, "w", 1_000) as worker, doing(worker.work()):
+        await asyncio.gather(*(one() for _ in range(400)))
+        waiting = one()
+        while not client._window._waiters:
+            await asyncio.sleep(0)
+    assert bridge._server is not None
+    await bridge._server.stop(None)
+    async with Bridge(bridge.address, credit_limit=400):
+        with pytest.raises(PoolInterrupted):
+            await asyncio.wait_for(waiting, 20)
 
 
 # ---------------------------------------------------------------------- those who break off

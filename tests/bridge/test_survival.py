@@ -199,7 +199,7 @@ async def test_the_bridge_is_killed_and_the_runner_goes_on(pool: local_pool.Loca
         outcomes = await asyncio.gather(*(one(spec) for spec in trials))
         assert not [outcome for outcome in outcomes if isinstance(outcome, TrialError)]
         assert [outcome.outputs for outcome in outcomes] == list(range(600))
-        assert client.credit_limit == client._credit
+        assert client._window.limit == client._window.credit
         assert len(writers()) == 1, "those of the bridges before have ended"
     assert not writers()
     runs = Counter(calls.read_text().split())
