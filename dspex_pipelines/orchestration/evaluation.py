@@ -4,6 +4,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -320,17 +321,7 @@ def run_trials(
         context.log.warning(what)
     if summary.stopped:
         context.log.warning(f"The run has stopped: {summary.stopped}. What is done is kept. {how_to_go_on(plan)}")
-    return {
-        "plan": batch["plan"],
-        "planned": summary.planned,
-        "reused": summary.reused,
-        "rescored": summary.rescored,
-        "ran": summary.ran,
-        "elapsed_s": summary.elapsed_s,
-        "hedged": summary.hedged,
-        "hedges_won": summary.hedges_won,
-        "usage": usage.to_document(),
-    }
+    return {"plan": batch["plan"], "usage": usage.to_document(), **asdict(summary)}
 
 
 @dg.op(
@@ -364,9 +355,8 @@ def collect_evaluation(
                 raise step_failure(context.instance, context.run.run_id, error) from error
             table = TrialsFile(path)
             batches = [batch for batch in done if batch["plan"] == number]
-            ran, rescored, elapsed_s = (
-                sum(batch[what] for batch in batches) for what in ("ran", "rescored", "elapsed_s")
-            )
+            counted = ("ran", "rescored", "elapsed_s", "hedged", "hedges_won")
+            ran, rescored, elapsed_s, hedged, won = (sum(batch[what] for batch in batches) for what in counted)
             spent = Usage()
             for batch in batches:
                 spent.merge(Usage.from_document(batch["usage"]))
@@ -376,9 +366,7 @@ def collect_evaluation(
                 **usage_metadata(table, spent, Budget(**document["budget"])),
             }
             if document.get("hedging"):
-                metadata |= hedging_metadata(
-                    *(sum(batch[what] for batch in batches) for what in ("hedged", "hedges_won"))
-                )
+                metadata |= hedging_metadata(hedged, won)
             context.add_asset_metadata(metadata, partition_key=plan.partition)
             if what := most_failures(metadata):
                 context.log.warning(f"{plan.partition}: of {table.num_rows:,} trials {what}")
