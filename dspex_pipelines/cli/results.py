@@ -13,6 +13,8 @@ from urllib.parse import unquote
 import dagster as dg
 import pandas as pd
 import yaml
+from dagster._core.instance.ref import InstanceRef
+from dagster._core.storage.noop_compute_log_manager import NoOpComputeLogManager
 from dagster_shared.check import CheckError
 from dagster_shared.error import DagsterError
 from yaml import YAMLError
@@ -24,6 +26,9 @@ from dspex_pipelines.orchestration.io_managers import NewestResults
 
 HOME = ".dagster_home"
 SETTINGS = "dagster.yaml"
+_NO_CAPTURE = {
+    "compute_logs": {"module": NoOpComputeLogManager.__module__, "class": NoOpComputeLogManager.__name__},
+}
 _STORAGES = frozenset({"storage", "run_storage", "event_log_storage"})
 
 
@@ -48,7 +53,11 @@ def is_used(home: Path) -> bool:
 
 @contextmanager
 def instance() -> Generator[dg.DagsterInstance]:
-    """Open the instance of DAGSTER_HOME, or of ./.dagster_home where that is not set."""
+    """Open the instance of DAGSTER_HOME, or of ./.dagster_home where that is not set.
+
+    What its runs print goes where this process prints, and is not captured: Dagster would put files in the place of
+    standard output and error, so that no terminal is left to show a bar in.
+    """
     home = home_folder()
     settings = home / SETTINGS
     if "?" in str(home) or unquote(str(home)) != str(home):
@@ -69,7 +78,7 @@ def instance() -> Generator[dg.DagsterInstance]:
         except OSError as error:
             raise _unusable(home, error.strerror or str(error)) from error
         try:
-            opened = dg.DagsterInstance.get()
+            opened = dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(home), overrides=_NO_CAPTURE))
         except (DagsterError, CheckError, YAMLError, UnicodeDecodeError) as error:
             fix = f"Dagster cannot open its instance by it; mend it, or remove it for the defaults. It says: {error}"
             raise InvalidValue(field="settings", value=str(settings), fix=fix) from error
