@@ -4,6 +4,9 @@ A client awaits every trial by itself with a window of them in flight; a relay p
 own, as whoever stands between many clients and many workers must, and hands it to the next worker process, which
 answers at once with a ready-made outcome. `per_trial=False` leaves even that out and only moves whole frames.
 Given a *payload*, each trial takes so many bytes along and its outcome brings as many back.
+
+Where it *calls*, the worker also calls a program that does nothing, in a task of its own, and its metric, and what is
+answered is packed and unpacked: a bare pool, which does for a trial what none can leave out.
 """
 
 from __future__ import annotations
@@ -21,8 +24,9 @@ from typing import Any
 
 import grpc.aio
 
+from benchmarks._programs import asynchronous, same
 from dspex.v1 import execution_pb2, execution_pb2_grpc, types_pb2, worker_pb2, worker_pb2_grpc
-from dspex_pipelines.model.payload import encode
+from dspex_pipelines.model.payload import decode, encode
 from dspex_pipelines.wire.codec import CHANNEL_OPTIONS, FRAME_BYTES, FRAME_TRIALS, SERVER_OPTIONS
 from dspex_pipelines.wire.frames import grown
 from dspex_pipelines.wire.loop import run_process
@@ -111,9 +115,25 @@ async def _relay(address: str, workers: int, payload: int) -> None:
     await server.stop(0)
 
 
-async def _worker(address: str, payload: int) -> None:
+async def _worker(address: str, payload: int, *, calls: bool) -> None:
     box = _Box(payload)
     outputs, scores = encode(bytes(payload) if payload else 1), encode({"same": True})
+    running: set[asyncio.Task[None]] = set()
+
+    def outcome(trial: types_pb2.Trial, outputs: bytes, scores: bytes) -> types_pb2.Outcome:
+        return types_pb2.Outcome(
+            id=trial.id,
+            configuration_digest=trial.trial_id,
+            session_version=trial.version,
+            outputs=outputs,
+            scores=scores,
+            run_s=0.001,
+        )
+
+    async def called(trial: types_pb2.Trial) -> None:
+        example: Any = decode(trial.example)
+        answer = await asynchronous(**example[1], k=trial.version)
+        box.put((outcome(trial, encode(answer), encode({"same": same(example, answer)})),))
 
     async def frames() -> AsyncIterator[worker_pb2.AttachRequest]:
         yield worker_pb2.AttachRequest()
@@ -125,27 +145,23 @@ async def _worker(address: str, payload: int) -> None:
         stub: Any = worker_pb2_grpc.WorkerServiceStub(channel)
         with contextlib.suppress(grpc.aio.AioRpcError):
             async for frame in stub.Attach(frames()):
-                box.put(
-                    types_pb2.Outcome(
-                        id=trial.id,
-                        configuration_digest=trial.trial_id,
-                        session_version=trial.version,
-                        outputs=outputs,
-                        scores=scores,
-                        run_s=0.001,
-                    )
-                    for trial in frame.trials
-                )
+                if not calls:
+                    box.put(outcome(trial, outputs, scores) for trial in frame.trials)
+                    continue
+                for trial in frame.trials:
+                    task = asyncio.create_task(called(trial))
+                    running.add(task)
+                    task.add_done_callback(running.discard)
 
 
 @contextlib.contextmanager
-def ceiling_pool(folder: Path, *, workers: int, payload: int = 0) -> Iterator[str]:
+def ceiling_pool(folder: Path, *, workers: int, payload: int = 0, calls: bool = False) -> Iterator[str]:
     """Start relay and workers in processes of their own; yield the relay's address."""
-    address = f"unix:{folder}/ceiling.sock"
+    address = f"unix:{folder}/{'calls' if calls else 'ceiling'}.sock"
 
     def start(role: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "benchmarks._ceiling", role, "--address", address, "--workers", str(workers)]
-        command += ["--payload", str(payload)]
+        command += ["--payload", str(payload), *["--calls"] * calls]
         return subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     relay = start("relay")
@@ -161,14 +177,16 @@ def ceiling_pool(folder: Path, *, workers: int, payload: int = 0) -> Iterator[st
             process.communicate()
 
 
-async def trials_per_s(address: str, *, count: int, window: int, per_trial: bool = True, payload: int = 0) -> float:
+async def trials_per_s(
+    address: str, *, count: int, window: int, per_trial: bool = True, payload: int = 0, calls: bool = False
+) -> float:
     """Send *count* trials with at most *window* in flight; return the rate."""
     async with grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
         await channel.channel_ready()
         stub: Any = execution_pb2_grpc.ExecutionServiceStub(channel)
         started = time.perf_counter()
         if per_trial:
-            await _each_awaited(stub, count, window, payload)
+            await _each_awaited(stub, count, window, payload, calls=calls)
         else:
             await _whole_frames(stub, count, window)
         return count / (time.perf_counter() - started)
@@ -181,7 +199,7 @@ def _trial(number: int, payload: bytes = b"") -> types_pb2.Trial:
     )
 
 
-async def _each_awaited(stub: Any, count: int, window: int, payload: int) -> None:
+async def _each_awaited(stub: Any, count: int, window: int, payload: int, *, calls: bool) -> None:
     outbox = _Box(payload)
     carried = bytes(payload)
     pending: dict[int, asyncio.Future[types_pb2.Outcome]] = {}
@@ -196,7 +214,10 @@ async def _each_awaited(stub: Any, count: int, window: int, payload: int) -> Non
         for number in numbers:
             answer = pending[number] = loop.create_future()
             outbox.put((_trial(number, carried),))
-            await answer
+            outcome = await answer
+            if calls:
+                decode(outcome.outputs)
+                decode(outcome.scores)
 
     stream = stub.ExecutePrograms(frames())
 
@@ -244,11 +265,12 @@ def main() -> None:
     parser.add_argument("--address", required=True)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--payload", type=int, default=0)
+    parser.add_argument("--calls", action="store_true")
     arguments = parser.parse_args()
     if arguments.role == "relay":
         run_process(_relay(arguments.address, arguments.workers, arguments.payload))
     else:
-        run_process(_worker(arguments.address, arguments.payload))
+        run_process(_worker(arguments.address, arguments.payload, calls=arguments.calls))
 
 
 if __name__ == "__main__":

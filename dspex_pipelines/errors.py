@@ -133,10 +133,15 @@ class UnknownSession(DspexError):
 
 
 class Interrupted(DspexError):
-    """A signal ended the work; what was done by then is kept."""
+    """A signal ended the work; what was done by then is kept, and where it *resumes* is not done again."""
 
-    def __init__(self) -> None:
-        super().__init__("interrupted; what is done is kept, and running it again does only the rest")
+    def __init__(self, *, resumes: bool = True) -> None:
+        rest = (
+            "what is done is kept, and running it again does only the rest"
+            if resumes
+            else "it reused nothing, and no other run reuses what it has done"
+        )
+        super().__init__(f"interrupted; {rest}")
 
 
 class ProviderGivenUp(DspexError):

@@ -21,6 +21,8 @@ SHOWN_LENGTH = 40
 """Characters of a variable's value in a label."""
 DIGEST_SHOWN = 12
 """Characters of a digest behind a label that another one is like."""
+RANKED_BY = "ranked by"
+"""The column with the mean by which configurations are ranked, where that is none of their successes alone."""
 _CLUSTER = ["partition", "group"]
 _PAIR = ["partition", "example_id", "repeat"]
 
@@ -65,6 +67,13 @@ class Standing:
     difference: Estimate
     """Paired difference to the best configuration, over the examples where both succeeded."""
 
+    def worst_mean(self, metric: str, worst: float) -> float:
+        """Return the mean of *metric* if every trial without that score had scored *worst*."""
+        score = self.scores[metric]
+        if score.n == self.n:
+            return score.mean
+        return ((score.n and score.mean * score.n) + (self.n - score.n) * worst) / self.n
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Leaderboard:
@@ -75,6 +84,8 @@ class Leaderboard:
     standings: tuple[Standing, ...]
     outside: str = ""
     """Which scores lie outside the range that failures are ranked and bounded by; empty where none does."""
+    worst: float = 0.0
+    """What a failure scores for the rank: the lower end of the range of scores."""
     grouped: bool = False
     """Whether examples are in groups; where they are not, each is a cluster of its own."""
 
@@ -83,6 +94,21 @@ class Leaderboard:
         """The first one, unless nothing has succeeded."""
         first = self.standings[0]
         return first if first.scores[self.metric].n else None
+
+    @property
+    def has_gaps(self) -> bool:
+        """Whether a trial has no score, so that the rank is not by the mean of those that have one."""
+        return any(standing.scores[self.metric].n < standing.n for standing in self.standings)
+
+    @property
+    def caveat(self) -> str:
+        """What the rank goes by where that is not the mean that is shown; empty where it is."""
+        if not self.has_gaps:
+            return ""
+        return (
+            f"Ranked by the mean in which a trial without {self.metric} scores {self.worst:g}; means, intervals and "
+            "differences are of the trials that have it"
+        )
 
     @property
     def interval(self) -> str:
@@ -97,6 +123,7 @@ class Leaderboard:
                 "#": str(standing.rank),
                 "configuration": label,
                 "n": f"{standing.n:,}",
+                **({RANKED_BY: f"{standing.bounds[0]:.3f}"} if self.has_gaps else {}),
                 **{name: str(standing.scores[name]) for name in self.metrics},
                 "failures": f"{standing.failures:,}",
                 **({"not run": f"{standing.not_run:,}"} if partial else {}),
@@ -107,17 +134,17 @@ class Leaderboard:
         ]
 
     def labels(self, limit: int | None = None) -> list[str]:
-        """Return of each configuration the values of those variables that differ; its digest where none does.
+        """Return of each configuration the values of those variables that differ, of a single one all values.
 
         Long values are cut; where that makes two of them alike, their digests tell them apart.
         """
-        names = varying(self.standings)
+        names = varying(self.standings) or list(self.standings[0].variables)
         values = [label(standing.variables, names) for standing in self.standings]
         alike = Counter(values)
 
         def told(text: str, standing: Standing) -> str:
             if not text:
-                return standing.configuration if standing.variables else "no variables"
+                return "no variables"
             return text if alike[text] == 1 else f"{text} {standing.configuration[:DIGEST_SHOWN]}"
 
         return list(map(told, values[:limit], self.standings))
@@ -233,6 +260,7 @@ def leaderboard(
     differences = _differences(trials, best[_succeeded(best)], column)
     return Leaderboard(
         outside=outside_range(pd.Series(extremes, dtype=float), metric, score_range),
+        worst=score_range[0],
         grouped=grouped,
         metric=metric,
         metrics=metrics,

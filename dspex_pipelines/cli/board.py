@@ -21,8 +21,8 @@ _RIGHT = {"#", "n", "failures", "not run"}
 def leaderboard_table(board: Leaderboard, limit: int | None, *, width: int) -> tuple[Table, tuple[str, ...]]:
     """Return the table, and the names of the columns that *width* has no room for.
 
-    Bounds go first, then further metrics, the last one first. What is left is never cut: a terminal that is narrower
-    still folds the lines itself.
+    Bounds go first, of which the rank's own end stays where anything failed, then further metrics, the last one first.
+    What is left is never cut: a terminal that is narrower still folds the lines itself.
     """
     rows = board.rows(limit)
     names = list(rows[0])

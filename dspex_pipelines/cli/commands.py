@@ -165,14 +165,15 @@ def evaluate(
         list[str] | None,
         typer.Option(
             metavar="METRIC=VALUE",
-            help="Exit with 3 when the best configuration's mean is lower, or results are partial; may be repeated.",
+            help="Exit with 3 when the best configuration's mean, failures counted as worst, is lower, or results are "
+            "partial; may be repeated.",
         ),
     ] = None,
     fail_on_errors: Annotated[
         float | None, typer.Option(metavar="SHARE", help="Exit with 3 when a larger share of the trials failed.")
     ] = None,
 ) -> None:
-    """Evaluate every partition, then print the leaderboard and the declared checks that fail.
+    """Evaluate every partition, then print the leaderboard and what the declared checks say.
 
     Failed trials do not fail the command. Exit codes: 0 done; 2 something was refused, or the run of a partition
     failed; 3 done, but a check of severity error failed, or it is not what --fail-under or --fail-on-errors asks for;
@@ -217,7 +218,7 @@ def evaluate(
         )
     except KeyboardInterrupt:
         # Between the steps, where Dagster does not make an error of it.
-        raise Interrupted from None
+        raise Interrupted(resumes=reuse != "none") from None
     _print_leaderboard(results.board, MOST_PRINTED)
     _say_shown(results.board, MOST_PRINTED, rest=f"; all: {_command('dspex leaderboard', target)}")
     if results.hedged is not None:
@@ -230,13 +231,13 @@ def evaluate(
     _say_left_out(results.left_out)
     _say_failures(results.failures, target, ran=results.failed)
     console.print(f"Results: {results.folder}", soft_wrap=True, highlight=False)
-    for check in results.failed_checks:
-        _say(str(check), "red" if check.is_error else "yellow")
+    for verdict in results.verdicts:
+        _say(str(verdict), "" if verdict.passed else "red" if verdict.is_error else "yellow")
     if results.errors:
         _fail("\nerror: ".join(results.errors), exits.REFUSED)
     if missed := list(demands.missed(results.board, results.partial)):
         _fail("; ".join(missed), exits.MISSED)
-    if any(check.is_error for check in results.failed_checks):
+    if any(verdict.is_error and not verdict.passed for verdict in results.verdicts):
         sys.exit(exits.MISSED)
 
 
@@ -318,6 +319,8 @@ def _print_leaderboard(board: Leaderboard, limit: int | None) -> None:
     console.print(table, crop=False)
     if dropped:
         _say(f"No room for {', '.join(dropped)}; dspex leaderboard --json has all")
+    if board.caveat:
+        _say(board.caveat)
     if board.outside:
         _say(board.outside, "yellow")
 

@@ -47,19 +47,20 @@ from dspex_pipelines.orchestration.tags import evaluation_tags, pool_tag, run_ta
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FailedCheck:
-    """A check that does not hold in a partition."""
+class Verdict:
+    """What a declared check has found in a partition."""
 
     name: str
     partition: str
     said: str
-    """Its value and its bound."""
+    """Its value and its bound, or why it cannot tell."""
+    passed: bool
     is_error: bool
     """Whether it is of severity error."""
     blocking: bool
 
     def __str__(self) -> str:
-        return f"Check {self.name} of {self.partition} failed: {self.said}"
+        return f"Check {self.name} of {self.partition} {'passed' if self.passed else 'failed'}: {self.said}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +80,7 @@ class EvaluatedPartitionsSummary:
     """Trials that were run and failed; `failures` has those of earlier runs too."""
     hedged: tuple[int, int] | None = None
     """Trials that had a second copy, and those of them that it answered first; None where trials have none."""
-    failed_checks: tuple[FailedCheck, ...] = ()
+    verdicts: tuple[Verdict, ...] = ()
     errors: tuple[str, ...] = ()
     """What is wrong with partitions that could not be evaluated, each after the names of those it is true of."""
 
@@ -88,15 +89,20 @@ class _OwnError(DspexError):
     """A partition cannot be evaluated for what lies in its own data; the others can."""
 
 
+LINE_S = 30.0
 # The run's log is in the instance; here the progress bar speaks.
 _QUIET: dict[str, object] = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
 class BarReporter(ProgressReporter):
-    """A bar for each partition; what has to be said beside it is a line above."""
+    """A bar for each partition; what has to be said beside it is a line above.
+
+    Without a terminal bars are seen once they are over, so how far they are is a line of its own every `LINE_S`.
+    """
 
     def __init__(self, bars: Progress) -> None:
         self._bars = bars
+        self._line_at = bars.get_time() + LINE_S
         self._tasks: dict[str, TaskID] = {}
         self._done: dict[str, int] = {}
         self._reused: dict[str, int] = {}
@@ -105,6 +111,8 @@ class BarReporter(ProgressReporter):
         self._rate = ""
         """Of the last batch that ran any."""
         self._batch = 0
+        self._total = 0
+        """Trials of the partition."""
         self._failed: dict[str, int] = {}
         self._failed_now = 0
         """Of the batch; what failed in those that are over is in `_failed`."""
@@ -137,7 +145,7 @@ class BarReporter(ProgressReporter):
 
     def started(self, partition: str, planned: int, total: int) -> None:
         """One more batch of the partition begins."""
-        self._batch = planned
+        self._batch, self._total = planned, total
         self._before, self._usage = self.usage, Usage()
         self._bars.update(self._tasks[partition], total=total, note="")
 
@@ -147,7 +155,12 @@ class BarReporter(ProgressReporter):
         if progress.done:
             self._rate = f"{progress.rate_per_s:,.0f} trials/s"
         done = self._done[self._partition] + progress.done
-        self._bars.update(self._tasks[self._partition], completed=done, note=self._note())
+        note = self._note()
+        self._bars.update(self._tasks[self._partition], completed=done, note=note)
+        if not self._bars.console.is_terminal and self._bars.get_time() >= self._line_at:
+            self._line_at = self._bars.get_time() + LINE_S
+            line = f"{self._partition}: {done:,} of {self._total:,} trials, {note}"
+            self._bars.console.print(line, highlight=False, soft_wrap=True, markup=False)
 
     def _note(self) -> str:
         counts = {
@@ -257,7 +270,7 @@ def evaluate_partitions(
         )
         dataset, results, board_key = keys(evaluation)
         job = definitions.resolve_implicit_global_asset_job_def()
-        failed_checks: list[FailedCheck] = []
+        verdicts: list[Verdict] = []
         wrong: dict[str, list[str]] = {}
         for partition in wanted:
             reporter.expect(partition)
@@ -276,15 +289,15 @@ def evaluate_partitions(
                 continue
             except Interrupted:
                 reporter.broke_off("interrupted")
-                raise
+                raise Interrupted(resumes=config.reuse != "none") from None
             except DspexError as error:
                 reporter.broke_off("failed")
                 raise DspexError("\n".join([*_told(wrong), str(error)])) from error
-            failed_checks += _failed_checks(result)
+            verdicts += _verdicts(result)
         errors = _told(wrong)
         if sum(map(len, wrong.values())) == len(wanted):
             raise DspexError("\n".join(errors))
-        if not any(check.blocking for check in failed_checks):
+        if not any(verdict.blocking and not verdict.passed for verdict in verdicts):
             _execute(job, opened, [board_key], partition=None, config={}, tags={})
         newest = NewestResults.find(opened, evaluation.name, known_partitions(evaluation, opened))
         folder = ResultStore().folder(opened) / "results" / evaluation.name
@@ -299,7 +312,7 @@ def evaluate_partitions(
         failed=reporter.failures,
         hedged=reporter.hedges,
         not_counted=tuple(reporter.usage.warnings(budget_of(config, evaluation)).values()),
-        failed_checks=tuple(failed_checks),
+        verdicts=tuple(verdicts),
         errors=errors,
     )
 
@@ -336,17 +349,17 @@ def _is_held_back(result: dg.ExecuteInProcessResult) -> bool:
     return bool(failures) and all(error is not None and error.cls_name == _BLOCKED for error in failures)
 
 
-def _failed_checks(result: dg.ExecuteInProcessResult) -> Iterator[FailedCheck]:
+def _verdicts(result: dg.ExecuteInProcessResult) -> Iterator[Verdict]:
     for told in result.get_asset_check_evaluations():
-        if not told.passed:
-            is_error = told.severity is dg.AssetCheckSeverity.ERROR
-            yield FailedCheck(
-                name=told.check_name,
-                partition=told.partition or "",
-                said=told.description or "",
-                is_error=is_error,
-                blocking=bool(told.blocking) and is_error,
-            )
+        is_error = told.severity is dg.AssetCheckSeverity.ERROR
+        yield Verdict(
+            name=told.check_name,
+            partition=told.partition or "",
+            said=told.description or "",
+            passed=told.passed,
+            is_error=is_error,
+            blocking=bool(told.blocking) and is_error,
+        )
 
 
 def _reason(result: dg.ExecuteInProcessResult) -> DspexError:

@@ -15,7 +15,7 @@ class Demands:
     """What the results have to be. Raises `InvalidValue` for what cannot be asked."""
 
     least: Mapping[str, float]
-    """Metric to the least mean of the best configuration."""
+    """Metric to the least mean of the best configuration, where a trial without that score counts as the worst."""
     most_failed: float | None
     """The largest share of the trials that were run that may have failed; None for any."""
 
@@ -42,9 +42,11 @@ class Demands:
                 fix = f"the metrics are {', '.join(board.metrics)}"
                 raise InvalidValue(field="fail_under", value=metric, fix=fix)
             best = board.standings[0]
-            mean = best.scores[metric].mean
-            if math.isnan(mean) or mean < least:
-                told = "no" if math.isnan(mean) else f"{mean:.4g}"
+            mean, scored = best.worst_mean(metric, board.worst), best.scores[metric].n
+            if not scored or mean < least:
+                told = f"{mean:.4g}" if scored else "no"
+                if 0 < scored < best.n:
+                    told += f" ({best.n - scored:,} of its {best.n:,} trials have none, and count as {board.worst:g})"
                 yield f"{metric} of the best configuration ({board.labels(1)[0]}) is {told}, under {least:g}"
         if self.least and partial:
             yield f"results are partial, so nothing is said of the whole: {', '.join(partial)}"

@@ -17,6 +17,7 @@ from dagster._core.instance.ref import InstanceRef
 from dagster._core.storage.noop_compute_log_manager import NoOpComputeLogManager
 from dagster_shared.check import CheckError
 from dagster_shared.error import DagsterError
+from sqlalchemy.exc import DBAPIError
 from yaml import YAMLError
 
 from dspex_pipelines.errors import DspexError, InvalidValue
@@ -71,7 +72,7 @@ def instance() -> Generator[dg.DagsterInstance]:
     if not os.access(home, os.W_OK | os.X_OK):
         raise _unusable(home, "not writable")
     os.environ["DAGSTER_HOME"] = str(home)
-    with _alone_in(home):
+    with _alone_in(home), _explained(home):
         try:
             if not (settings.exists() or settings.is_symlink()):
                 settings.write_text("telemetry:\n  enabled: false\n")
@@ -82,8 +83,21 @@ def instance() -> Generator[dg.DagsterInstance]:
         except (DagsterError, CheckError, YAMLError, UnicodeDecodeError) as error:
             fix = f"Dagster cannot open its instance by it; mend it, or remove it for the defaults. It says: {error}"
             raise InvalidValue(field="settings", value=str(settings), fix=fix) from error
-    with opened:
+    with _explained(home), opened:
         yield opened
+
+
+@contextmanager
+def _explained(home: Path) -> Generator[None]:
+    """Say what a failure of Dagster's own databases means."""
+    try:
+        yield
+    except DBAPIError as error:
+        said = str(error.orig or error).partition("\n")[0]
+        raise DspexError(
+            f"Dagster could not read or write its instance in {home} ({said}); see that its disk is healthy and has "
+            "room, and run again: what was recorded before is kept"
+        ) from error
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from typing import Any
 
 import dagster as dg
 
-from dspex_pipelines.analysis.leaderboard import Leaderboard, leaderboard
+from dspex_pipelines.analysis.leaderboard import RANKED_BY, Leaderboard, leaderboard
 from dspex_pipelines.analysis.plots import leaderboard_png
 from dspex_pipelines.model.evaluation import Evaluation
 from dspex_pipelines.model.payload import digest_of
@@ -87,7 +87,7 @@ def board_metadata(board: Leaderboard) -> Mapping[str, dg.MetadataValue]:
         metadata["outside score_range"] = dg.MetadataValue.text(board.outside)
     # A number of its own, which the UI plots over materialisations.
     if board.best:
-        metadata[f"best {board.metric}"] = dg.MetadataValue.float(round(board.best.scores[board.metric].mean, 6))
+        metadata[f"best {board.metric}"] = dg.MetadataValue.float(round(board.best.bounds[0], 6))
     return metadata
 
 
@@ -97,6 +97,7 @@ def _top(board: Leaderboard) -> dg.MetadataValue:
         "#": "rank",
         "configuration": "the variables that differ",
         "n": "trials, failures included",
+        **({RANKED_BY: "mean where what failed or was not run scores worst"} if board.has_gaps else {}),
         board.metric: f"mean of the successes, and its {board.interval}",
         "vs best": "paired difference to the best configuration, and its 95% interval",
     }

@@ -246,9 +246,30 @@ def test_values_that_are_alike_once_they_are_cut_are_told_apart_by_digest() -> N
     assert [row["configuration"] for row in board.rows(1)] == [f"{cut} {'1' + '0' * 11}"]
 
 
-def test_where_nothing_differs_a_configuration_is_named_by_its_digest() -> None:
-    (alone,) = leaderboard(frame([trial("c0ffee" * 5, 1.0)])).labels()
-    assert alone == "c0ffee" * 5
+def test_what_the_rank_goes_by_is_shown_where_it_is_not_the_mean_beside_it() -> None:
+    risky = [trial("b", 1.0), trial("b", None, example_id="2")]
+    board = leaderboard(frame([trial("a", 0.5), trial("a", 1.0, example_id="2"), *risky]))
+    first, second = board.rows()
+    assert (first["ranked by"], first["good"]) == ("0.750", "0.750 (one cluster)")
+    assert (second["ranked by"], second["good"]) == ("0.500", "1.000 (one cluster)")
+    assert board.caveat.startswith("Ranked by the mean in which a trial without good scores 0;")
+    whole = leaderboard(frame([trial("a", 0.5)]))
+    assert "ranked by" not in whole.rows()[0]
+    assert not whole.caveat
+
+
+def test_the_mean_with_failures_at_their_worst_is_there_for_every_metric() -> None:
+    rows = [
+        {**trial("a", 1.0), "score.other": 4.0},
+        {**trial("a", 0.5, example_id="2"), "score.other": None},
+    ]
+    (only,) = leaderboard(frame(rows), score_range=(-2.0, 4.0)).standings
+    assert (only.worst_mean("good", -2.0), only.worst_mean("other", -2.0)) == (0.75, 1.0)
+
+
+def test_where_nothing_differs_a_configuration_is_named_by_all_its_values() -> None:
+    (alone,) = leaderboard(frame([{**trial("c0ffee", 1.0), "var.k": 3, "var.words": "x"}])).labels()
+    assert alone == "k=3 words=x"
     without = frame([trial("c0ffee", 1.0)]).drop(columns="var.k")
     assert leaderboard(without).labels() == ["no variables"]
 

@@ -87,6 +87,8 @@ class Shell:
         self.folder = folder
         self.root = folder / "dspex"
         self.environment = {**os.environ, "XDG_RUNTIME_DIR": str(folder), "PYTHONPATH": str(ROOT)}
+        # Commands that were run in this process have set it.
+        self.environment.pop("DAGSTER_HOME", None)
         self.started: list[subprocess.Popen[str]] = []
 
     def start(self, *arguments: str, command: tuple[str, ...] = DSPEX) -> subprocess.Popen[str]:

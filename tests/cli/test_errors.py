@@ -402,3 +402,20 @@ def test_output_that_is_ascii_or_closed_raises_nothing(tmp_path: Path) -> None:
     shell = ["sh", "-c", '"$@" >&-', "sh", *command, "closed"]
     closed = subprocess.run(shell, cwd=tmp_path, env=usual, capture_output=True, timeout=60, check=False)
     assert (closed.returncode, closed.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("name", ["runs.db", "runs/index.db"])
+def test_what_dagster_cannot_read_or_write_is_told_in_one_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    home = folder / "home"
+    monkeypatch.setenv("DAGSTER_HOME", str(home))
+    write_starter(folder)
+    with instance() as opened:
+        opened.get_runs()
+    (home / "history" / name).write_bytes(b"no database" * 1_000)
+    capsys.readouterr()
+    assert main(monkeypatch, "evaluate", "evaluation:EVALUATION") == 2
+    told = capsys.readouterr().err
+    assert f"error: Dagster could not read or write its instance in {home} (file is not a database);" in told
+    assert "Traceback" not in told

@@ -19,9 +19,9 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn
 from dspex_pipelines.analysis.failures import FailureKind
 from dspex_pipelines.analysis.leaderboard import leaderboard
 from dspex_pipelines.cli import evaluating, exits, finding, replaying
-from dspex_pipelines.cli.evaluating import BarReporter, EvaluatedPartitionsSummary, FailedCheck, columns
+from dspex_pipelines.cli.evaluating import BarReporter, EvaluatedPartitionsSummary, Verdict, columns
 from dspex_pipelines.engine import executor
-from dspex_pipelines.errors import Interrupted, InvalidValue
+from dspex_pipelines.errors import InvalidValue
 from dspex_pipelines.model.evaluation import Evaluation
 from dspex_pipelines.model.plan import Plan
 from dspex_pipelines.model.space import Configuration
@@ -208,6 +208,25 @@ def test_a_finished_bar_says_how_long_it_took() -> None:
     assert "4/4 0:02:00 4 reused" in written.getvalue()
 
 
+MOVED = executor.Progress(total=2_000, done=0, failed=0, in_flight=0, elapsed_s=1.0, rate_per_s=5.0, eta_s=None)
+
+
+@pytest.mark.parametrize(("terminal", "told"), [(True, []), (False, ["200", "1,400"])])
+def test_without_a_terminal_a_line_now_and_then_says_how_far_it_is(terminal: bool, told: list[str]) -> None:
+    now = 0.0
+    written = io.StringIO()
+    console = Console(file=written, width=80, force_terminal=terminal)
+    with Progress(*columns(), console=console, get_time=lambda: now, auto_refresh=False) as bars:
+        reporter = BarReporter(bars)
+        reporter.expect("all")
+        reporter.started("all", 2_000, 2_000)
+        for done in (100, 200, 300, 1_400):
+            now += 20
+            reporter.moved(replace(MOVED, done=done, failed=3))
+    lines = [line for line in written.getvalue().splitlines() if " of 2,000 trials" in line]
+    assert lines == [f"all: {done} of 2,000 trials, 5 trials/s, 3 failed" for done in told]
+
+
 DECLARED = """
 from dspex_pipelines import Boolean, ConfigurationSpace, Dataset, Evaluation
 
@@ -380,14 +399,21 @@ def test_an_interruption_between_steps_is_told_too(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(evaluating, "evaluate_partitions", interrupted)
-    assert isinstance(run("evaluate").exception, Interrupted)
+    assert "does only the rest" in str(run("evaluate").exception)
+    assert "no other run reuses what it has done" in str(run("evaluate", "--reuse", "none").exception)
 
 
 @pytest.mark.parametrize(
-    ("severities", "code"), [((), 0), ((False,), 0), ((False, True), 3)], ids=["none", "warning", "error"]
+    ("checks", "code"),
+    [((), 0), (((False, False),), 0), (((False, False), (True, False)), 3), (((True, True), (False, True)), 0)],
+    ids=["none", "warning", "error", "passed"],
 )
-def test_failed_checks_are_told_last_and_are_the_exit_code(
-    run: Run, results: Callable[..., None], monkeypatch: pytest.MonkeyPatch, severities: tuple[bool, ...], code: int
+def test_checks_are_told_last_and_those_that_fail_are_the_exit_code(
+    run: Run,
+    results: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    checks: tuple[tuple[bool, bool], ...],
+    code: int,
 ) -> None:
     results(row("a"))
     summary = EvaluatedPartitionsSummary(
@@ -398,14 +424,23 @@ def test_failed_checks_are_told_last_and_are_the_exit_code(
         usage=Usage({}),
         failures=(),
         not_counted=(),
-        failed_checks=tuple(
-            FailedCheck(name=f"check_{is_error}", partition="[all]", said="0.5 of 1", is_error=is_error, blocking=False)
-            for is_error in severities
+        verdicts=tuple(
+            Verdict(
+                name=f"check_{is_error}",
+                partition="[all]",
+                said="0.5 of 1",
+                passed=passed,
+                is_error=is_error,
+                blocking=False,
+            )
+            for is_error, passed in checks
         ),
     )
     monkeypatch.setattr(evaluating, "evaluate_partitions", lambda *_, **__: summary)
     ended = run("evaluate")
     assert ended.exit_code == code
     told = ended.output.splitlines()
-    assert told[len(told) - len(severities) :] == [f"Check check_{one} of [all] failed: 0.5 of 1" for one in severities]
+    assert told[len(told) - len(checks) :] == [
+        f"Check check_{is_error} of [all] {'passed' if passed else 'failed'}: 0.5 of 1" for is_error, passed in checks
+    ]
     assert "3 done, but" in " ".join(run("evaluate", "--help").output.split())

@@ -75,6 +75,18 @@ def test_the_verdict_is_one_line_that_names_numbers(
     )
 
 
+def test_failing_on_hard_examples_gains_nothing(
+    evaluated: Callable[..., None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluated(row("a", **{"score.same": 1.0}), row("b", error=RAISED))
+    monkeypatch.setattr("sys.argv", ["dspex", "evaluate", "--fail-under", "same=0.6"])
+    with pytest.raises(SystemExit) as ended:
+        commands.main()
+    assert ended.value.code == exits.MISSED
+    told = "is 0.5 (1 of its 2 trials have none, and count as 0), under 0.6"
+    assert told in capsys.readouterr().err
+
+
 def test_where_every_trial_failed_no_mean_is_good_enough(run: Run, evaluated: Callable[..., None]) -> None:
     evaluated(row("a", error=RAISED))
     assert run("evaluate", "--fail-under", "same=-100").exit_code == exits.MISSED
