@@ -1,7 +1,8 @@
 """Trials per second of programs that do nothing: executor → bridge → two workers, journal on.
 
-Beside it, in the same rounds, the raw ceiling: the same frames over two bare hops (`benchmarks._ceiling`).
-Values are medians over the rounds.
+Beside it, in the same rounds, the raw ceiling: the same frames over two bare hops (`benchmarks._ceiling`). The bare
+pool is those with an asynchronous program called in between: what no pool can leave out. Values are medians over the
+rounds.
 """
 
 from __future__ import annotations
@@ -51,18 +52,21 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=100_000, help="in a round of a case")
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
-    rates: dict[str, list[float]] = {"ceiling": [], **{case: [] for case in PROGRAMS}}
+    rates: dict[str, list[float]] = {name: [] for name in ("ceiling", "bare pool", *PROGRAMS)}
     with tempfile.TemporaryDirectory(prefix="dspex-") as name:
         folder = Path(name)
         with (
             local_pool.lease(workers=WORKERS, slots=SLOTS, cwd=ROOT, runtime_root=folder / "pool") as lease,
             _ceiling.ceiling_pool(folder, workers=WORKERS) as bare,
+            _ceiling.ceiling_pool(folder, workers=WORKERS, calls=True) as calling,
         ):
             for case in PROGRAMS:  # imports and first connections are not what is measured
                 run(trials_per_s(lease.address, folder, case=case, count=1_000, generation=f"warm-{case}"))
             for number in range(arguments.rounds):
                 window = WORKERS * SLOTS
                 rates["ceiling"].append(run(_ceiling.trials_per_s(bare, count=arguments.trials, window=window)))
+                least = _ceiling.trials_per_s(calling, count=arguments.trials, window=window, calls=True)
+                rates["bare pool"].append(run(least))
                 for case in PROGRAMS:
                     rate = trials_per_s(
                         lease.address, folder, case=case, count=arguments.trials, generation=f"{case}-{number}"
@@ -80,6 +84,8 @@ def main() -> None:
             reference_value=ceiling,
             rounds=[round(rate) for rate in rates[case]],
             reference_rounds=[round(rate) for rate in rates["ceiling"]],
+            bare_pool=round(median(rates["bare pool"])),
+            of_bare_pool=round(median(rates[case]) / median(rates["bare pool"]), 4),
         )
 
 
