@@ -6,7 +6,7 @@ The bridge says on its standard output, a JSON object per line: `address` once i
 workers for suspects it wants, `lost` for a worker that is gone and how many trials were answered since the last one,
 `answered` alone for how many were settled by what became of their worker, `retired` for a worker that takes no more
 trials, `clients` for whether there are any, `drained` once what it has accepted is answered. It hears on its standard
-input `failing`, why the pool gives up, and `drain`.
+input `failing`, why the pool gives up, `started` and `ended`, which worker and with what `code`, and `drain`.
 """
 
 from __future__ import annotations
@@ -213,6 +213,7 @@ class Supervisor:
         for child in [child for child in self._children if child.process.poll() is not None]:
             self._children.remove(child)
             _write(log, f"worker {child.name} ended with {child.process.returncode}")
+            self._tell_bridge({"ended": child.name, "code": child.process.returncode})
             if child.process.returncode:
                 self._deaths += 1
                 self._restart_at = now + back_off_s(self._deaths)
@@ -278,6 +279,7 @@ class Supervisor:
             self._restart_at = time.monotonic() + NO_PROCESS_S
         else:
             self._children.append(Child(name, process, quarantine))
+            self._tell_bridge({"started": name})
 
     def _announce(self) -> None:
         document = {"pid": os.getpid(), "started": started_at(os.getpid()), "address": self._address}
