@@ -23,7 +23,7 @@ from dspex_pipelines.model.trial import TrialSpec
 
 MOST_SHOWN = 5
 ENDS_WITHIN_S = 40.0
-STAYS = frozenset({"start.lock", "clients.lock", "pool.log"})
+STAYS = frozenset({"pool.lock", "clients.lock", "pool.log"})
 
 
 def wrong_outcomes(folder: Path, planned: Sequence[Planned]) -> list[str]:
@@ -110,7 +110,7 @@ def left_over(pools: Path, temporary: Path, token: str) -> list[str]:
     found = [f"a process is left: {described(process)}" for process in left]
     for pool in sorted(pools.iterdir()):
         found += [f"{path} is left" for path in pool.iterdir() if path.name not in STAYS]
-        for name in ("start.lock", "clients.lock"):
+        for name in ("pool.lock", "clients.lock"):
             with (pool / name).open("a") as lock:
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

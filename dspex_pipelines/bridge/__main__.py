@@ -45,10 +45,15 @@ async def serve(arguments: argparse.Namespace) -> None:
             def hear() -> None:
                 for line in sys.stdin.buffer:
                     message = json.loads(line)
-                    if "failing" in message:
-                        loop.call_soon_threadsafe(bridge.fail, message["failing"])
-                    else:
-                        asyncio.run_coroutine_threadsafe(drain(), loop)
+                    match message:
+                        case {"failing": reason}:
+                            loop.call_soon_threadsafe(bridge.fail, reason)
+                        case {"started": worker_id}:
+                            loop.call_soon_threadsafe(bridge.hub.endings.begin, worker_id)
+                        case {"ended": worker_id, "code": code}:
+                            loop.call_soon_threadsafe(bridge.hub.process_ended, worker_id, code)
+                        case _:
+                            asyncio.run_coroutine_threadsafe(drain(), loop)
                 loop.call_soon_threadsafe(stop.set)
 
             threading.Thread(target=hear, daemon=True).start()

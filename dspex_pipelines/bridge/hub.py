@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from typing import Any
 
 from dspex.v1 import types_pb2, worker_pb2
 from dspex_pipelines.bridge import inspection
+from dspex_pipelines.bridge.endings import Endings
 from dspex_pipelines.bridge.holding import is_large
 from dspex_pipelines.bridge.links import ClientLink, WorkerLink
 from dspex_pipelines.bridge.model_calls import ModelCalls
@@ -54,7 +56,9 @@ class Hub:
         self._answered = 0
         self._sizes: dict[int, int] = {}
         """Of the outcomes that are being taken in and are large."""
-        self._inspections: set[asyncio.Task[None]] = set()
+        self.endings = Endings()
+        self._inquiries: set[asyncio.Task[None]] = set()
+        """What is being found out of silent and lost workers."""
         self._next_client = 1
         self._alarm = Alarm(self._tick)
 
@@ -129,9 +133,12 @@ class Hub:
 
     def inspect(self, link: WorkerLink, reason: str) -> None:
         """Find out which trial keeps a worker silent, and end the worker, unless it speaks meanwhile."""
-        task = asyncio.create_task(self._inspect(link, reason))
-        self._inspections.add(task)
-        task.add_done_callback(self._inspections.discard)
+        self._inquire(self._inspect(link, reason))
+
+    def _inquire(self, inquiry: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(inquiry)
+        self._inquiries.add(task)
+        task.add_done_callback(self._inquiries.discard)
 
     async def _inspect(self, link: WorkerLink, reason: str) -> None:
         seen = link.last_seen
@@ -151,15 +158,39 @@ class Hub:
         del self.workers[link.worker_id]
         self.workers_lost += not link.leaving
         self.models.lose(link.worker_id, time.monotonic())
+        self.endings.forget(link.worker_id)
+        self._tell_lost(link)
+
+    def _tell_lost(self, link: WorkerLink) -> None:
         self._tell({"lost": link.worker_id, "answered": self._answered})
         self._answered = 0
 
     def lose(self, link: WorkerLink, reason: str) -> None:
-        """A worker's stream has ended."""
+        """A worker's stream is over, for that *reason*."""
         if link.gone:
             return
         self._drop(link)
         self._perform(self.dispatcher.lose(link.worker_id, time.monotonic(), reason))
+
+    def stream_ended(self, link: WorkerLink) -> None:
+        """A worker has ended its stream: lose it, once it is known how its process ended if it still ran something."""
+        reason = "its stream ended"
+        if link.gone or link.worker_id not in self.endings or not self.dispatcher.close(link.worker_id):
+            self.lose(link, reason)
+            return
+        # At once: the supervisor counts the dead, and those that have answered something since.
+        self._tell_lost(link)
+
+        async def lose() -> None:
+            self.lose(link, await self.endings.of(link.worker_id) or reason)
+
+        self._inquire(lose())
+
+    def process_ended(self, worker_id: str, code: int) -> None:
+        """The supervisor says that a worker's process has ended, with that code or by minus that signal."""
+        self.endings.end(worker_id, code)
+        if worker_id not in self.workers:
+            self.endings.forget(worker_id)
 
     # ------------------------------------------------------------------ clients
 

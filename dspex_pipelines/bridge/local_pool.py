@@ -1,7 +1,7 @@
 """The local pool that starts itself: the first client starts it, others of the same identity join.
 
-Its folder holds `start.lock` (held while one is being started), `clients.lock` (held shared by every client
-for as long as it lives), `pool.json`, the socket and a log.
+Its folder holds `pool.lock` (held by the pool from before its start until nothing of it is left), `clients.lock` (held
+shared by every client for as long as it lives), `pool.json` (there while the pool serves), the socket and a log.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 import dspex_pipelines
 from dspex_pipelines.bridge.addresses import SOCKET_PATH_BYTES
+from dspex_pipelines.bridge.locks import LOOK_S, is_locked, try_lock
 from dspex_pipelines.engine.recycling import Recycling
 from dspex_pipelines.engine.worker_options import SLOTS
 from dspex_pipelines.errors import DspexError, InvalidValue, PoolUnreachable
@@ -88,8 +89,8 @@ def lease(
     caller's and what *environment* declares, but for what says only where it was called from), *workers*, *slots* and
     *recycling*. After the last lease the pool waits *idle_s* for another one, then ends.
 
-    Raises `PoolUnreachable` when it does not start, and `InvalidValue` for a folder that cannot hold its socket or a
-    number of workers that cannot be.
+    Raises `PoolUnreachable` when it does not start, or one that is there neither serves nor ends within `START_S`, and
+    `InvalidValue` for a folder that cannot hold its socket or a number of workers that cannot be.
     """
     count = workers or os.cpu_count() or 1
     if not 1 <= count <= MOST_WORKERS:
@@ -100,20 +101,40 @@ def lease(
     recycling = recycling or Recycling()
     name = _identity(count, slots, folder, environment, recycling)
     runtime_dir = made_runtime_dir(runtime_root or default_root(), name)
-    with locked(runtime_dir / "start.lock"), contextlib.ExitStack() as held:
-        # Waits while an ending pool holds it alone; from here on no pool ends under us.
-        clients = held.enter_context((runtime_dir / "clients.lock").open("a"))
-        fcntl.flock(clients, fcntl.LOCK_SH)
-        status = running(runtime_dir)
-        if status is None:
-            options = pool_options(count, slots, idle_s, recycling)
-            start_supervisor(runtime_dir, options, folder=folder, environment=environment)
-            status = running(runtime_dir)
-        if status is None:
-            raise _not_started(runtime_dir, 0, f"it ended as soon as it was up; see {runtime_dir / 'pool.log'}")
-        kept = held.pop_all()
-    with kept:
+
+    def start(lock: int) -> None:
+        options = pool_options(count, slots, idle_s, recycling)
+        start_supervisor(runtime_dir, options, folder=folder, environment=environment, held=(lock,))
+
+    with (runtime_dir / "clients.lock").open("a") as clients:
+        give_up_at = time.monotonic() + START_S
+        while (status := _joined(runtime_dir, clients, start)) is None:
+            if time.monotonic() > give_up_at:
+                raise _in_the_way(runtime_dir)
+            time.sleep(LOOK_S)
         yield LocalPoolLease(address=status.address, runtime_dir=runtime_dir)
+
+
+def _joined(runtime_dir: Path, clients: IO[str], start: Callable[[int], None]) -> LocalPoolStatus | None:
+    """Return the pool there, whose client this is from now on; None while there is one that does not serve.
+
+    Where there is none, *start* starts it, and has it keep the descriptor that it is given.
+    """
+    # From here on no pool ends under us for being idle; one that does so already has this lock to itself.
+    if not try_lock(clients, shared=True):
+        return None
+    if status := running(runtime_dir):
+        return status
+    with (runtime_dir / "pool.lock").open("a") as lock:
+        # A pool has it while it starts, even if its starter has been killed, and while it ends.
+        if try_lock(lock):
+            start(lock.fileno())
+            if status := running(runtime_dir):
+                return status
+            raise _not_started(runtime_dir, 0, f"it ended as soon as it was up; see {runtime_dir / 'pool.log'}")
+    # Who waits for a pool to end is no reason for it to stay.
+    fcntl.flock(clients, fcntl.LOCK_UN)
+    return None
 
 
 def status(*, runtime_root: Path | None = None) -> tuple[LocalPoolStatus, ...]:
@@ -126,25 +147,26 @@ def status(*, runtime_root: Path | None = None) -> tuple[LocalPoolStatus, ...]:
 
 
 def wait_for_starts(*, runtime_root: Path | None = None) -> None:
-    """Return once each pool of this user that is being started runs, or has failed to.
+    """Return once each pool of this user that is being started runs, or has failed to, and each that ends has ended.
 
     Raises `DspexError` when that takes longer than `START_S`.
     """
     root = runtime_root or default_root()
     give_up_at = time.monotonic() + START_S
     for folder in root.iterdir() if root.is_dir() else ():
-        while running(folder) is None and _is_locked(folder / "start.lock"):
+        while running(folder) is None and is_locked(folder / "pool.lock"):
             if time.monotonic() > give_up_at:
                 log = folder / "pool.log"
-                raise DspexError(f"a pool is still starting after {START_S:g} s; see {log}, or try again")
-            time.sleep(0.05)
+                raise DspexError(f"a pool is still starting or ending after {START_S:g} s; see {log}, or try again")
+            time.sleep(LOOK_S)
 
 
 def stop(pools: Sequence[LocalPoolStatus] | None = None, *, runtime_root: Path | None = None) -> int:
     """End these *pools*, or all of this user on this machine, whoever uses them; return how many.
 
     Those at a stated address have `DRAIN_S` to finish what they have accepted. Without *pools*, those that are being
-    started are waited for and ended too. Raises `DspexError` for one that does not end.
+    started are waited for and ended too, and those that are ending are waited for. Raises `DspexError` for one that
+    does not end.
     """
     if pools is None:
         wait_for_starts(runtime_root=runtime_root)
@@ -164,7 +186,7 @@ def _ended(pools: Sequence[LocalPoolStatus], *, within_s: float) -> bool:
     while any(running(pool.runtime_dir) is not None or started_at(pool.pid) for pool in pools):
         if time.monotonic() > deadline:
             return False
-        time.sleep(0.05)
+        time.sleep(LOOK_S)
     return True
 
 
@@ -215,24 +237,6 @@ def check_root(root: Path, name: str) -> None:
             value=str(root),
             fix="it must be a folder of your own with mode 700; remove it, or set XDG_RUNTIME_DIR to another",
         )
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Generator[IO[str]]:
-    """Hold the lock that this file is, once nobody else does, until the file is closed."""
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield file
-
-
-def _is_locked(path: Path) -> bool:
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError), path.open() as file:
-        try:
-            # Shared, and let go of at once: who starts a pool waits for it no longer than that.
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
 
 
 def running(runtime_dir: Path) -> LocalPoolStatus | None:
@@ -294,3 +298,10 @@ def start_supervisor(
 def _not_started(runtime_dir: Path, waited_s: float, reason: str) -> PoolUnreachable:
     fix = "mend what it says there, or give the address of a pool that runs"
     return PoolUnreachable(address=str(runtime_dir), waited_s=waited_s, reason=reason, fix=fix)
+
+
+def _in_the_way(runtime_dir: Path) -> PoolUnreachable:
+    lock = runtime_dir / "pool.lock"
+    reason = f"a pool that was started there neither serves nor ends; see {runtime_dir / 'pool.log'}"
+    fix = f"end the process that has {lock} open (`fuser {lock}` names it), or give the address of a pool that runs"
+    return PoolUnreachable(address=str(runtime_dir), waited_s=START_S, reason=reason, fix=fix)

@@ -131,7 +131,7 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
             link = self._hub.attach(hello)
         except ValueError as error:
             await end(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
-        reason = "its stream ended"
+        reason = ""
         reader: asyncio.Task[None] | None = None
         try:
             welcome = worker_pb2.WorkerWelcome(protocol_version=PROTOCOL_VERSION, heartbeat_s=HEARTBEAT_S)
@@ -157,7 +157,10 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
             await _end_as_told(reader, context)
         finally:
             await _stop(reader)
-            self._hub.lose(link, reason)
+            if reason:
+                self._hub.lose(link, reason)
+            else:
+                self._hub.stream_ended(link)
 
 
 class _Broken(Exception):

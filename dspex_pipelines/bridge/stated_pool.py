@@ -1,14 +1,12 @@
 """A pool that stays, at an address that is stated: here in the foreground, or left behind.
 
-It is listed and ended as local pools are. Its folder holds besides `pool.lock`, which is held for as long as it lives;
-`start.lock` is held until it is up.
+It is listed and ended as local pools are, and has a folder as they have.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import hashlib
 import math
 import os
@@ -21,6 +19,7 @@ from typing import IO
 from dspex_pipelines.bridge import local_pool
 from dspex_pipelines.bridge.addresses import check_free, socket_path
 from dspex_pipelines.bridge.local_pool import MOST_WORKERS, LocalPoolStatus
+from dspex_pipelines.bridge.locks import LOOK_S, try_lock
 from dspex_pipelines.bridge.pool_status import ask_status
 from dspex_pipelines.bridge.supervisor import Supervisor
 from dspex_pipelines.engine.recycling import Recycling
@@ -29,7 +28,8 @@ from dspex_pipelines.errors import DspexError, InvalidValue, PoolUnreachable
 
 JOINED_WITHIN_S = 30.0
 """Workers that take longer join a pool that has been left running already."""
-_LOOK_S = 0.05
+_GLANCE_S = 1.0
+"""Much longer than anybody takes to look whether a pool is there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,14 +65,7 @@ def run_here(
     *tell* is told what `Supervisor.run` says, and at first where its `log` is. Raises `InvalidValue` for an address
     that is in use or may not be served.
     """
-    with _taken(pool, runtime_root) as (runtime_dir, _, starting):
-
-        def told(what: Mapping[str, object]) -> None:
-            if "address" in what:
-                # It is up: who waits for that need not any more.
-                starting.close()
-            tell(what)
-
+    with _taken(pool, runtime_root) as (runtime_dir, _):
         tell({"log": str(runtime_dir / "pool.log")})
         supervisor = Supervisor(
             runtime_dir=runtime_dir,
@@ -83,7 +76,7 @@ def run_here(
             address=pool.address,
             drains=True,
         )
-        return supervisor.run(told)
+        return supervisor.run(tell)
 
 
 def leave_running(pool: StatedPool, *, runtime_root: Path | None = None) -> LocalPoolStatus:
@@ -91,7 +84,7 @@ def leave_running(pool: StatedPool, *, runtime_root: Path | None = None) -> Loca
 
     Raises `InvalidValue` as `run_here` does, and `DspexError` when it does not start.
     """
-    with _taken(pool, runtime_root) as (runtime_dir, lock, _):
+    with _taken(pool, runtime_root) as (runtime_dir, lock):
         workers = pool.workers or os.cpu_count() or 1
         options = local_pool.pool_options(workers, pool.slots, pool.idle_s or math.inf, pool.recycling)
         try:
@@ -113,22 +106,19 @@ async def _joined(address: str, workers: int) -> None:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(JOINED_WITHIN_S):
             while len((await ask_status(address, within_s=JOINED_WITHIN_S)).workers) < workers:
-                await asyncio.sleep(_LOOK_S)
+                await asyncio.sleep(LOOK_S)
 
 
 @contextlib.contextmanager
-def _taken(pool: StatedPool, runtime_root: Path | None) -> Generator[tuple[Path, IO[str], IO[str]]]:
-    """Make the pool's folder and hold its locks, the second one until it is closed."""
+def _taken(pool: StatedPool, runtime_root: Path | None) -> Generator[tuple[Path, IO[str]]]:
+    """Make the pool's folder and hold its lock."""
     check_free(pool.address)
     runtime_dir = local_pool.made_runtime_dir(runtime_root or local_pool.default_root(), _name(pool.address))
     with (runtime_dir / "pool.lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not try_lock(lock, within_s=_GLANCE_S):
             fix = "a pool is starting or ending there; try again, or give another"
-            raise InvalidValue(field="address", value=pool.address, fix=fix) from error
-        with local_pool.locked(runtime_dir / "start.lock") as starting:
-            yield runtime_dir, lock, starting
+            raise InvalidValue(field="address", value=pool.address, fix=fix)
+        yield runtime_dir, lock
 
 
 def _name(address: str) -> str:

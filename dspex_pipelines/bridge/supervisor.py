@@ -6,7 +6,7 @@ The bridge says on its standard output, a JSON object per line: `address` once i
 workers for suspects it wants, `lost` for a worker that is gone and how many trials were answered since the last one,
 `answered` alone for how many were settled by what became of their worker, `retired` for a worker that takes no more
 trials, `clients` for whether there are any, `drained` once what it has accepted is answered. It hears on its standard
-input `failing`, why the pool gives up, and `drain`.
+input `failing`, why the pool gives up, `started` and `ended`, which worker and with what `code`, and `drain`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from dspex_pipelines.bridge.addresses import socket_path
+from dspex_pipelines.bridge.locks import try_lock
 from dspex_pipelines.bridge.worker_processes import MOST_DEATHS, back_off_s, start_worker
 from dspex_pipelines.engine.recycling import MAX_RSS_MB, Recycling
 from dspex_pipelines.engine.worker_options import MAX_RSS_MB_HELP, MAX_TRIALS_HELP, SLOTS_HELP
@@ -61,6 +62,7 @@ class Child:
 class Supervisor:
     """One bridge and *workers* workers in *runtime_dir*, until nobody has used them for *idle_s*.
 
+    Who starts it has this process hold the folder's `pool.lock` for as long as it lives.
     The first signal ends it; where it *drains*, once what was accepted is answered, and the second one at once.
     """
 
@@ -155,7 +157,7 @@ class Supervisor:
                 if log.tell() > LOG_BYTES:
                     log.truncate(0)
                 # Clients hold this lock shared for as long as they live, kill -9 included.
-                if self._clients or not _try_lock(clients):
+                if self._clients or not try_lock(clients):
                     idle_since = None
                     continue
                 now = time.monotonic()
@@ -211,6 +213,7 @@ class Supervisor:
         for child in [child for child in self._children if child.process.poll() is not None]:
             self._children.remove(child)
             _write(log, f"worker {child.name} ended with {child.process.returncode}")
+            self._tell_bridge({"ended": child.name, "code": child.process.returncode})
             if child.process.returncode:
                 self._deaths += 1
                 self._restart_at = now + back_off_s(self._deaths)
@@ -276,6 +279,7 @@ class Supervisor:
             self._restart_at = time.monotonic() + NO_PROCESS_S
         else:
             self._children.append(Child(name, process, quarantine))
+            self._tell_bridge({"started": name})
 
     def _announce(self) -> None:
         document = {"pid": os.getpid(), "started": started_at(os.getpid()), "address": self._address}
@@ -303,14 +307,6 @@ class Supervisor:
                 process.wait()
         if path := socket_path(self._address):
             path.unlink(missing_ok=True)
-
-
-def _try_lock(file: IO[str]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _readable(process: subprocess.Popen[bytes], within_s: float) -> bool:

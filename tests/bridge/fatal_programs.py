@@ -115,6 +115,13 @@ def exits(x: int, bad: int) -> int:
     return x
 
 
+def is_killed(x: int, bad: int) -> int:
+    if x == bad:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(0.05)
+    return x
+
+
 def always_kills(x: int) -> int:
     os.kill(os.getpid(), signal.SIGKILL)
     return x

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from random import Random
 
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dspex.v1 import types_pb2, worker_pb2
-from dspex_pipelines.bridge import inspection
+from dspex_pipelines.bridge import endings, inspection
 from dspex_pipelines.bridge.hub import Hub
 from dspex_pipelines.bridge.links import WorkerLink
 from dspex_pipelines.bridge.sessions import SessionLimits, SessionStore
@@ -208,3 +209,93 @@ def test_a_version_is_pinned_by_the_trials_that_are_live_and_by_no_others(chance
         anything.hub.close()
 
     asyncio.run(run())
+
+
+async def history_of(hub: Hub, session: int, lose: Callable[[WorkerLink], None]) -> list[str]:
+    """What is told of a worker that is lost so, by the trial that it ran and another one answers."""
+    client = hub.connect()
+    lost = hub.attach(worker_pb2.WorkerHello(worker_id="lost", slots=1, pid=1))
+    hub.submit(client, trials(session, 1), 0)
+    lose(lost)
+    other = hub.attach(worker_pb2.WorkerHello(worker_id="other", slots=1, pid=1, quarantine=True))
+    # It is run elsewhere once it is known how the first one ended.
+    while (frame := other.next_frame()) is None:
+        other.wake.clear()
+        await other.wake.wait()
+    assert lost.gone
+    hub.heard(other, worker_pb2.AttachRequest(outcomes=[types_pb2.Outcome(id=frame.trials[0].id)]), 0)
+    (outcome,) = client.outcomes
+    return [past.message for past in outcome.history]
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        (0, "its process ended with exit code 0"),
+        (-signal.SIGABRT, "its process was killed by signal 6 (SIGABRT)"),
+        (-signal.SIGKILL, "its process was killed by signal 9 (SIGKILL; out of memory?)"),
+        (-(signal.SIGRTMIN + 1), f"its process was killed by signal {signal.SIGRTMIN + 1}"),
+    ],
+)
+@pytest.mark.parametrize("first", ["stream", "process"])
+async def test_how_a_workers_process_ended_is_told_whichever_end_is_heard_of_first(
+    hub: Hub, session: int, first: str, code: int, told: str
+) -> None:
+    hub.endings.begin("lost")
+
+    def lose(link: WorkerLink) -> None:
+        if first == "process":
+            hub.process_ended("lost", code)
+        hub.stream_ended(link)
+        assert not link.gone
+        if first == "stream":
+            hub.process_ended("lost", code)
+
+    assert await history_of(hub, session, lose) == [told]
+    assert "lost" not in hub.endings
+
+
+async def test_how_the_workers_of_others_ended_is_not_waited_for(hub: Hub, session: int) -> None:
+    def lose(link: WorkerLink) -> None:
+        hub.stream_ended(link)
+        assert link.gone
+
+    assert await history_of(hub, session, lose) == ["its stream ended"]
+
+
+async def test_a_worker_whose_process_lives_on_is_lost_after_a_moment(
+    hub: Hub, session: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endings, "TOLD_S", 0.0)
+    hub.endings.begin("lost")
+    assert await history_of(hub, session, hub.stream_ended) == ["its stream ended"]
+    assert "lost" not in hub.endings
+    hub.process_ended("lost", 0)
+
+
+async def test_a_worker_that_ran_nothing_is_lost_at_once(hub: Hub) -> None:
+    for name in ("attached", "never attached"):
+        hub.endings.begin(name)
+    link = hub.attach(worker_pb2.WorkerHello(worker_id="attached", slots=1, pid=1))
+    hub.stream_ended(link)
+    assert link.gone
+    hub.process_ended("never attached", 1)
+    for name in ("attached", "never attached"):
+        assert name not in hub.endings
+        assert await hub.endings.of(name) == ""
+    hub.close()
+
+
+async def test_a_worker_of_which_only_the_stream_has_ended_is_sent_nothing_more(hub: Hub, session: int) -> None:
+    client = hub.connect()
+    hub.endings.begin("lost")
+    lost = hub.attach(worker_pb2.WorkerHello(worker_id="lost", slots=2, pid=1))
+    hub.submit(client, trials(session, 1), 0)
+    assert lost.next_frame() is not None
+    hub.stream_ended(lost)
+    hub.submit(client, trials(session, 2), 0)
+    assert lost.next_frame() is None
+    other = hub.attach(worker_pb2.WorkerHello(worker_id="other", slots=2, pid=1))
+    frame = other.next_frame()
+    assert frame is not None
+    assert len(frame.trials) == 1

@@ -155,20 +155,30 @@ async def test_isolated_trials_that_hang_are_settled_and_500_neighbours_succeed(
     assert {worker.pid for worker in children(pool, "dspex_pipelines.worker")} == workers, "none was lost or replaced"
 
 
-@pytest.mark.parametrize("name", ["kills", "exits"])
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("kills", "its process was killed by signal 11 (SIGSEGV)"),
+        ("exits", "its process ended with exit code 3"),
+        ("is_killed", "its process was killed by signal 9 (SIGKILL; out of memory?)"),
+    ],
+)
 async def test_a_trial_that_kills_its_worker_is_poison_and_its_neighbours_succeed(
-    pool: local_pool.LocalPoolLease, name: str
+    pool: local_pool.LocalPoolLease, name: str, how: str
 ) -> None:
     bad = 77
     outcomes = await run(pool, specs(name, NEIGHBOURS, bad=bad))
     poison = outcomes.pop(bad)
     assert isinstance(poison, TrialError)
     assert poison.type is ErrorType.POISON
-    assert {past.type for past in poison.history} == {ErrorType.WORKER_LOST}
+    assert poison.message == f"2 processes died while they ran it alone; the last: {how}"
+    assert {(past.type, past.message) for past in poison.history} == {(ErrorType.WORKER_LOST, how)}
     assert {type(outcome) for outcome in outcomes} == {TrialResult}
     rerun = [outcome for outcome in outcomes if outcome.history]
     assert 1 <= len(rerun) <= SLOTS
-    assert {past.type for outcome in rerun for past in outcome.history} == {ErrorType.WORKER_LOST}
+    assert {(past.type, past.message) for outcome in rerun for past in outcome.history} == {
+        (ErrorType.WORKER_LOST, how)
+    }
 
 
 async def test_the_bridge_is_killed_and_the_runner_goes_on(pool: local_pool.LocalPoolLease, tmp_path: Path) -> None:

@@ -229,6 +229,23 @@ def test_a_trial_that_kills_twice_alone_is_poison_and_its_neighbours_are_not_cha
     ]
 
 
+def test_a_worker_that_is_about_to_be_lost_is_sent_nothing_and_what_it_ran_is_charged_as_ever():
+    dispatcher = Dispatcher()
+    dispatcher.attach("a", 2, 0.0)
+    dispatcher.submit(1, tickets(1, 1), 0.0)
+    assert dispatcher.close("a")
+    assert dispatcher.submit(1, tickets(1, 2), 0.0).dispatch == {}
+    dispatcher.lose("a", 1.0, "killed")
+    for name in ("q1", "q2"):
+        assert quarantined(dispatcher.attach(name, 2, 2.0, quarantine=True), name) == [1]
+        assert dispatcher.close(name)
+        orders = dispatcher.lose(name, 3.0, "killed")
+    assert [settled.error for settled in orders.settle] == [ErrorType.POISON]
+    dispatcher.attach("idle", 2, 4.0, quarantine=True)
+    assert not dispatcher.close("idle")
+    assert not dispatcher.close("unknown")
+
+
 def test_a_worker_that_dies_with_one_ordinary_trial_proves_nothing():
     dispatcher = Dispatcher()
     dispatcher.submit(1, tickets(1, 1), 0.0)

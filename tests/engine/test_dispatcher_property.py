@@ -355,8 +355,8 @@ class Dispatching(RuleBasedStateMachine):
             self.stopped.discard(client)
             self.take(self.dispatcher.resume(client, self.now))
 
-    @rule(worker_id=consumes(workers), data=st.data(), hung=st.booleans())
-    def lose(self, worker_id: str, data: st.DataObject, hung: bool) -> None:
+    @rule(worker_id=consumes(workers), data=st.data(), hung=st.booleans(), closed=st.booleans())
+    def lose(self, worker_id: str, data: st.DataObject, hung: bool, closed: bool) -> None:
         if worker_id not in self.fleet:
             return
         worker = self.fleet.pop(worker_id)
@@ -368,6 +368,10 @@ class Dispatching(RuleBasedStateMachine):
             if keeper and len(worker.running) == 1:
                 self.deaths[key] += 1
             allowed[key] = ErrorType.POISON
+        if closed:
+            assert self.dispatcher.close(worker_id) is bool(worker.running)
+            # Nothing more goes there, whatever happens meanwhile.
+            self.take(self.dispatcher.tick(self.now))
         if hung:
             suspects = data.draw(st.lists(st.sampled_from([*worker.running, *worker.held, 10**9])))
             orders = self.dispatcher.hung(worker_id, suspects, self.now, "held")

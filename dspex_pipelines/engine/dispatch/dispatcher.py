@@ -115,6 +115,15 @@ class Dispatcher:
             self._board.retire(worker)
         return self._fill(Orders(), now)
 
+    def close(self, worker_id: str) -> bool:
+        """Send a worker that is about to be lost nothing more; return whether it runs anything."""
+        worker = self._fleet.get(worker_id)
+        if worker is None:
+            return False
+        self._fleet.close(worker)
+        self._quarantine.dismiss(worker)
+        return bool(worker.running)
+
     def lose(self, worker_id: str, now: float, reason: str) -> Orders:
         """Suspect what the worker was running; an unknown worker is ignored."""
         return self._lose(worker_id, None, now, reason)
