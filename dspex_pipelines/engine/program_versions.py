@@ -12,11 +12,11 @@ import inspect
 import os
 import re
 import sys
-import sysconfig
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dspex_pipelines.engine.compiled import installed_folders
 from dspex_pipelines.engine.programs import resolve, spare_parameters
 from dspex_pipelines.engine.syntax import parsed
 from dspex_pipelines.errors import ProgramUnavailable
@@ -201,27 +201,29 @@ def _project_root(entry_point: str, module_name: str, top: str) -> Path:
     return Path(spec.origin or ".").resolve().parent
 
 
-@functools.cache
-def _installed() -> tuple[Path, ...]:
-    names = ("stdlib", "platstdlib", "purelib", "platlib")
-    return tuple(Path(path).resolve() for path in map(sysconfig.get_path, names) if path)
-
-
 def _file_of(name: str, root: Path, top: str) -> Path | None:
     """Return the source file of *name* when it belongs to the project at *root*."""
     # In site-packages a project is one top-level package, not all of them.
-    if root in _installed() and name.split(".", maxsplit=1)[0] != top:
+    if root in installed_folders() and name.split(".", maxsplit=1)[0] != top:
         return None
     base = root.joinpath(*name.split("."))
     return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
 
 
 def _imports(module: str, path: Path, *, is_package: bool) -> list[str]:
-    return list(_parsed_imports(module, path, is_package, path.stat().st_mtime_ns))
+    # The time of writing can be set back, that of the change to it cannot.
+    status = path.stat()
+    written = (status.st_mtime_ns, status.st_ctime_ns, status.st_size)
+    return list(_parsed_imports(module, path, is_package, written))
 
 
 @functools.lru_cache(maxsize=4096)
-def _parsed_imports(module: str, path: Path, is_package: bool, _: int) -> tuple[str, ...]:  # noqa: FBT001
+def _parsed_imports(
+    module: str,
+    path: Path,
+    is_package: bool,  # noqa: FBT001
+    _: tuple[int, int, int],
+) -> tuple[str, ...]:
     try:
         tree = parsed(path.read_bytes())
     except SyntaxError:

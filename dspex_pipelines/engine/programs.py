@@ -12,6 +12,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, cast
 
+from dspex_pipelines.engine.compiled import check_compiled
 from dspex_pipelines.errors import InvalidValue, ProgramUnavailable
 from dspex_pipelines.model.secrecy import refusal, saved_secret
 from dspex_pipelines.model.trial import check_entry_point
@@ -74,6 +75,7 @@ def resolve_value(entry_point: str) -> Any:
     except InvalidValue as error:
         raise ProgramUnavailable(entry_point=entry_point, reason=error.fix) from error
     module_name, _, attribute = entry_point.partition(":")
+    check_compiled(module_name.partition(".")[0])
     try:
         target: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:

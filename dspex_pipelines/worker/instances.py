@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dspex_pipelines.engine.calls.trial_calls import TrialCalls
+from dspex_pipelines.engine.compiled import runs_other_code
 from dspex_pipelines.engine.program_versions import (
     DECLARED,
     imported_packages,
@@ -140,14 +141,16 @@ class ProgramLoader:
         sources = {name: digest(path.read_bytes()) for name, path in paths.items()}
         beyond = {spec.entry_point: _beyond_source(spec.version) for spec in wanted}
         edited = [name for name, source in sources.items() if self._sources.get(name, source) != source]
-        if edited or any(self._beyond.get(name, said) != said for name, said in beyond.items()):
+        # Whoever has declared the evaluation in this process may have imported some of it before there was a check.
+        other = any(runs_other_code(name) for name in sources if name not in self._sources and not _is_ours(name))
+        if edited or other or any(self._beyond.get(name, said) != said for name, said in beyond.items()):
             # All of them: one that stayed would keep the parts of an edited one that it has imported.
             for name in {*self._sources, *sources}:
-                if name.split(".")[0] not in ("dspex", "dspex_pipelines"):
+                if not _is_ours(name):
                     sys.modules.pop(name, None)
             self._sources.clear()
         for name in edited:
-            # Python takes compiled code for that of a source of the same size and second.
+            # Of what is installed, Python takes compiled code for that of a source of the same size and second.
             Path(importlib.util.cache_from_source(str(paths[name]))).unlink(missing_ok=True)
         self._sources.update(sources)
         self._beyond.update(beyond)
@@ -251,6 +254,11 @@ def _check(spec: ProgramSpec, metrics: tuple[MetricSpec, ...]) -> None:
                 reason=f"the metric's source here is version {found[:12]}, not {metric.version[:12]}; "
                 "it was edited since the run was planned, so run the evaluation again",
             )
+
+
+def _is_ours(module: str) -> bool:
+    """Return whether a module is the package's own, which is never imported anew."""
+    return module.split(".", maxsplit=1)[0] in ("dspex", "dspex_pipelines")
 
 
 def _beyond_source(version: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import py_compile
 import subprocess
 import sys
 from pathlib import Path
@@ -102,6 +103,23 @@ def test_a_program_that_does_not_is_told_as_it_went(
     assert told in out
     assert "" not in out.splitlines()
     assert "worker_lost" not in out
+
+
+@pytest.mark.parametrize("option", ["", "--debug"])
+def test_it_is_the_program_as_it_is_written_now(tmp_path: Path, option: str) -> None:
+    """Though who declared the evaluation has imported what was compiled of it as it was, which Python takes for it."""
+    source = tmp_path / "ended.py"
+    source.write_text(PROGRAM.format(body="print('as it was')"))
+    os.utime(source, (1_700_000_000, 1_700_000_000))
+    py_compile.compile(str(source), doraise=True, invalidation_mode=py_compile.PycInvalidationMode.TIMESTAMP)
+    declared = "import os, sys; sys.path.insert(0, '.'); os.utime('ended.py', (1_700_000_000, 1_700_000_000))\n"
+    process = started(
+        tmp_path, "print('as it is!')", f"{declared}import ended\n{REPLAY}", option, DEVNULL, PIPE, STDOUT
+    )
+    out = process.communicate(timeout=60)[0].decode()
+    assert process.returncode == 0, out
+    assert "as it is!\n" in out
+    assert "as it was" not in out
 
 
 def typed(folder: Path, body: str, at: str, keys: bytes, option: str = "") -> tuple[str, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,9 @@ def test_a_file_is_on_the_disk_before_it_has_its_name_and_its_name_before_it_cou
     )
     with durably(path) as file:
         file.write(b"{}")
-    assert synced == [(str(tmp_path / f".plan.json.{os.getpid()}"), False), (str(tmp_path), True)]
+    (unfinished, before), (folder, after) = synced
+    assert (Path(unfinished).parent, before) == (tmp_path, False)
+    assert (folder, after) == (str(tmp_path), True)
     assert path.read_bytes() == b"{}"
 
 
@@ -31,3 +32,16 @@ def test_what_was_there_stays_until_all_is_written(tmp_path: Path) -> None:
         file.write(b"ne")
         raise RuntimeError
     assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path], "what was not finished is gone"
+
+
+def test_two_that_write_at_once_do_not_meet_though_they_have_the_same_number(tmp_path: Path) -> None:
+    """As the first processes of two containers do."""
+    path = tmp_path / "plan.json"
+    with durably(path) as one:
+        one.write(b"one")
+        with durably(path) as other:
+            other.write(b"other")
+        assert path.read_bytes() == b"other"
+    assert path.read_bytes() == b"one"
+    assert list(tmp_path.iterdir()) == [path]

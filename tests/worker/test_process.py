@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import py_compile
 import signal
 import sys
 import tempfile
@@ -288,6 +289,28 @@ async def test_an_edited_program_answers_anew_in_a_pool_that_lives(pool: Pool, p
     late = await run_first()
     assert isinstance(late, TrialError)
     assert late.type is ErrorType.PROGRAM_UNAVAILABLE
+
+
+@pytest.mark.parametrize("isolation", ["shared", "process"])
+async def test_a_fresh_worker_runs_what_is_written_and_not_what_was_compiled_of_an_earlier_source(
+    pool: Pool, project: Callable[..., Path], isolation: Isolation
+) -> None:
+    """Sources of the same size, saved within a second: Python takes what was compiled of the one for the other."""
+    imports = "from edited_helper import answer\n\n\n"
+    calls = "def program(x):\n    from edited_late import answer as late\n\n    return [{}, answer(), late()]\n"
+    answer = "def answer():\n    return {}\n"
+    names = ("edited_live", "edited_helper", "edited_late")
+    for number in (1, 2):
+        texts = (imports + calls.format(number), answer.format(number), answer.format(number))
+        folder = project(**dict(zip(names, texts, strict=True)))
+        for name in names:
+            os.utime(folder / f"{name}.py", (1_700_000_000, 1_700_000_000))
+            if number == 1:
+                mode = py_compile.PycInvalidationMode.TIMESTAMP
+                py_compile.compile(str(folder / f"{name}.py"), doraise=True, invalidation_mode=mode)
+    await pool.start_worker(cwd=folder)
+    outcome = await soon(pool.run("edited_live:program", isolation=isolation))
+    assert outcome.outputs == [2, 2, 2]
 
 
 async def test_a_worker_told_to_end_finishes_what_it_runs(
