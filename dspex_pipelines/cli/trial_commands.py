@@ -110,10 +110,10 @@ def replay(
         bool, typer.Option("--debug", help="Stop in the debugger where it raises, and at its own breakpoints.")
     ] = False,
 ) -> None:
-    """Run one trial again, alone and in the foreground, with its traceback. Exits 1 when it fails.
+    """Run one trial again, alone and in the foreground, with its traceback. Exits 1 when it fails or takes too long.
 
     Its calls to models are made again, and cost what they cost. Past the evaluation's timeout_s it tells where it is,
-    and goes on until Ctrl-C.
+    and goes on to its end or Ctrl-C; an evaluation would have ended it there.
     """
     with survived():
         from dspex_pipelines.cli.replaying import replay_trial
