@@ -37,9 +37,14 @@ def replay_trial(evaluation: Evaluation, trial: str, console: Console, *, debug:
     With *debug* it runs in this thread, where its own breakpoints stop, and what it raises opens the debugger.
     """
     set_environment()
-    spec = _as_it_is_now(evaluation, find_trial(evaluation, trial).spec)
+    asked = find_trial(evaluation, trial).spec
+    spec = _as_it_is_now(evaluation, asked)
     metrics = [MetricSpec(entry_point=metric, version=metric_version(metric)) for metric in evaluation.metrics]
-    console.print(f"trial          {spec.trial_id.hex()}", highlight=False)
+    console.print(f"trial          {asked.trial_id.hex()}", highlight=False)
+    if spec.trial_id != asked.trial_id:
+        what = "The program (or its init, files or environment) has changed since that trial"
+        changed = f"{what}; as it is now, this is trial {spec.trial_id.hex()}."
+        console.print(changed, style="yellow", highlight=False, soft_wrap=True)
     console.print(f"configuration  {spec.configuration}", highlight=False)
     console.print(
         f"inputs         {as_json(redact_values(dict(spec.example.inputs)))}", highlight=False, soft_wrap=True

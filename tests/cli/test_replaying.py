@@ -188,3 +188,25 @@ def test_threads_of_a_program_that_takes_too_long_are_told_after_its_own(tmp_pat
     own, beside = err.split("  beside it:\n")
     assert body in own
     assert "in nap" in beside
+
+
+@pytest.mark.parametrize("version", ["1", "2"])
+def test_a_trial_keeps_the_id_that_was_asked_for_and_a_program_that_has_changed_since_is_told(
+    tmp_path: Path, version: str
+) -> None:
+    # The version that the program has now is declared; the made-up trial is of version 1.
+    script = REPLAY.replace("metrics=", f"version='{version}', metrics=") + "\n"
+    script = script.replace('version="1"', "version=program_version('ended:run', {}, declared='1')")
+    imports = "from dspex_pipelines.engine.program_versions import program_version\nimport sys\nsys.path.insert(0, '.')"
+    script = imports + script
+    script = script.replace("commands.main()", "print(spec.trial_id.hex(), flush=True); commands.main()")
+    process = started(tmp_path, "pass", script, "", DEVNULL, PIPE, STDOUT)
+    asked, first, second, *_ = process.communicate(timeout=60)[0].decode().splitlines()
+    assert first == f"trial          {asked}"
+    if version == "1":
+        assert second.startswith("configuration ")
+    else:
+        assert re.fullmatch(
+            r"The program \(.*\) has changed since that trial; as it is now, this is trial [0-9a-f]{32}\.", second
+        )
+        assert asked not in second
