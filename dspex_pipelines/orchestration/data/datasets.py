@@ -138,7 +138,7 @@ def _divided(
     """Return the rows by partition, a bad one in all that it may belong to; *found* gets the names that rows say."""
     elsewhere: Counter[str] = Counter()
     divided = {name: ReadPartition(examples=[], rejected=[], elsewhere=elsewhere) for name in partitions}
-    seen: dict[str, set[str]] = {name: set() for name in partitions}
+    seen: dict[str, dict[str, str]] = {name: {} for name in partitions}
     known: dict[str, bool] = {}
     for one in rows:
         names: Sequence[str] = partitions
@@ -154,7 +154,7 @@ def _divided(
             if isinstance(example, BadRow):
                 divided[name].rejected.append(example)
             else:
-                seen[name].add(example.example_id)
+                seen[name][example.example_id] = one.where
                 divided[name].examples.append(example)
     if found is not None:
         found.update(known)
@@ -172,8 +172,8 @@ def _verdict(dataset: Dataset, partition: str, read: ReadPartition, there: str) 
     return read
 
 
-def _example(dataset: Dataset, one: NumberedRow, seen: set[str]) -> Example | BadRow:
-    """Return the row as an example, or what is wrong with it."""
+def _example(dataset: Dataset, one: NumberedRow, seen: Mapping[str, str]) -> Example | BadRow:
+    """Return the row as an example, or what is wrong with it; *seen* says where each id of a row before it is."""
     row = one.row
 
     def bad(column: str, value: object, fix: str) -> BadRow:
@@ -191,7 +191,8 @@ def _example(dataset: Dataset, one: NumberedRow, seen: set[str]) -> Example | Ba
             return bad(name, row[name], "give a number, or null for no label")
     example_id = _text(row[dataset.example_id]) if dataset.example_id else one.number
     if not example_id or example_id in seen:
-        return bad(dataset.example_id, example_id, "give each example an id of its own")
+        twice = f"{seen.get(example_id)} has it already; give each an id of its own"
+        return bad(dataset.example_id, example_id, twice if example_id else "give every example an id")
     example = Example(
         example_id=example_id,
         inputs={name: row[name] for name in dataset.inputs},
