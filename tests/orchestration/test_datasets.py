@@ -20,6 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dspex_pipelines.cli.doctor import evaluation as doctor
 from dspex_pipelines.errors import DspexError, InvalidValue
 from dspex_pipelines.model.evaluation import Dataset
 from dspex_pipelines.model.partitions import Dynamic
@@ -27,7 +28,9 @@ from dspex_pipelines.model.trial import Example
 from dspex_pipelines.orchestration.data import datasets
 from dspex_pipelines.orchestration.data.datasets import load_examples, read_partition, store_examples, store_rejected
 from dspex_pipelines.orchestration.data.sources import source_digests
+from dspex_pipelines.orchestration.resources import ProgressReporter
 from dspex_pipelines.wire.codec import example_from_wire
+from tests.cli.conftest import EVALUATION
 from tests.orchestration.conftest import Lab, failure
 from tests.orchestration.declared import declare, rows
 
@@ -198,6 +201,30 @@ def test_a_row_is_told_by_the_line_that_it_begins_in(tmp_path: Path) -> None:
         ("a.csv row 4 (line 10)", "a.csv row 2 (line 7) has it already"),
         ("a.csv row 6 (line 12)", "give every example an id"),
     ]
+
+
+def test_an_empty_cell_of_a_label_is_a_text_and_warned_of(lab: Lab, tmp_path: Path, monkeypatch: Any) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("id,x,y,group\na,1,1,g\nb,2,,g\nc,,,g\nd,4,4,g\ne,5,,g\nf,6,6,g\n")
+    declared = dataset(path)
+    read = read_partition(declared, "all")
+    assert [one.labels["y"] for one in read.examples] == ["1", "", "4", "", "6"]
+    ((what, fix),) = read.doubts
+    assert what == "2 of 5 examples have an empty label in column 'y', the first in a.csv row 2 (line 3)"
+    evaluation = replace(EVALUATION, dataset=declared)
+    found = [(one.level.value, one.found, one.fix) for one in doctor.dataset(evaluation)]
+    assert found[1:] == [("warning", f"all: {what}", fix)]
+    said: list[str] = []
+    monkeypatch.setattr(ProgressReporter, "warns", lambda _, told, about: said.append(told))
+    evaluation = declare("fifth_raises")
+    lab.declare(replace(evaluation, dataset=declared))
+    assert lab.run([lab.dataset_key]).success
+    assert said[-1].endswith(f"all: {what}: {fix}")
+    assert len(said) == 2, "and the row that is left out"
+
+
+def test_an_empty_label_that_somebody_has_written_is_not_warned_of() -> None:
+    assert read_partition(dataset([row(y="")]), "all").doubts == []
 
 
 def test_a_cell_may_be_long(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, overload
@@ -65,6 +65,19 @@ class ReadPartition:
     """Rows that are left out."""
     elsewhere: Counter[str]
     """What the rows say that are in no partition at all, and how many say it."""
+    unlabelled: dict[str, tuple[int, str]] = field(default_factory=dict[str, tuple[int, str]])
+    """How many examples have an empty cell for a label, and where the first is, by the label."""
+
+    @property
+    def doubts(self) -> list[tuple[str, str]]:
+        """What is said of examples that are taken as they are and may not be meant so, and what to do."""
+        total, fix = len(self.examples), "where no empty answer is expected, give the label or leave the row out"
+
+        def said(label: str, count: int, first: str) -> str:
+            have = "has" if count == 1 else "have"
+            return f"{count:,} of {total:,} examples {have} an empty label in column {label!r}, the first in {first}"
+
+        return [(said(label, *found), fix) for label, found in self.unlabelled.items()]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,6 +169,10 @@ def _divided(
             else:
                 seen[name][example.example_id] = one.where
                 divided[name].examples.append(example)
+                for label in dataset.labels if isinstance(one, NumberedRow) and one.of_cells else ():
+                    if example.labels[label] == "":
+                        count, first = divided[name].unlabelled.get(label, (0, one.where))
+                        divided[name].unlabelled[label] = count + 1, first
     if found is not None:
         found.update(known)
     return divided

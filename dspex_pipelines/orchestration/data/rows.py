@@ -56,6 +56,8 @@ class NumberedRow:
     where: str
     number: str
     row: Row
+    of_cells: bool = False
+    """Whether its values are the cells of a CSV: an empty one may be a text, or none."""
 
 
 class SourceRefused(InvalidValue):
@@ -178,7 +180,8 @@ def _csv_rows(dataset: Dataset, source: Path, prefix: str) -> Iterator[NumberedR
         for number, (cells, wrong, line) in enumerate(rows, start=1):
             where = f"{source.name} row {number} (line {line})"
             if not wrong and len(cells) == len(header):
-                yield NumberedRow(where=where, number=f"{prefix}{number}", row=dict(zip(header, cells, strict=True)))
+                row = dict(zip(header, cells, strict=True))
+                yield NumberedRow(where=where, number=f"{prefix}{number}", row=row, of_cells=True)
                 continue
             value = cells[len(header) :] or cells
             fix = wrong or (
