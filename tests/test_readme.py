@@ -100,7 +100,8 @@ def test_a_bad_row_is_named_and_left_out(tmp_path: Path) -> None:
     data.write_text(data.read_text() + "1,Short again,Short\n")
     told = dspex(tmp_path, "evaluate")
     assert (
-        "1 row is left out, the first: data.csv row 6, column 'id': '1' is not accepted; give each example an" in told
+        "1 row is left out, the first: data.csv row 6 (line 7), column 'id': '1' is not accepted; "
+        "data.csv row 1 (line 2) has it already" in told
     )
     assert "30/30" in told
 

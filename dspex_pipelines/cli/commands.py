@@ -6,9 +6,10 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from dspex_pipelines.cli import exits
 from dspex_pipelines.cli.completing import Target, complete_partition
@@ -23,8 +24,19 @@ if TYPE_CHECKING:
     from dspex_pipelines.analysis.failures import FailureKind
     from dspex_pipelines.analysis.leaderboard import Leaderboard
 
+ORDER = ("init", "doctor", "evaluate", "leaderboard", "trials", "replay", "trace", "pool", "worker", "journal")
+"""In which the help lists the commands: that of their use."""
+
+
+class _InOrder(TyperGroup):
+    # Typer has those that have commands of their own after all others.
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(super().list_commands(ctx), key=ORDER.index)
+
+
 app = typer.Typer(
     name="dspex",
+    cls=_InOrder,
     help="Evaluate programs with variables: how good is each configuration, which is best, what failed.",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -32,11 +44,8 @@ app = typer.Typer(
 )
 app.add_typer(pool_app, name="pool")
 app.add_typer(journal_app, name="journal")
-app.command()(worker)
-app.command()(doctor)
-for command in (trials, replay, trace):
+for command in (worker, doctor, trials, replay, trace):
     app.command()(command)
-
 
 MOST_PRINTED = 50
 """Configurations of the table that `dspex evaluate` prints."""
@@ -66,7 +75,7 @@ def options(
 def init(
     folder: Annotated[Path, typer.Argument(help="Where to write; it is made if it is not there.")] = Path(),
 ) -> None:
-    """Write a ten-line program, a CSV and a declaration to start from."""
+    """Write a program, a CSV and a declaration to start from."""
     from dspex_pipelines.cli.starter import write_starter
 
     for path in write_starter(folder):
@@ -173,11 +182,13 @@ def evaluate(
         float | None, typer.Option(metavar="SHARE", help="Exit with 3 when a larger share of the trials failed.")
     ] = None,
 ) -> None:
-    """Evaluate every partition, then print the leaderboard and what the declared checks say.
+    """Evaluate every partition, then print the leaderboard.
 
-    Failed trials do not fail the command. Exit codes: 0 done; 2 something was refused, or the run of a partition
-    failed; 3 done, but a check of severity error failed, or it is not what --fail-under or --fail-on-errors asks for;
-    130 interrupted, and what was done is kept.
+    What the declared checks say is printed too. Failed trials do not fail the command.
+
+    Exit codes: 0 done; 2 something was refused, or the run of a partition failed; 3 done, but a check of
+    severity error failed, or it is not what --fail-under or --fail-on-errors asks for; 130 interrupted, and what was
+    done is kept.
     """
     from dspex_pipelines.cli.evaluating import evaluate_partitions
     from dspex_pipelines.cli.judging import Demands

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 PROBLEM = 1
-"""`dspex doctor` has found a problem, or the trial that `dspex replay` has run failed."""
+"""`dspex doctor` has found a problem, or the trial that `dspex replay` has run failed or took too long."""
 REFUSED = 2
 """A value was wrong, or what was asked for could not be done; the message says why."""
 MISSED = 3

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from dspex_pipelines.orchestration.retention import Survey
 
 journal_app = typer.Typer(
-    help="The durable record of every trial's outcome: how large it is, and deleting what nothing refers to.",
+    help="The record of every trial's outcome.\n\nHow large it is, and deleting what nothing refers to.",
     no_args_is_help=True,
 )
 

@@ -21,7 +21,7 @@ from dspex_pipelines.engine.worker_options import (
 from dspex_pipelines.errors import DspexError, InvalidValue
 
 pool_app = typer.Typer(
-    help="The worker pools of this machine: those that evaluations start by themselves, and those that stay.",
+    help="The worker pools of this machine.\n\nThose that evaluations start by themselves, and those that stay.",
     no_args_is_help=True,
 )
 
@@ -128,9 +128,11 @@ def worker(
     quarantine: Annotated[bool, typer.Option("--quarantine", help=QUARANTINE_HELP)] = False,
     wait_s: Annotated[float, typer.Option(help="Seconds to wait for the bridge, now and whenever it has gone.")] = 20.0,
 ) -> None:
-    """Join workers to a pool that runs elsewhere, in the foreground.
+    """Join workers to a pool that runs elsewhere.
 
-    They run programs in this folder and environment. One that ends is replaced; when the bridge goes they look for it
+    They stay in the foreground, and run programs in this folder and environment.
+
+    One that ends is replaced; when the bridge goes they look for it
     again. Ctrl-C or SIGTERM: no more trials are taken, and those that run are finished; a second one ends them at once.
     """
     from dspex_pipelines.bridge.crew import Crew

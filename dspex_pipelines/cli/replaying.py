@@ -14,29 +14,37 @@ from collections.abc import Generator
 from rich.console import Console
 
 from dspex_pipelines.analysis.results import as_json
+from dspex_pipelines.cli import exits
 from dspex_pipelines.cli.finding import find_trial
+from dspex_pipelines.cli.whereabouts import program_lines
 from dspex_pipelines.engine.program_versions import metric_version, program_version
 from dspex_pipelines.model.evaluation import Evaluation
-from dspex_pipelines.model.outcome import TrialError
+from dspex_pipelines.model.outcome import ErrorType, TrialError
 from dspex_pipelines.model.trial import MetricSpec, ProgramSpec, TrialSpec
 from dspex_pipelines.redaction import redact, redact_values
 from dspex_pipelines.wire.scribe import foreground
 from dspex_pipelines.worker.__main__ import set_environment
 from dspex_pipelines.worker.alone import run_alone, run_here
 
-_AFTER_S = 0.1
-"""The words come before the lines."""
+_AFTER_S = 1.0
+"""So much later all threads are told, by what needs no interpreter: something native holds it, or the program's lines
+would have been told by then."""
 
 
 def replay_trial(evaluation: Evaluation, trial: str, console: Console, *, debug: bool = False) -> int:
-    """Run the trial again with the program as it is now; return the exit code, 1 when it fails.
+    """Run the trial again with the program as it is now; return the exit code, 1 when it fails or takes too long.
 
     With *debug* it runs in this thread, where its own breakpoints stop, and what it raises opens the debugger.
     """
     set_environment()
-    spec = _as_it_is_now(evaluation, find_trial(evaluation, trial).spec)
+    asked = find_trial(evaluation, trial).spec
+    spec = _as_it_is_now(evaluation, asked)
     metrics = [MetricSpec(entry_point=metric, version=metric_version(metric)) for metric in evaluation.metrics]
-    console.print(f"trial          {spec.trial_id.hex()}", highlight=False)
+    console.print(f"trial          {asked.trial_id.hex()}", highlight=False)
+    if spec.trial_id != asked.trial_id:
+        what = "The program (or its init, files or environment) has changed since that trial"
+        changed = f"{what}; as it is now, this is trial {spec.trial_id.hex()}."
+        console.print(changed, style="yellow", highlight=False, soft_wrap=True)
     console.print(f"configuration  {spec.configuration}", highlight=False)
     console.print(
         f"inputs         {as_json(redact_values(dict(spec.example.inputs)))}", highlight=False, soft_wrap=True
@@ -46,18 +54,23 @@ def replay_trial(evaluation: Evaluation, trial: str, console: Console, *, debug:
     )
     if debug:
         return _debug(spec, metrics, evaluation, console)
-    with _tells_where(evaluation.timeout_s), foreground():
-        outcome = asyncio.run(run_alone(spec, metrics, calls=evaluation.calls))
+    runner = asyncio.Runner()
+    with _tells_where(evaluation.timeout_s, runner), foreground(), runner:
+        outcome = runner.run(run_alone(spec, metrics, calls=evaluation.calls))
     if outcome.outputs_payload:
         console.print(f"outputs        {as_json(outcome.outputs)}", highlight=False, soft_wrap=True)
     if isinstance(outcome, TrialError):
         console.print(f"{outcome.type}: {outcome.message}", style="red", highlight=False, soft_wrap=True)
         if outcome.traceback:
             console.print(outcome.traceback.rstrip(), highlight=False, soft_wrap=True)
-        return 1
-    console.print(f"scores         {as_json(dict(outcome.scores))}", highlight=False)
-    console.print(f"ran for        {outcome.run_s:.3f} s", highlight=False)
-    return 0
+    else:
+        console.print(f"scores         {as_json(dict(outcome.scores))}", highlight=False)
+        console.print(f"ran for        {outcome.run_s:.3f} s", highlight=False)
+    is_late = outcome.run_s > evaluation.timeout_s
+    if is_late:
+        late = f"in an evaluation this is {ErrorType.TIMEOUT_RUN.value}, after {evaluation.timeout_s:g} s (timeout_s)"
+        console.print(f"It ran for {outcome.run_s:.3f} s: {late}.", style="red", highlight=False, soft_wrap=True)
+    return exits.PROBLEM if is_late or isinstance(outcome, TrialError) else 0
 
 
 def _debug(spec: TrialSpec, metrics: list[MetricSpec], evaluation: Evaluation, console: Console) -> int:
@@ -75,9 +88,9 @@ def _debug(spec: TrialSpec, metrics: list[MetricSpec], evaluation: Evaluation, c
 
 
 @contextlib.contextmanager
-def _tells_where(timeout_s: float) -> Generator[None]:
-    """Print, once this has taken *timeout_s*, the lines at which all threads are; even where native code holds them."""
-    timer = threading.Timer(timeout_s, _say_late, (timeout_s,))
+def _tells_where(timeout_s: float, runner: asyncio.Runner | None = None) -> Generator[None]:
+    """Print, once this has taken *timeout_s*, where the program is; where native code holds all threads, those."""
+    timer = threading.Timer(timeout_s, _say_where, (timeout_s, runner))
     timer.daemon = True
     timer.start()
     # Standard error may be one that has no descriptor, as under a test.
@@ -90,8 +103,19 @@ def _tells_where(timeout_s: float) -> Generator[None]:
         faulthandler.cancel_dump_traceback_later()
 
 
-def _say_late(timeout_s: float) -> None:
-    print(f"It has run for {timeout_s:g} s, which is its timeout_s. This is where it is; Ctrl-C ends it:", flush=True)
+def _say_where(timeout_s: float, runner: asyncio.Runner | None) -> None:
+    # Python code runs, so that all threads need not be told.
+    faulthandler.cancel_dump_traceback_later()
+    said = f"It has run for {timeout_s:g} s, which is its timeout_s. This is where it is; Ctrl-C ends it:\n"
+    # In one piece and to one of the two, or the program's own words may come between.
+    print(said + (program_lines(_loop(runner)) or "  in no line of the program\n"), end="", file=sys.stderr, flush=True)
+
+
+def _loop(runner: asyncio.Runner | None) -> asyncio.AbstractEventLoop | None:
+    # It may just have been closed.
+    with contextlib.suppress(RuntimeError):
+        return runner and runner.get_loop()
+    return None
 
 
 def _as_it_is_now(evaluation: Evaluation, spec: TrialSpec) -> TrialSpec:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import operator
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 import pandas as pd
@@ -29,6 +30,7 @@ _OPERATORS: dict[str, Callable[[Any, float], Any]] = {
     ">": operator.gt,
 }
 _CONDITION = re.compile(r"\s*(.+?)\s*(<=|>=|==|!=|<|>)\s*(\S+)\s*")
+_NAME = re.compile(r"(?<=\s)([A-Za-z_]\w*)=")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,13 +99,20 @@ def labels(trials: pd.DataFrame) -> Mapping[str, str]:
 
 def _configured(trials: pd.DataFrame, wanted: str) -> Sequence[str]:
     """Return the digests of the configurations that begin so, or have all of these values."""
-    values = set(wanted.split())
     told = configurations(trials)
-    found = [
-        digest
-        for digest, variables in told.items()
-        if digest.startswith(wanted) or values <= set(label(variables, variables).split())
-    ]
+    found = [digest for digest in told if digest.startswith(wanted)]
+    if not found and "=" in wanted:
+        known = next(iter(told.values()), {})
+        values = _values(wanted, known)
+        found = [
+            digest
+            for digest, variables in told.items()
+            if all(_has(variables, name, text) for name, text in values.items())
+        ]
+        # What no variable is called begins no value, and so is in the one before.
+        unknown = (name for text in values.values() for name in _NAME.findall(text))
+        if not found and (name := next(unknown, "")):
+            raise _no_variable(name, known, wanted)
     if not found:
         lines = [f"  {digest}  {name}" for digest, name in labels(trials).items()]
         more = [f"  and {len(lines) - MOST_LISTED:,} more"] if len(lines) > MOST_LISTED else []
@@ -112,6 +121,36 @@ def _configured(trials: pd.DataFrame, wanted: str) -> Sequence[str]:
         )
         raise InvalidValue(field="configuration", value=wanted, fix=fix)
     return found
+
+
+def _values(wanted: str, known: Iterable[str]) -> Mapping[str, str]:
+    """Return the text of each value by its variable, up to the next ``name=``; raises `InvalidValue` for others."""
+    names = sorted(known, key=len, reverse=True)
+    # A value may have spaces and signs in it, and only a known name begins another.
+    begins = re.compile(rf"(?:^|(?<=\s))({'|'.join(map(re.escape, names)) or '(?!)'})=")
+    starts = list(begins.finditer(wanted))
+    if unknown := wanted[: starts[0].start() if starts else None].strip():
+        raise _no_variable(unknown.partition("=")[0].strip(), names, wanted)
+    ends = [*(one.start() for one in starts[1:]), len(wanted)]
+    return {one[1]: wanted[one.end() : end].strip() for one, end in zip(starts, ends, strict=True)}
+
+
+def _no_variable(name: str, names: Iterable[str], wanted: str) -> InvalidValue:
+    close = get_close_matches(name, list(names), n=1)
+    meant = f"did you mean {close[0]}? " if close else ""
+    fix = f"there is no variable {name!r}; {meant}the variables are {', '.join(sorted(names)) or 'none'}"
+    return InvalidValue(field="configuration", value=wanted, fix=fix)
+
+
+def _has(variables: Mapping[str, Any], name: str, text: str) -> bool:
+    """Return whether the variable has the value that *text* says: as a number, or exactly as it is or is shown."""
+    value = variables[name]
+    if text == str(value) or f"{name}={text}" == label(variables, [name]):
+        return True
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and float(text) == value
+    except ValueError:
+        return False
 
 
 def _outcome(trials: pd.DataFrame) -> pd.Series[Any]:

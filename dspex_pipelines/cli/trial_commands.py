@@ -62,7 +62,7 @@ def trials(
     limit: Annotated[int, typer.Option(metavar="N", help="Print at most so many; 0: all.")] = 20,
     as_json: AsJson = False,
 ) -> None:
-    """List trials of the newest results: outcome, scores, and how to look closer."""
+    """List trials of the newest results, with their outcomes."""
     from dspex_pipelines.cli.results import newest_results
     from dspex_pipelines.cli.selecting import Selection, labels, worst_first
     from dspex_pipelines.cli.targets import find_evaluation
@@ -110,10 +110,12 @@ def replay(
         bool, typer.Option("--debug", help="Stop in the debugger where it raises, and at its own breakpoints.")
     ] = False,
 ) -> None:
-    """Run one trial again, alone and in the foreground, with its traceback. Exits 1 when it fails.
+    """Run one trial again, alone, with its traceback.
+
+    It runs in the foreground. Exits 1 when it fails or takes too long.
 
     Its calls to models are made again, and cost what they cost. Past the evaluation's timeout_s it tells where it is,
-    and goes on until Ctrl-C.
+    and goes on to its end or Ctrl-C; an evaluation would have ended it there.
     """
     with survived():
         from dspex_pipelines.cli.replaying import replay_trial
@@ -129,7 +131,10 @@ def trace(
     *,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a trial asked its models, what they answered, and what its program made of that."""
+    """Show what a trial asked its models, and their answers.
+
+    And what its program made of those.
+    """
     from dspex_pipelines.cli.finding import find_trial
     from dspex_pipelines.cli.targets import find_evaluation
     from dspex_pipelines.cli.tracing import print_trace, trace_document

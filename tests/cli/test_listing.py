@@ -173,3 +173,14 @@ def test_what_does_not_fit_even_so_is_wider_than_the_terminal_and_not_cut() -> N
     assert dropped == ("bounds", "cost")
     assert "strategy=thorough1" in "\n".join(lines)
     assert "…" not in "".join(lines)
+
+
+def test_the_commands_are_listed_in_the_order_of_use_each_in_a_whole_sentence(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERMINAL_WIDTH", "80")
+    lines = run("--help").output.partition("Commands:\n")[2].strip().splitlines()
+    names = [line.split()[0] for line in lines]
+    assert " ".join(names) == "init doctor evaluate leaderboard trials replay trace pool worker journal"
+    assert [line for line in lines if line.endswith("...")] == []

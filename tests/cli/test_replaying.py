@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import py_compile
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,13 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
-import ctypes, os, signal, sys, time
+import asyncio, ctypes, os, signal, sys, time
+from concurrent.futures import ThreadPoolExecutor
+def nap():
+    time.sleep(1)
+class Slow:
+    def __await__(self):
+        yield from asyncio.sleep(1).__await__()
 def run(text, flag):
     print("it runs", flush=True)
     {body}
@@ -21,6 +28,7 @@ def run(text, flag):
 def same(example, outputs):
     return True
 """
+ASYNC = PROGRAM.replace("def run", "async def run")
 # Its evaluation is made up, and has not been run.
 REPLAY = """
 import sys
@@ -50,9 +58,9 @@ ON_A_TERMINAL = "import os; os.login_tty(0)\n"
 
 
 def started(
-    folder: Path, body: str, script: str, option: str, stdin: int, out: int, err: int
+    folder: Path, body: str, script: str, option: str, stdin: int, out: int, err: int, *, program: str = PROGRAM
 ) -> subprocess.Popen[bytes]:
-    (folder / "ended.py").write_text(PROGRAM.format(body=body))
+    (folder / "ended.py").write_text(program.format(body=body))
     arguments = [sys.executable, "-c", script, "replay", "a", *filter(None, [option])]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
     return subprocess.Popen(arguments, cwd=folder, env=environment, stdin=stdin, stdout=out, stderr=err)
@@ -152,3 +160,71 @@ def test_ctrl_c_ends_the_program_and_is_no_end_of_its_own(tmp_path: Path) -> Non
     shown, code = typed(tmp_path, "time.sleep(3600)", "it runs", b"\x03")
     assert code == 130
     assert "worker_lost" not in shown
+
+
+@pytest.mark.parametrize(
+    ("program", "body", "lines"),
+    [
+        pytest.param(PROGRAM, "time.sleep(1)", [("run", "time.sleep(1)")], id="thread"),
+        pytest.param(ASYNC, "time.sleep(1)", [("run", "time.sleep(1)")], id="holds-the-loop"),
+        pytest.param(
+            ASYNC,
+            "await Slow()",
+            [("run", "await Slow()"), ("__await__", "yield from asyncio.sleep(1).__await__()")],
+            id="task",
+        ),
+        pytest.param(
+            PROGRAM,
+            "with ThreadPoolExecutor() as pool: pool.submit(time.sleep, 1)",
+            [("run", "with ThreadPoolExecutor() as pool: pool.submit(time.sleep, 1)")],
+            id="waits-for-threads",
+        ),
+    ],
+)
+def test_a_program_that_takes_too_long_is_told_by_its_own_lines(
+    tmp_path: Path, program: str, body: str, lines: list[tuple[str, str]]
+) -> None:
+    script = REPLAY.replace("metrics=", "timeout_s=0.3, metrics=")
+    process = started(tmp_path, body, script, "", DEVNULL, PIPE, PIPE, program=program)
+    out, err = (text.decode() for text in process.communicate(timeout=60))
+    assert process.returncode == 1, out + err
+    assert "scores " in out
+    assert re.search(r"\nIt ran for 1\.\d+ s: in an evaluation this is timeout_run, after 0\.3 s", out), out
+    first, *told = err.splitlines()
+    assert first.startswith("It has run for 0.3 s, which is its timeout_s.")
+    seen = re.findall(r", in (\w+)\n +(.*)", "\n".join(told))
+    assert seen[: len(lines)] == lines, err
+    # Nothing leads to it, and beside it is nobody else.
+    assert not re.search("typer|click|dspex_pipelines|select|Timeout", "\n".join(told)), err
+
+
+def test_threads_of_a_program_that_takes_too_long_are_told_after_its_own(tmp_path: Path) -> None:
+    body = "pool = ThreadPoolExecutor(); pool.submit(nap); pool.shutdown()"
+    script = REPLAY.replace("metrics=", "timeout_s=0.3, metrics=")
+    process = started(tmp_path, body, script, "", DEVNULL, PIPE, PIPE)
+    err = process.communicate(timeout=60)[1].decode()
+    own, beside = err.split("  beside it:\n")
+    assert body in own
+    assert "in nap" in beside
+
+
+@pytest.mark.parametrize("version", ["1", "2"])
+def test_a_trial_keeps_the_id_that_was_asked_for_and_a_program_that_has_changed_since_is_told(
+    tmp_path: Path, version: str
+) -> None:
+    # The version that the program has now is declared; the made-up trial is of version 1.
+    script = REPLAY.replace("metrics=", f"version='{version}', metrics=") + "\n"
+    script = script.replace('version="1"', "version=program_version('ended:run', {}, declared='1')")
+    imports = "from dspex_pipelines.engine.program_versions import program_version\nimport sys\nsys.path.insert(0, '.')"
+    script = imports + script
+    script = script.replace("commands.main()", "print(spec.trial_id.hex(), flush=True); commands.main()")
+    process = started(tmp_path, "pass", script, "", DEVNULL, PIPE, STDOUT)
+    asked, first, second, *_ = process.communicate(timeout=60)[0].decode().splitlines()
+    assert first == f"trial          {asked}"
+    if version == "1":
+        assert second.startswith("configuration ")
+    else:
+        assert re.fullmatch(
+            r"The program \(.*\) has changed since that trial; as it is now, this is trial [0-9a-f]{32}\.", second
+        )
+        assert asked not in second

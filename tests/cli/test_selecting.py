@@ -109,3 +109,66 @@ def test_nothing_found_says_what_was_asked(run: Run, results: Give) -> None:
     results(*ROWS)
     told = run("trials", "--outcome", "ok", "--score", "same>1", "--example", "a").output
     assert told == "No trial meets --outcome ok --score 'same>1' --example a.\n"
+
+
+@pytest.fixture
+def varied(run: Run, results: Give) -> Callable[[str], Any]:
+    """The examples of what a configuration chooses; each has its own."""
+    of = {
+        "a": {"var.temperature": 0.0, "var.factor": 2, "var.style": "be brief now", "var.on": True},
+        "b": {"var.temperature": 0.25, "var.factor": 20, "var.style": "now be brief", "var.on": False},
+        "c": {"var.temperature": 1 / 3, "var.factor": 3, "var.style": "x=2 y", "var.on": False},
+    }
+    results(*(row(name, configuration=f"{name}000", **values) for name, values in of.items()))
+
+    def chosen(wanted: str) -> str:
+        done = run("trials", "--json", "--configuration", wanted)
+        if done.exception is not None and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        return "".join(one["example_id"] for one in json.loads(done.output))
+
+    return chosen
+
+
+@pytest.mark.parametrize(
+    ("wanted", "examples"),
+    [
+        ("temperature=0", "a"),
+        ("temperature=0.0", "a"),
+        ("temperature=.250", "b"),
+        ("temperature=0.3333", "c"),
+        ("temperature=0.3333333333333333", "c"),
+        ("factor=2", "a"),
+        ("factor=2.0", "a"),
+        ("factor=2e1 temperature=0.25", "b"),
+        ("style=be brief now", "a"),
+        ("style=now be brief", "b"),
+        ("on=False style=now be brief factor=20", "b"),
+        ("style=x=2 y", "c"),
+        ("on=False", "bc"),
+        ("on=False factor=3", "c"),
+        ("a0", "a"),
+    ],
+)
+def test_numbers_are_compared_as_numbers_and_texts_as_they_are(
+    varied: Callable[[str], Any], wanted: str, examples: str
+) -> None:
+    assert varied(wanted) == examples
+
+
+@pytest.mark.parametrize(
+    ("wanted", "says"),
+    [
+        ("temprature=0", "there is no variable 'temprature'; did you mean temperature? the variables are factor, "),
+        ("nothing=0", "there is no variable 'nothing'; the variables are factor, flag, on, style, temperature"),
+        ("factor=2 stile=x", "there is no variable 'stile'; did you mean style? "),
+        ("style=brief be now", "give the values, or the first characters of the digest, of one of"),
+        ("on=0", "give the values, or"),
+        ("factor=two", "give the values, or"),
+        ("nothing", "give the values, or"),
+    ],
+)
+def test_a_configuration_that_there_is_not_is_refused(varied: Callable[[str], Any], wanted: str, says: str) -> None:
+    with pytest.raises(InvalidValue) as caught:
+        varied(wanted)
+    assert caught.value.fix.startswith(says), caught.value.fix

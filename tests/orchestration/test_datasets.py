@@ -20,6 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dspex_pipelines.cli.doctor import evaluation as doctor
 from dspex_pipelines.errors import DspexError, InvalidValue
 from dspex_pipelines.model.evaluation import Dataset
 from dspex_pipelines.model.partitions import Dynamic
@@ -27,7 +28,9 @@ from dspex_pipelines.model.trial import Example
 from dspex_pipelines.orchestration.data import datasets
 from dspex_pipelines.orchestration.data.datasets import load_examples, read_partition, store_examples, store_rejected
 from dspex_pipelines.orchestration.data.sources import source_digests
+from dspex_pipelines.orchestration.resources import ProgressReporter
 from dspex_pipelines.wire.codec import example_from_wire
+from tests.cli.conftest import EVALUATION
 from tests.orchestration.conftest import Lab, failure
 from tests.orchestration.declared import declare, rows
 
@@ -71,9 +74,11 @@ def write(path: Path, table: list[dict[str, Any]]) -> None:
             id="no-column-in-one-row",
         ),
         pytest.param(
-            [row(), row()], "row 2, column 'id': 'a' is not accepted; give each example an id of its own", id="twice"
+            [row(), row()],
+            "row 2, column 'id': 'a' is not accepted; dataset row 1 has it already; give each an id of its own",
+            id="twice",
         ),
-        pytest.param([row(id=None)], "row 1, column 'id': ''", id="no-id"),
+        pytest.param([row(id=None)], "row 1, column 'id': '' is not accepted; give every example an id", id="no-id"),
         pytest.param([row(id=NAN)], "row 1, column 'id': ''", id="nan-id"),
         pytest.param([row(x=dt.date(2024, 1, 2))], "row 1, column 'x': datetime.date(2024, 1, 2)", id="not-sendable"),
         pytest.param([row(y=2**70)], "row 1, column 'y'", id="label-too-large"),
@@ -88,9 +93,9 @@ def test_a_bad_row_is_named(source: list[dict[str, Any]], message: str) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        pytest.param("a.csv", b"id,x,y,group\na,1,2,g,more\n", "a.csv row 1: ['more']", id="csv-long-row"),
+        pytest.param("a.csv", b"id,x,y,group\na,1,2,g,more\n", "a.csv row 1 (line 2): ['more']", id="csv-long-row"),
         pytest.param("a.csv", b"id,x,y,group\na,\xff,2,g\n", "save it as UTF-8", id="csv-not-utf8"),
-        pytest.param("a.csv", b"id,x,y,group\na,1\n", "a.csv row 1: ['a', '1']", id="csv-short-row"),
+        pytest.param("a.csv", b"id,x,y,group\na,1\n", "a.csv row 1 (line 2): ['a', '1']", id="csv-short-row"),
         pytest.param("a.csv", b"id,x,x,y,group\n", "a.csv has two columns 'x'; rename one", id="csv-column-twice"),
         pytest.param("a.csv", b"id;x;y;group\na;1,5;2;g\n", "it seems to be separated by semicolons", id="semicolons"),
         pytest.param("a.csv", b"id\tx\ty\tgroup\na\t1\t2\tg\n", "separated by tabs", id="tabs"),
@@ -175,7 +180,7 @@ def test_a_row_with_too_few_cells_is_left_out(tmp_path: Path) -> None:
     read = read_partition(dataset(path), "all")
     assert len(read.examples) == 9
     (bad,) = read.rejected
-    assert (bad.where, bad.content) == ("a.csv row 10", '["e9", "9"]')
+    assert (bad.where, bad.content) == ("a.csv row 10 (line 11)", '["e9", "9"]')
     assert "fewer cells" in bad.fix
 
 
@@ -184,7 +189,42 @@ def test_a_quote_that_spoils_one_line_costs_that_row(tmp_path: Path) -> None:
     path.write_text("id,x,y,group\n" + "".join(f"e{x},{x},1,g\n" for x in range(9)) + 'z,"a"b,1,g\ny,"a\nb",1,g\n')
     read = read_partition(dataset(path), "all")
     assert [one.inputs["x"] for one in read.examples][-1] == "a\nb"
-    assert [(one.where, "quote" in one.fix) for one in read.rejected] == [("a.csv row 10", True)]
+    assert [(one.where, "quote" in one.fix) for one in read.rejected] == [("a.csv row 10 (line 11)", True)]
+
+
+def test_a_row_is_told_by_the_line_that_it_begins_in(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('id,x,y,group\r\n\na,"1\n2\n3",1,g\n\nb,2,1,g\nb,"3\n4",1,g\nb,5,1,g\n' + "c,6,1,g\n,7,1,g\n")
+    read = read_partition(dataset(path, max_bad_rows=9), "all")
+    assert [(one.where, one.fix.partition(";")[0]) for one in read.rejected] == [
+        ("a.csv row 3 (line 8)", "a.csv row 2 (line 7) has it already"),
+        ("a.csv row 4 (line 10)", "a.csv row 2 (line 7) has it already"),
+        ("a.csv row 6 (line 12)", "give every example an id"),
+    ]
+
+
+def test_an_empty_cell_of_a_label_is_a_text_and_warned_of(lab: Lab, tmp_path: Path, monkeypatch: Any) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("id,x,y,group\na,1,1,g\nb,2,,g\nc,,,g\nd,4,4,g\ne,5,,g\nf,6,6,g\n")
+    declared = dataset(path)
+    read = read_partition(declared, "all")
+    assert [one.labels["y"] for one in read.examples] == ["1", "", "4", "", "6"]
+    ((what, fix),) = read.doubts
+    assert what == "2 of 5 examples have an empty label in column 'y', the first in a.csv row 2 (line 3)"
+    evaluation = replace(EVALUATION, dataset=declared)
+    found = [(one.level.value, one.found, one.fix) for one in doctor.dataset(evaluation)]
+    assert found[1:] == [("warning", f"all: {what}", fix)]
+    said: list[str] = []
+    monkeypatch.setattr(ProgressReporter, "warns", lambda _, told, about: said.append(told))
+    evaluation = declare("fifth_raises")
+    lab.declare(replace(evaluation, dataset=declared))
+    assert lab.run([lab.dataset_key]).success
+    assert said[-1].endswith(f"all: {what}: {fix}")
+    assert len(said) == 2, "and the row that is left out"
+
+
+def test_an_empty_label_that_somebody_has_written_is_not_warned_of() -> None:
+    assert read_partition(dataset([row(y="")]), "all").doubts == []
 
 
 def test_a_cell_may_be_long(tmp_path: Path) -> None:

@@ -22,8 +22,9 @@ def doctor(
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines.")] = False,
 ) -> None:
-    """Check installation, machine, Dagster instance, journal, pools and the evaluation, and say what to do.
+    """Check all that an evaluation needs, and say what to do.
 
+    That is installation, machine, Dagster instance, journal, pools and the evaluation itself.
     Nothing is started or changed. Exits 1 when there is a problem; a warning is none.
     """
     documents: list[dict[str, str]] = []

@@ -90,18 +90,22 @@ def dataset(evaluation: Evaluation) -> Iterator[Finding]:
         for what in files_left_out(evaluation.dataset).values():
             yield warning(f"a file is left out: {what}", "mend it, or take it out of the folder")
         for name, read in read_partitions(evaluation.dataset, tuple(source_digests(evaluation.dataset))):
-            yield _partition(name, read)
+            yield from _partition(name, read)
     except DspexError as error:
         yield _refused(error)
 
 
-def _partition(name: str, read: ReadPartition | InvalidValue) -> Finding:
+def _partition(name: str, read: ReadPartition | InvalidValue) -> Iterator[Finding]:
     if isinstance(read, InvalidValue):
-        return refused(read)
+        yield refused(read)
+        return
     if read.rejected:
         what = f"{name}: {len(read.rejected):,} of {len(read.rejected) + len(read.examples):,} rows are left out"
-        return warning(what, f"mend them: {read.rejected[0].reason}")
-    return ok(f"{name}: {len(read.examples):,} examples")
+        yield warning(what, f"mend them: {read.rejected[0].reason}")
+    else:
+        yield ok(f"{name}: {len(read.examples):,} examples")
+    for what, fix in read.doubts:
+        yield warning(f"{name}: {what}", fix)
 
 
 def files(evaluation: Evaluation) -> Iterator[Finding]:

@@ -142,7 +142,7 @@ def _warnings(read: ReadPartition, rejected: Path | None) -> list[str]:
     if read.elsewhere:
         values = ", ".join(repr(value[:SHOWN]) for value, _ in read.elsewhere.most_common(SAMPLES))
         told.append(f"{_rows(read.elsewhere.total())} in no partition: {values}")
-    return told
+    return [*told, *(f"{what}: {fix}" for what, fix in read.doubts)]
 
 
 def _rows(count: int) -> str:

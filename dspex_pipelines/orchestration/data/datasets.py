@@ -8,7 +8,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, overload
@@ -65,6 +65,19 @@ class ReadPartition:
     """Rows that are left out."""
     elsewhere: Counter[str]
     """What the rows say that are in no partition at all, and how many say it."""
+    unlabelled: dict[str, tuple[int, str]] = field(default_factory=dict[str, tuple[int, str]])
+    """How many examples have an empty cell for a label, and where the first is, by the label."""
+
+    @property
+    def doubts(self) -> list[tuple[str, str]]:
+        """What is said of examples that are taken as they are and may not be meant so, and what to do."""
+        total, fix = len(self.examples), "where no empty answer is expected, give the label or leave the row out"
+
+        def said(label: str, count: int, first: str) -> str:
+            have = "has" if count == 1 else "have"
+            return f"{count:,} of {total:,} examples {have} an empty label in column {label!r}, the first in {first}"
+
+        return [(said(label, *found), fix) for label, found in self.unlabelled.items()]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +151,7 @@ def _divided(
     """Return the rows by partition, a bad one in all that it may belong to; *found* gets the names that rows say."""
     elsewhere: Counter[str] = Counter()
     divided = {name: ReadPartition(examples=[], rejected=[], elsewhere=elsewhere) for name in partitions}
-    seen: dict[str, set[str]] = {name: set() for name in partitions}
+    seen: dict[str, dict[str, str]] = {name: {} for name in partitions}
     known: dict[str, bool] = {}
     for one in rows:
         names: Sequence[str] = partitions
@@ -154,8 +167,12 @@ def _divided(
             if isinstance(example, BadRow):
                 divided[name].rejected.append(example)
             else:
-                seen[name].add(example.example_id)
+                seen[name][example.example_id] = one.where
                 divided[name].examples.append(example)
+                for label in dataset.labels if isinstance(one, NumberedRow) and one.of_cells else ():
+                    if example.labels[label] == "":
+                        count, first = divided[name].unlabelled.get(label, (0, one.where))
+                        divided[name].unlabelled[label] = count + 1, first
     if found is not None:
         found.update(known)
     return divided
@@ -172,8 +189,8 @@ def _verdict(dataset: Dataset, partition: str, read: ReadPartition, there: str) 
     return read
 
 
-def _example(dataset: Dataset, one: NumberedRow, seen: set[str]) -> Example | BadRow:
-    """Return the row as an example, or what is wrong with it."""
+def _example(dataset: Dataset, one: NumberedRow, seen: Mapping[str, str]) -> Example | BadRow:
+    """Return the row as an example, or what is wrong with it; *seen* says where each id of a row before it is."""
     row = one.row
 
     def bad(column: str, value: object, fix: str) -> BadRow:
@@ -191,7 +208,8 @@ def _example(dataset: Dataset, one: NumberedRow, seen: set[str]) -> Example | Ba
             return bad(name, row[name], "give a number, or null for no label")
     example_id = _text(row[dataset.example_id]) if dataset.example_id else one.number
     if not example_id or example_id in seen:
-        return bad(dataset.example_id, example_id, "give each example an id of its own")
+        twice = f"{seen.get(example_id)} has it already; give each an id of its own"
+        return bad(dataset.example_id, example_id, twice if example_id else "give every example an id")
     example = Example(
         example_id=example_id,
         inputs={name: row[name] for name in dataset.inputs},

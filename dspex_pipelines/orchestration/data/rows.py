@@ -30,7 +30,7 @@ class BadRow:
     """A row that is no example, and why."""
 
     where: str
-    """Such as ``data.csv row 3``; the first row after a header is 1."""
+    """Such as ``data.csv row 3 (line 4)``; the first row after a header is 1, and a file's first line."""
     column: str
     """Empty where the row as a whole is wrong."""
     value: object
@@ -56,6 +56,8 @@ class NumberedRow:
     where: str
     number: str
     row: Row
+    of_cells: bool = False
+    """Whether its values are the cells of a CSV: an empty one may be a text, or none."""
 
 
 class SourceRefused(InvalidValue):
@@ -169,16 +171,17 @@ def _parquet_rows(dataset: Dataset, source: Path, prefix: str) -> Iterator[Numbe
 def _csv_rows(dataset: Dataset, source: Path, prefix: str) -> Iterator[NumberedRow | BadRow]:
     with source.open(encoding="utf-8-sig", newline="") as file:
         rows = _csv_cells(source, file)
-        header, fault = next(rows, ([], ""))
+        header, fault, _ = next(rows, ([], "", 1))
         if fault:
             raise InvalidValue(field="dataset.source", value=str(source), fix=f"its header cannot be read: {fault}")
         if header:
             check_unlike(str(source), header)
             _check_columns(dataset, str(source), header)
-        for number, (cells, wrong) in enumerate(rows, start=1):
-            where = f"{source.name} row {number}"
+        for number, (cells, wrong, line) in enumerate(rows, start=1):
+            where = f"{source.name} row {number} (line {line})"
             if not wrong and len(cells) == len(header):
-                yield NumberedRow(where=where, number=f"{prefix}{number}", row=dict(zip(header, cells, strict=True)))
+                row = dict(zip(header, cells, strict=True))
+                yield NumberedRow(where=where, number=f"{prefix}{number}", row=row, of_cells=True)
                 continue
             value = cells[len(header) :] or cells
             fix = wrong or (
@@ -190,15 +193,18 @@ def _csv_rows(dataset: Dataset, source: Path, prefix: str) -> Iterator[NumberedR
             yield BadRow(where=where, column="", value=value, fix=fix, content=content)
 
 
-def _csv_cells(source: Path, file: Iterator[str]) -> Iterator[tuple[list[str], str]]:
-    """Yield the cells of each row that is not blank, and what is wrong with its quotes: then they are one, the line."""
+def _csv_cells(source: Path, file: Iterator[str]) -> Iterator[tuple[list[str], str, int]]:
+    """Yield the cells of each row that is not blank, what is wrong with its quotes, and the line that it begins in.
+
+    Where its quotes are wrong, its cells are one, the line.
+    """
     lines = _Lines(file)
     rows = csv.reader(lines, strict=True)
     while True:
         began = rows.line_num + 1
         try:
             if cells := next(rows):
-                yield cells, ""
+                yield cells, "", began
         except StopIteration:
             return
         except csv.Error as error:
@@ -206,7 +212,7 @@ def _csv_cells(source: Path, file: Iterator[str]) -> Iterator[tuple[list[str], s
             if lines.ended or rows.line_num > began:
                 # It has taken along the rows after it.
                 raise InvalidValue(field="dataset.source", value=str(source), fix=fix) from error
-            yield [lines.last], fix
+            yield [lines.last], fix, began
 
 
 class _Lines:
