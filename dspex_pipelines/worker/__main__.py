@@ -47,6 +47,9 @@ def main() -> None:
     # Now, while no trial's time runs.
     know_distributions()
     forks = Forks.start(serve_one)
+    # Or a segmentation fault ends now and then what a program forks: gRPC sees to its own state there, of which threads
+    # that are not there are making use. Said here, as isolated trials have no gRPC but their program's own.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
     from dspex_pipelines.worker.serving import run
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from dspex_pipelines.wire.codec import (
     program_to_wire,
     trial_to_wire,
 )
+from dspex_pipelines.worker.forked import end_forks_with_this_process, end_if_forked
 from dspex_pipelines.worker.instances import Instances, Loader, ProgramLoader
 from dspex_pipelines.worker.permits import PermitsHere
 from dspex_pipelines.worker.plain import plain
@@ -51,6 +53,7 @@ def start_alone(
 
 async def run_alone(spec: TrialSpec, metrics: Sequence[MetricSpec], *, calls: CallPolicy | None = None) -> TrialOutcome:
     """Return the outcome of *spec*, run here and now with the program as it is on disk."""
+    end_forks_with_this_process()
     session = types_pb2.Session(
         session_id=1,
         program=program_to_wire(spec.program),
@@ -74,11 +77,17 @@ def run_here(
 ) -> tuple[Any, dict[str, Any]]:
     """Return outputs and scores of *spec*, run in this very thread; raises what its program or a metric raises."""
     variables = tuple(spec.configuration.values)
-    program = ProgramLoader().load(spec.program, tuple(metrics), tuple(spec.example.inputs), variables)
+    end_forks_with_this_process()
+    process = os.getpid()
+    try:
+        program = ProgramLoader().load(spec.program, tuple(metrics), tuple(spec.example.inputs), variables)
+        instance = Instances().get(program, spec.configuration)
+    finally:
+        end_if_forked(process)
     ready = Ready(
         program=program,
         configuration=spec.configuration,
-        instance=Instances().get(program, spec.configuration),
+        instance=instance,
         call_variables={} if program.shape.configured else spec.configuration.values,
         caller=Caller(PermitsHere(), calls or CallPolicy()),
     )

@@ -13,6 +13,8 @@ from typing import Any, cast
 
 import uvloop
 
+from dspex_pipelines.worker.forked import lasts
+
 Key = Callable[..., Hashable | None]
 """Of the arguments of a call: what calls have in common that are as quick as each other; None for one that is not."""
 _MOST_KNOWN = 1_024
@@ -32,7 +34,7 @@ class ProgramLoop(uvloop.Loop):
 
     def __init__(self, most: int) -> None:
         super().__init__()
-        self.set_default_executor(ThreadPoolExecutor(most, thread_name_prefix="hop"))
+        self.set_default_executor(ThreadPoolExecutor(most, thread_name_prefix="hop", initializer=lasts))
         self._known: set[Hashable] = set()
 
     def run_in_executor(  # pyright: ignore[reportIncompatibleMethodOverride] - uvloop returns a future too

@@ -23,6 +23,7 @@ from dspex_pipelines.redaction import learn_environment
 from dspex_pipelines.wire.codec import example_from_wire, failure_to_wire
 from dspex_pipelines.wire.marks import Marks
 from dspex_pipelines.worker.answers import answer_failed, answer_unavailable
+from dspex_pipelines.worker.forked import end_if_forked
 from dspex_pipelines.worker.instances import Instances, LoadedProgram, Loader, ProgramLoader
 from dspex_pipelines.worker.permits import PermitsHere
 from dspex_pipelines.worker.running import Ready, answer_in_loop, answer_in_thread
@@ -113,6 +114,7 @@ class ProgramExecutor:
         self._ending = threading.Lock()
         """Held while it is decided whether a thread's trial was cancelled or has ended."""
         self._loop = asyncio.get_running_loop()
+        self._process = os.getpid()
         self._environment_size = 0
         """When it was last looked through."""
         self._look_at = 0.0
@@ -253,8 +255,11 @@ class ProgramExecutor:
 
         def work() -> None:
             try:
-                program = self._loader.load(session.program, session.metrics, key[2], tuple(configuration.values))
-                instance = None if self._is_isolated(session) else self._instances.get(program, configuration)
+                try:
+                    program = self._loader.load(session.program, session.metrics, key[2], tuple(configuration.values))
+                    instance = None if self._is_isolated(session) else self._instances.get(program, configuration)
+                finally:
+                    end_if_forked(self._process)
                 ready = self._made(program, session, configuration, instance)
             except BaseException as error:  # noqa: BLE001 - a constructor may raise anything
                 learn_environment()

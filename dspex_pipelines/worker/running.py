@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import os
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from dspex_pipelines.model.payload import decode
 from dspex_pipelines.model.space import Configuration
 from dspex_pipelines.wire.codec import error_type_from_wire
 from dspex_pipelines.worker.answers import answer_failed, answer_result
+from dspex_pipelines.worker.forked import end_if_forked
 from dspex_pipelines.worker.instances import Convention, LoadedProgram
 
 _NUMBERS = frozenset((bool, int, float))
@@ -37,10 +39,13 @@ class Ready:
     """Whether they are coroutines; else each has a thread."""
     convention: Convention | None = field(init=False)
     """How the library that the program is written in has it called, and its results judged."""
+    process: int = field(init=False)
+    """The one that the trials are for; a program may fork others off it."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "in_loop", self.program.shape.is_async and self.instance is not None)
         object.__setattr__(self, "convention", self.program.convention)
+        object.__setattr__(self, "process", os.getpid())
 
 
 def answer_in_thread(
@@ -56,9 +61,12 @@ def answer_in_thread(
     outputs, raised, run_s = None, None, 0.0
     with _around(ready, calls):
         try:
-            outputs = _given(trial, ready) if trial.outputs else ready.instance(**_arguments(ready, trial, example))
+            try:
+                outputs = _given(trial, ready) if trial.outputs else ready.instance(**_arguments(ready, trial, example))
+            finally:
+                end_if_forked(ready.process)
             if inspect.isawaitable(outputs):
-                outputs, error = on_loop(_await(outputs), trial.id)
+                outputs, error = on_loop(_await(outputs, ready), trial.id)
                 if error is not None:
                     raise error
         except BaseException as error:  # noqa: BLE001 - SystemExit is an outcome too
@@ -84,7 +92,10 @@ async def answer_in_loop(trial: types_pb2.Trial, ready: Ready, example: Any) -> 
             if trial.outputs:
                 outputs = _given(trial, ready)
             else:
-                outputs = await ready.instance(**_arguments(ready, trial, example))
+                try:
+                    outputs = await ready.instance(**_arguments(ready, trial, example))
+                finally:
+                    end_if_forked(ready.process)
         except BaseException as error:  # noqa: BLE001 - SystemExit is an outcome too
             raised = error
         run_s = calls.ran_s
@@ -115,9 +126,12 @@ def _answer(
 async def outputs_and_scores(trial: types_pb2.Trial, ready: Ready, example: Any) -> tuple[Any, dict[str, Any]]:
     """Return what the program returned and what the metrics say of it; raises what they raise."""
     with _around(ready, _begin(trial, ready)):
-        outputs = ready.instance(**_arguments(ready, trial, example))
-        if inspect.isawaitable(outputs):
-            outputs = await outputs
+        try:
+            outputs = ready.instance(**_arguments(ready, trial, example))
+            if inspect.isawaitable(outputs):
+                outputs = await outputs
+        finally:
+            end_if_forked(ready.process)
         scores = await _judge(ready, example, outputs)
     if isinstance(scores, BaseException):
         raise scores
@@ -174,6 +188,8 @@ async def _judge(ready: Ready, example: Any, outputs: Any) -> dict[str, Any] | B
             with contextlib.suppress(Exception):
                 error.add_note(f"in metric {spec.name}")
             return error
+        finally:
+            end_if_forked(ready.process)
     return scores
 
 
@@ -187,9 +203,11 @@ def _finish(judging: Any) -> dict[str, Any] | BaseException:
     return TypeError("a metric returned an awaitable; declare it with `async def`")
 
 
-async def _await(awaitable: Any) -> tuple[Any, BaseException | None]:
+async def _await(awaitable: Any, ready: Ready) -> tuple[Any, BaseException | None]:
     """Return what it returned or raised: a SystemExit raised in a task would end the loop."""
     try:
         return await awaitable, None
     except BaseException as error:  # noqa: BLE001 - the thread raises it
         return None, error
+    finally:
+        end_if_forked(ready.process)

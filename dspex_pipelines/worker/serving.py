@@ -20,6 +20,7 @@ from dspex_pipelines.model.tracing import SpanSink
 from dspex_pipelines.wire.loop import run_process
 from dspex_pipelines.wire.marks import Marks
 from dspex_pipelines.wire.scribe import Scribe
+from dspex_pipelines.worker.forked import end_forks_with_this_process
 from dspex_pipelines.worker.forks import Forks
 from dspex_pipelines.worker.hops import ProgramLoop
 from dspex_pipelines.worker.isolated import IsolatedTrial
@@ -198,6 +199,8 @@ def run(
         os._exit(1)
 
     async def serve() -> None:
+        # Its own forks, fork parent and scribe, are there by now.
+        end_forks_with_this_process()
         worker = Worker(
             address=address,
             worker_id=worker_id,

@@ -7,6 +7,8 @@ import queue
 import threading
 from collections.abc import Callable
 
+from dspex_pipelines.worker.forked import lasts
+
 
 class CannotStart(Exception):
     """There is no thread, or no process, to run a trial in; it has not begun."""
@@ -42,6 +44,7 @@ class Threads:
         self._work.put(work)
 
     def _serve(self) -> None:
+        lasts()
         while True:
             work = self._work.get()
             try:

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from subprocess import DEVNULL, PIPE, STDOUT
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -128,6 +129,23 @@ def test_it_is_the_program_as_it_is_written_now(tmp_path: Path, option: str) -> 
     assert process.returncode == 0, out
     assert "as it is!\n" in out
     assert "as it was" not in out
+
+
+@pytest.mark.parametrize("option", ["", "--debug"])
+@pytest.mark.parametrize("then", ["signal.pause()", "return text", "raise KeyError(text)"])
+def test_what_the_program_forks_ends_with_it_and_is_no_second_replay(tmp_path: Path, option: str, then: str) -> None:
+    body = f"child = os.fork()\n    if not child:\n        {then}\n    open('forked', 'w').write(str(child))"
+    process = started(tmp_path, body, REPLAY, option, DEVNULL, PIPE, STDOUT)
+    out = process.communicate(timeout=60)[0].decode()
+    assert process.returncode == 0, out
+    assert out.count("scores ") == 1
+    # What still had standard output has ended by now, or there would be no end of it; this is for what had not.
+    assert not psutil.wait_procs(forked(tmp_path), timeout=20)[1]
+
+
+def forked(folder: Path) -> list[psutil.Process]:
+    number = int((folder / "forked").read_text())
+    return [one for one in psutil.process_iter() if one.pid == number and one.status() != psutil.STATUS_ZOMBIE]
 
 
 def typed(folder: Path, body: str, at: str, keys: bytes, option: str = "") -> tuple[str, int]:

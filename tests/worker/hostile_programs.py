@@ -96,6 +96,14 @@ def calls_exit() -> None:
     sys.exit(5)
 
 
+def forks_and_comes_back() -> str:
+    """Give what it has forked the time to have an outcome of its own."""
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+    return "parent" if child else "child"
+
+
 def aborts() -> None:
     os.abort()
 

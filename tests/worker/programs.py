@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,6 +182,64 @@ def pid(x: int) -> int:
 
 def dies(x: int) -> int:
     os._exit(7)
+
+
+def forks(how: str) -> int:
+    """Return the number of a process that it forks off, which does as it is told."""
+    child = os.fork()
+    return child or _in_fork(how)
+
+
+async def forks_on_loop(how: str) -> int:
+    never = asyncio.get_running_loop().create_future()
+    child = os.fork()
+    if child == 0 and how == "awaits":
+        await never
+    return child or _in_fork(how)
+
+
+async def forks_in_hop(how: str) -> int:
+    return await asyncio.to_thread(forks, how)
+
+
+def forks_and_gives_away(how: str) -> Awaitable[int]:
+    """Have what is forked here, or on the loop, awaited."""
+    return forks_on_loop(how) if how == "awaits" else _later(forks(how))
+
+
+class ForksWhenBuilt:
+    def __init__(self, *, how: str) -> None:
+        self.child = os.fork() or _in_fork(how)
+
+    def __call__(self, x: int) -> int:
+        return self.child
+
+
+def _in_fork(how: str) -> int:
+    match how:
+        case "raises":
+            raise ValueError("in the fork")
+        case "exits":
+            sys.exit(3)
+        case "stays":
+            signal.pause()
+    return 0
+
+
+def forks_and_waits(x: int) -> str:
+    """Give what it has forked all the time to say something in its place."""
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+    return "parent" if child else "child"
+
+
+def returns_nothing(x: int) -> None:
+    return None
+
+
+def forking(example, outputs) -> int:
+    return os.fork()
 
 
 def waits(x: int, started: str, opened: str) -> int:

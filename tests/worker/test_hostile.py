@@ -69,6 +69,7 @@ async def run(address: str, trials: list[TrialSpec]) -> list[TrialOutcome]:
         ("sets_signal_handlers", TrialResult, "set"),
         ("calls_exit", RAISED, "SystemExit: 5"),
         ("aborts", DEADLY, ""),
+        ("forks_and_comes_back", TrialResult, "parent"),
         ("raises_interrupt", RAISED, "KeyboardInterrupt: by itself"),
         ("raises_generator_exit", RAISED, "GeneratorExit: by itself"),
         ("raises_cancelled", RAISED, "CancelledError: by itself"),

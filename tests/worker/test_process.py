@@ -9,7 +9,7 @@ import signal
 import sys
 import tempfile
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 
 import psutil
@@ -44,10 +44,18 @@ class Pool:
         await until(lambda: name in self.bridge.hub.workers)
         return self.bridge.hub.workers[name]
 
-    async def run(self, name: str, *, isolation: Isolation = "shared", **inputs: object) -> TrialOutcome:
+    async def run(
+        self,
+        name: str,
+        *,
+        isolation: Isolation = "shared",
+        init: Mapping[str, object] | None = None,
+        judge: str = "good",
+        **inputs: object,
+    ) -> TrialOutcome:
         """Run one trial, with a metric where that can be imported."""
-        of = program(name, isolation=isolation)
-        judges = [] if ":" in name else [metric("good")]
+        of = program(name, isolation=isolation, **(init or {}))
+        judges = [] if ":" in name or not judge else [metric(judge)]
         session = await self.client.open_session(of, judges, ConfigurationSpace().to_json())
         version = (await self.client.set_variables(session, {})).version
         trial = spec(of, inputs or {"x": 2}, {})
@@ -177,6 +185,53 @@ async def test_an_isolated_trial_leaves_no_process(pool: Pool, tmp_path: Path, h
         await pool.bridge.close()
     await until(lambda: all(gone(process.pid) for process in family))
     trial.cancel()
+
+
+@pytest.mark.parametrize("name", ["forks", "forks_on_loop", "forks_and_gives_away"])
+@pytest.mark.parametrize("how", ["returns", "raises", "exits", "awaits"])
+async def test_a_fork_that_comes_back_ends_at_once(pool: Pool, name: str, how: str) -> None:
+    await pool.start_worker()
+    outcome = await soon(pool.run(name, judge="", how=how))
+    assert isinstance(outcome, TrialResult)
+    assert outcome.outputs != 0
+    await until(lambda: gone(outcome.outputs))
+    assert (await soon(pool.run("pid"))).outputs == pool.workers[0].pid
+
+
+@pytest.mark.parametrize("how", ["returns", "raises"])
+async def test_a_constructors_fork_that_comes_back_ends_at_once(pool: Pool, how: str) -> None:
+    await pool.start_worker()
+    outcome = await soon(pool.run("ForksWhenBuilt", init={"how": how}, judge="", x=1))
+    assert isinstance(outcome, TrialResult)
+    assert outcome.outputs != 0
+    await until(lambda: gone(outcome.outputs))
+
+
+async def test_a_metrics_fork_that_comes_back_ends_at_once(pool: Pool) -> None:
+    await pool.start_worker()
+    outcome = await soon(pool.run("returns_nothing", judge="forking", x=1))
+    assert isinstance(outcome, TrialResult)
+    assert outcome.scores["forking"] != 0
+    await until(lambda: gone(int(outcome.scores["forking"])))
+
+
+@pytest.mark.parametrize("isolation", ["shared", "process"])
+async def test_a_fork_has_no_outcome(pool: Pool, isolation: Isolation) -> None:
+    await pool.start_worker()
+    outcome = await soon(pool.run("forks_and_waits", isolation=isolation, judge="", x=1))
+    assert outcome.outputs == "parent"
+
+
+@pytest.mark.parametrize("name", ["forks", "forks_on_loop", "forks_and_gives_away", "forks_in_hop"])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+async def test_a_fork_outlives_its_trial_and_not_its_worker(pool: Pool, name: str, number: signal.Signals) -> None:
+    await pool.start_worker()
+    forked = (await soon(pool.run(name, judge="", how="stays"))).outputs
+    assert isinstance(forked, int)
+    assert (await soon(pool.run("pid"))).outputs == pool.workers[0].pid
+    assert not gone(forked)
+    pool.workers[0].send_signal(number)
+    await until(lambda: gone(forked))
 
 
 async def test_an_isolated_trial_finds_the_worker_as_it_was_started(pool: Pool) -> None:
