@@ -261,7 +261,10 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
 
 
 async def _stop(task: asyncio.Task[None] | None) -> None:
-    if task is not None and not task.done():
+    """End it; what it raises by now is nobody's affair."""
+    if task is not None:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
-            await task
+            await asyncio.wait({task})
+        if task.done() and not task.cancelled():
+            task.exception()

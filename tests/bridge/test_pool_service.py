@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -17,6 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from dspex.v1 import execution_pb2, execution_pb2_grpc, pool_pb2, pool_pb2_grpc
 from dspex_pipelines.bridge.client import PoolClient
 from dspex_pipelines.bridge.server import Bridge
+from dspex_pipelines.errors import PoolFailed
 from dspex_pipelines.model.outcome import ErrorType, TrialError, TrialResult
 from tests.bridge.fakes import TRIAL, FakeWorker, ready, wire_trial
 
@@ -136,6 +138,19 @@ async def test_a_unary_call_hears_that_the_pool_gives_up(
     code, details = await running
     assert code is grpc.StatusCode.ABORTED
     assert details.startswith("no worker starts")
+
+
+async def test_a_pool_that_gives_up_leaves_no_error_that_nobody_takes(address: str) -> None:
+    """Python says so on standard error when it collects the task, at whatever moment that is."""
+    told: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, what: told.append(what))
+    async with Bridge(address) as bridge, PoolClient(bridge.address) as client:
+        session = await ready(client)
+        bridge.fail("no worker starts")
+        with pytest.raises(PoolFailed):
+            await client.execute(TRIAL, session_id=session, version=1, timeout_s=0)
+    gc.collect()
+    assert not told
 
 
 async def _status_of(call: Any) -> tuple[grpc.StatusCode, str]:
