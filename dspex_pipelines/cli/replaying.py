@@ -27,8 +27,7 @@ from dspex_pipelines.worker.__main__ import set_environment
 from dspex_pipelines.worker.alone import run_alone, run_here
 
 _AFTER_S = 1.0
-"""So much later all threads are told, by what needs no interpreter: something native holds it, or the program's lines
-would have been told by then."""
+"""So much later all threads are told, by what needs no interpreter, unless the program's own lines have been told."""
 
 
 def replay_trial(evaluation: Evaluation, trial: str, console: Console, *, debug: bool = False) -> int:
@@ -89,7 +88,7 @@ def _debug(spec: TrialSpec, metrics: list[MetricSpec], evaluation: Evaluation, c
 
 @contextlib.contextmanager
 def _tells_where(timeout_s: float, runner: asyncio.Runner | None = None) -> Generator[None]:
-    """Print, once this has taken *timeout_s*, where the program is; where native code holds all threads, those."""
+    """Print, once this has taken *timeout_s*, where the program is; all threads where that is not seen."""
     timer = threading.Timer(timeout_s, _say_where, (timeout_s, runner))
     timer.daemon = True
     timer.start()
@@ -104,11 +103,13 @@ def _tells_where(timeout_s: float, runner: asyncio.Runner | None = None) -> Gene
 
 
 def _say_where(timeout_s: float, runner: asyncio.Runner | None) -> None:
-    # Python code runs, so that all threads need not be told.
-    faulthandler.cancel_dump_traceback_later()
+    lines = program_lines(_loop(runner))
+    if lines:
+        # All threads need not be told; where it is in none of its own lines, that is all there is.
+        faulthandler.cancel_dump_traceback_later()
     said = f"It has run for {timeout_s:g} s, which is its timeout_s. This is where it is; Ctrl-C ends it:\n"
     # In one piece and to one of the two, or the program's own words may come between.
-    print(said + (program_lines(_loop(runner)) or "  in no line of the program\n"), end="", file=sys.stderr, flush=True)
+    print(said + lines, end="", file=sys.stderr, flush=True)
 
 
 def _loop(runner: asyncio.Runner | None) -> asyncio.AbstractEventLoop | None:

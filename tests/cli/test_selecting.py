@@ -162,7 +162,7 @@ def test_numbers_are_compared_as_numbers_and_texts_as_they_are(
         ("temprature=0", "there is no variable 'temprature'; did you mean temperature? the variables are factor, "),
         ("nothing=0", "there is no variable 'nothing'; the variables are factor, flag, on, style, temperature"),
         ("factor=2 stile=x", "there is no variable 'stile'; did you mean style? "),
-        ("style=brief be now", "give the values, or the first characters of the digest, of one of"),
+        ("style=be now brief", "give the values, or the first characters of the digest, of one of"),
         ("on=0", "give the values, or"),
         ("factor=two", "give the values, or"),
         ("nothing", "give the values, or"),
