@@ -21,10 +21,11 @@ TOP = 10
 _READING = """
 
 The rank is by the mean over all `n` planned trials, where one that failed, or was not run, counts as the worst score:
-failing on hard examples gains nothing. A score is the mean of the trials that succeeded, ± half of its 95% interval,
-clustered by group where examples are in groups. `bounds` are the mean had every trial without a score scored worst,
-and best. `vs best` is the mean difference to the first row over the examples where both succeeded, ± likewise: where
-that reaches 0, the two are not told apart.
+failing on hard examples gains nothing. Where any did, that mean is in the column `ranked by`; the first row's is
+`best …`. A score is the mean of the trials that succeeded, ± half of its 95% interval, clustered by group where
+examples are in groups. `bounds` are the mean had every trial without a score scored worst, and best. `vs best` is the
+mean difference to the first row over the examples where both succeeded, ± likewise: where that reaches 0, the two are
+not told apart.
 """
 
 

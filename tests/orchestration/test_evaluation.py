@@ -260,10 +260,11 @@ def test_the_leaderboard_shows_its_table_and_a_picture(lab: Lab) -> None:
     lab.declare(declare("fifth_raises")).evaluated()
     shown = lab.ranked()
     lines = readable(shown["leaderboard"]).splitlines()
-    assert lines[0] == "| # | configuration | n | right | failures | bounds | vs best |"
-    assert lines[2].startswith("| 1 | k=1 | 20 | 1.000 ± 0.000 | 4 | 0.800…1.000 | best |")
-    assert lines[3].startswith("| 2 | k=2 | 20 | 0.000 ± 0.000 | 4 | 0.000…0.200 | -1.000 ± 0.000 |")
+    assert lines[0] == "| # | configuration | n | ranked by | right | failures | bounds | vs best |"
+    assert lines[2].startswith("| 1 | k=1 | 20 | 0.800 | 1.000 ± 0.000 | 4 | 0.800…1.000 | best |")
+    assert lines[3].startswith("| 2 | k=2 | 20 | 0.000 | 0.000 ± 0.000 | 4 | 0.000…0.200 | -1.000 ± 0.000 |")
     assert (shown["trials"], shown["failures"], shown["best"]) == (40, 8, "k=1")
+    assert shown["best right"] == 0.8
     encoded = shown["plot"].partition("base64,")[2].removesuffix(")")
     picture = matplotlib.image.imread(io.BytesIO(base64.b64decode(encoded)), format="png")
     assert picture.shape[0] > 100
@@ -294,7 +295,7 @@ def test_every_trial_failed_and_there_is_still_a_leaderboard(lab: Lab) -> None:
 
 def test_the_leaderboards_page_says_how_to_read_it() -> None:
     node = build_evaluation(declare("plain")).resolve_asset_graph().get(dg.AssetKey(["tested", "leaderboard"]))
-    for term in ("`n`", "±", "`bounds`", "`vs best`", "counts as the worst score"):
+    for term in ("`n`", "±", "`ranked by`", "`bounds`", "`vs best`", "counts as the worst score"):
         assert term in (node.description or "")
 
 
@@ -333,7 +334,7 @@ def test_the_first_metric_ranks_even_when_it_gives_several_scores(lab: Lab) -> N
         "score.parts.zeta",
         "score.right",
     ]
-    assert "| n | parts.alpha |" in lab.ranked()["leaderboard"]
+    assert "| n | ranked by | parts.alpha |" in lab.ranked()["leaderboard"]
 
 
 def test_an_evaluation_that_lacks_an_outcome_is_refused(lab: Lab) -> None:
