@@ -118,12 +118,13 @@ class Leaderboard:
     def rows(self, limit: int | None = None) -> list[dict[str, str]]:
         """Return one row of readable text per configuration; variables that never differ are left out."""
         partial = any(standing.not_run for standing in self.standings)
+        has_gaps = self.has_gaps
         return [
             {
                 "#": str(standing.rank),
                 "configuration": label,
                 "n": f"{standing.n:,}",
-                **({RANKED_BY: f"{standing.bounds[0]:.3f}"} if self.has_gaps else {}),
+                **({RANKED_BY: f"{standing.bounds[0]:.3f}"} if has_gaps else {}),
                 **{name: str(standing.scores[name]) for name in self.metrics},
                 "failures": f"{standing.failures:,}",
                 **({"not run": f"{standing.not_run:,}"} if partial else {}),
