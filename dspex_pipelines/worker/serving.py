@@ -167,6 +167,7 @@ class Worker:
     def _poke(self) -> None:
         self._poking = False
         self._surroundings.restore()
+        self._surroundings.restore_children()
         self._wire.poke()
 
     def _give_back(self, attempt_id: int, reason: str) -> None:

@@ -49,6 +49,16 @@ class Surroundings:
         for number, handler in self._handlers:
             if signal.getsignal(number) is not handler:
                 signal.signal(number, handler)
+        self.restore_children()
+
+    def restore_children(self) -> None:
+        """See that whoever has started a process is told how it ends, on the main thread.
+
+        Where SIGCHLD is ignored the kernel forgets that: `os.waitpid` fails, and `subprocess` takes any end for a
+        success. A handler of a program's own takes nothing from its neighbours, and stays.
+        """
+        if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
     def _reopen(self) -> None:
         # A stream that a program has put there for its own is left to it.

@@ -314,4 +314,5 @@ def looks_around(x: int) -> dict[str, object]:
     print("and here", file=sys.stderr, flush=True)
     for number in range(3):
         os.fstat(number)
-    return {"x": x, "folder": str(Path.cwd()), "file": Path(__file__).is_file()}
+    told = signal.getsignal(signal.SIGCHLD) is not signal.SIG_IGN
+    return {"x": x, "folder": str(Path.cwd()), "file": Path(__file__).is_file(), "told of children": told}

@@ -122,4 +122,5 @@ async def test_a_program_may_do_anything(address: str, deed: str, expected: Any,
     assert [outcome.outputs for outcome in outcomes] == list(range(NEIGHBOURS))
     later = await run(address, [spec("looks_around", x) for x in range(16)])
     assert not [outcome for outcome in later if isinstance(outcome, TrialError)]
-    assert [outcome.outputs for outcome in later] == [{"x": x, "folder": str(ROOT), "file": True} for x in range(16)]
+    found = {"folder": str(ROOT), "file": True, "told of children": True}
+    assert [outcome.outputs for outcome in later] == [{"x": x, **found} for x in range(16)]
