@@ -43,6 +43,7 @@ from dspex_pipelines.orchestration.resources import (
     ResultStore,
     WorkerPoolResource,
 )
+from dspex_pipelines.orchestration.step_pools import claim_in_turn
 from dspex_pipelines.orchestration.tags import evaluation_tags, pool_tag, run_tags
 
 
@@ -251,6 +252,7 @@ def evaluate_partitions(
         check_dialled(address, field="pool_address")
     with instance() as opened, Bars(*columns(), console=console) as bars:
         end_abandoned_runs(opened)
+        claim_in_turn(opened)
         known = present_partitions(evaluation, opened)
         wanted = partitions or known
         for what in files_left_out(evaluation.dataset).values():

@@ -13,6 +13,8 @@ import dagster as dg
 from dagster._core.execution.retries import RetryMode
 from dagster._core.executor.multiprocess import MultiprocessExecutor  # its options leave out `fork`
 
+from dspex_pipelines.orchestration.step_pools import claim_in_turn
+
 # Where steps cannot fork from the run's own process, they fork from a server that has imported all this.
 PRELOADED = [
     "dagster",
@@ -37,7 +39,8 @@ def shipped_executor() -> dg.ExecutorDefinition:
     """
 
     @dg.executor(name="multiprocess", requirements=dg.multiple_process_executor_requirements())
-    def multiprocess(_: dg.InitExecutorContext) -> dg.Executor:
+    def multiprocess(context: dg.InitExecutorContext) -> dg.Executor:
+        claim_in_turn(context.instance)
         forks = may_fork()
         if forks:
             # What is loaded by now is never looked at by the collector again, which would copy it into each step.

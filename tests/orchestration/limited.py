@@ -3,7 +3,6 @@
 import os
 
 import dagster as dg
-from dagster_shared.record import copy
 
 from dspex_pipelines.model.evaluation import Evaluation
 from dspex_pipelines.model.limits import RateLimit
@@ -34,11 +33,7 @@ def _evaluation(name: str, model: str) -> Evaluation:
     )
 
 
-def _merged() -> dg.Definitions:
-    pool = WorkerPoolResource(address=dg.EnvVar(POOL))
-    built = [build_evaluation(_evaluation(*item), resources={"worker_pool": pool}) for item in MODELS.items()]
-    return dg.Definitions.merge(*built)
-
-
-# Steps in the run's own process: what is tested starts and ends runs, and a process for each step costs seconds.
-defs = copy(_merged(), executor=dg.in_process_executor)
+_POOL = WorkerPoolResource(address=dg.EnvVar(POOL))
+defs = dg.Definitions.merge(
+    *(build_evaluation(_evaluation(*item), resources={"worker_pool": _POOL}) for item in MODELS.items())
+)
