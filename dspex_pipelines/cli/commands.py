@@ -193,6 +193,7 @@ def evaluate(
     from dspex_pipelines.cli.evaluating import evaluate_partitions
     from dspex_pipelines.cli.judging import Demands
     from dspex_pipelines.cli.targets import find_evaluation
+    from dspex_pipelines.cli.verdicts import told
     from dspex_pipelines.model.hedging import hedged_in_words
     from dspex_pipelines.orchestration.config import config_of
 
@@ -242,8 +243,8 @@ def evaluate(
     _say_left_out(results.left_out)
     _say_failures(results.failures, target, ran=results.failed)
     console.print(f"Results: {results.folder}", soft_wrap=True, highlight=False)
-    for verdict in results.verdicts:
-        _say(str(verdict), "" if verdict.passed else "red" if verdict.is_error else "yellow")
+    for line, verdict in told(results.verdicts):
+        _say(line, "" if verdict.passed else "red" if verdict.is_error else "yellow")
     if results.errors:
         _fail("\nerror: ".join(results.errors), exits.REFUSED)
     if missed := list(demands.missed(results.board, results.partial)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from dspex_pipelines.bridge.local_pool import MOST_WORKERS
 from dspex_pipelines.cli.abandoned import end_abandoned_runs, process_tags
 from dspex_pipelines.cli.output import Bars
 from dspex_pipelines.cli.results import instance
+from dspex_pipelines.cli.verdicts import Verdict, verdicts_of
 from dspex_pipelines.engine import executor
 from dspex_pipelines.errors import DspexError, Interrupted, InvalidValue
 from dspex_pipelines.model.evaluation import Evaluation
@@ -45,23 +46,6 @@ from dspex_pipelines.orchestration.resources import (
 )
 from dspex_pipelines.orchestration.step_pools import claim_in_turn
 from dspex_pipelines.orchestration.tags import evaluation_tags, pool_tag, run_tags
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """What a declared check has found in a partition."""
-
-    name: str
-    partition: str
-    said: str
-    """Its value and its bound, or why it cannot tell."""
-    passed: bool
-    is_error: bool
-    """Whether it is of severity error."""
-    blocking: bool
-
-    def __str__(self) -> str:
-        return f"Check {self.name} of {self.partition} {'passed' if self.passed else 'failed'}: {self.said}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -295,7 +279,7 @@ def evaluate_partitions(
             except DspexError as error:
                 reporter.broke_off("failed")
                 raise DspexError("\n".join([*_told(wrong), str(error)])) from error
-            verdicts += _verdicts(result)
+            verdicts += verdicts_of(result)
         errors = _told(wrong)
         if sum(map(len, wrong.values())) == len(wanted):
             raise DspexError("\n".join(errors))
@@ -349,19 +333,6 @@ def _is_held_back(result: dg.ExecuteInProcessResult) -> bool:
     """Return whether nothing but a blocking check has failed: the results are there, and so is its verdict."""
     failures = [event.step_failure_data.error for event in result.all_events if event.is_step_failure]
     return bool(failures) and all(error is not None and error.cls_name == _BLOCKED for error in failures)
-
-
-def _verdicts(result: dg.ExecuteInProcessResult) -> Iterator[Verdict]:
-    for told in result.get_asset_check_evaluations():
-        is_error = told.severity is dg.AssetCheckSeverity.ERROR
-        yield Verdict(
-            name=told.check_name,
-            partition=told.partition or "",
-            said=told.description or "",
-            passed=told.passed,
-            is_error=is_error,
-            blocking=bool(told.blocking) and is_error,
-        )
 
 
 def _reason(result: dg.ExecuteInProcessResult) -> DspexError:

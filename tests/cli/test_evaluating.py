@@ -19,7 +19,8 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn
 from dspex_pipelines.analysis.failures import FailureKind
 from dspex_pipelines.analysis.leaderboard import leaderboard
 from dspex_pipelines.cli import evaluating, exits, finding, replaying
-from dspex_pipelines.cli.evaluating import BarReporter, EvaluatedPartitionsSummary, Verdict, columns
+from dspex_pipelines.cli.evaluating import BarReporter, EvaluatedPartitionsSummary, columns
+from dspex_pipelines.cli.verdicts import Verdict
 from dspex_pipelines.engine import executor
 from dspex_pipelines.errors import InvalidValue
 from dspex_pipelines.model.evaluation import Evaluation
