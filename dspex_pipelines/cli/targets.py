@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
+from dspex_pipelines.engine.compiled import check_compiled
 from dspex_pipelines.engine.documents import FILES
 from dspex_pipelines.engine.programs import resolve_value
 from dspex_pipelines.errors import DspexError, InvalidValue, ProgramUnavailable
@@ -54,8 +55,10 @@ def find_evaluation(target: str, *, check: bool = False) -> Evaluation:
         known = f"{', '.join(EVALUATIONS)}, module:attribute, the folder of a defs.yaml"
         fix = f"give one of {known}, or run `dspex init` to write {DECLARATION}"
         raise InvalidValue(field="target", value=target, fix=fix)
+    module = DECLARATION.removesuffix(".py")
+    check_compiled(module)
     with _located(DECLARATION):
-        names_there = vars(importlib.import_module(DECLARATION.removesuffix(".py")))
+        names_there = vars(importlib.import_module(module))
     # One evaluation may have several names.
     found = {id(value): value for value in names_there.values() if isinstance(value, Evaluation)}
     declared = list(found.values())

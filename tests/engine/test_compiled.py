@@ -16,6 +16,7 @@ SAVED_AT = 1_700_000_000
 SOURCE = "def answer():\n    return {}\n"
 CHECKED = "from dspex_pipelines.engine.programs import resolve; print(resolve('{}:answer')())"
 ORDINARY = "import {0}; print({0}.answer())"
+DECLARED = "from dspex_pipelines.cli.targets import find_evaluation; print(find_evaluation('').timeout_s)"
 IMPORTED_BEFORE = (
     "import {0}; from dspex_pipelines.engine.compiled import runs_other_code; print(int(runs_other_code('{0}')))"
 )
@@ -40,6 +41,18 @@ def said(folder: Path, code: str) -> int:
     environment = {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     return int(subprocess.check_output([sys.executable, "-c", code], env=environment, cwd=folder))
+
+
+def test_neither_is_what_the_declaration_and_its_own_imports_were(tmp_path: Path) -> None:
+    """Functions that give the data are among them, and are called where trials are planned."""
+    (tmp_path / "evaluation.py").write_text(
+        "from dspex_pipelines import Dataset, Evaluation\nimport own\nEVALUATION = Evaluation(\n"
+        "    name='any', program='own:answer', metrics=('own:answer',), timeout_s=own.answer(),\n"
+        "    dataset=Dataset(source='data.csv', inputs=('x',)),\n)\n"
+    )
+    compiled(save(tmp_path, "own.py", 1))
+    save(tmp_path, "own.py", 2)
+    assert said(tmp_path, DECLARED) == 2
 
 
 @pytest.mark.parametrize(
