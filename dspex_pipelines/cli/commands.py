@@ -31,7 +31,7 @@ ORDER = ("init", "doctor", "evaluate", "leaderboard", "trials", "replay", "trace
 class _InOrder(TyperGroup):
     # Typer has those that have commands of their own after all others.
     def list_commands(self, ctx: Any) -> list[str]:
-        return sorted(super().list_commands(ctx), key=ORDER.index)
+        return list(dict.fromkeys((*ORDER, *super().list_commands(ctx))))
 
 
 app = typer.Typer(
