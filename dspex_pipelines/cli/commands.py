@@ -79,8 +79,8 @@ def init(
     from dspex_pipelines.cli.starter import write_starter
 
     for path in write_starter(folder):
-        console.print(f"wrote {path}", highlight=False, soft_wrap=True)
-    console.print("Next: dspex evaluate", highlight=False)
+        console.print(f"wrote {path}", soft_wrap=True)
+    console.print("Next: dspex evaluate")
 
 
 @app.command()
@@ -242,7 +242,7 @@ def evaluate(
     _say_partial(results.partial)
     _say_left_out(results.left_out)
     _say_failures(results.failures, target, ran=results.failed)
-    console.print(f"Results: {results.folder}", soft_wrap=True, highlight=False)
+    console.print(f"Results: {results.folder}", soft_wrap=True)
     for line, verdict in told(results.verdicts):
         _say(line, "" if verdict.passed else "red" if verdict.is_error else "yellow")
     if results.errors:
@@ -289,7 +289,7 @@ def leaderboard(
 
 
 def _say(text: str, style: str = "") -> None:
-    console.print(text, style=style, highlight=False, soft_wrap=True)
+    console.print(text, style=style, soft_wrap=True)
 
 
 def _say_shown(board: Leaderboard, limit: int | None, rest: str = "") -> None:
@@ -350,5 +350,5 @@ def main() -> None:
 
 
 def _fail(text: str, code: int) -> None:
-    errors.print(f"error: {text}", style="red", soft_wrap=True, highlight=False)
+    errors.print(f"error: {text}", style="red", soft_wrap=True)
     sys.exit(code)

@@ -44,5 +44,5 @@ class Bars(Progress):
             self.live.stop()
 
 
-console = Console(width=None if _is_terminal() else UNFOLDED, markup=False, emoji=False)
-errors = Console(stderr=True, markup=False, emoji=False)
+console = Console(width=None if _is_terminal() else UNFOLDED, markup=False, emoji=False, highlight=False)
+errors = Console(stderr=True, markup=False, emoji=False, highlight=False)

@@ -113,9 +113,9 @@ def stop(
     if len(chosen) > 1 and not every:
         raise DspexError(f"{len(chosen)} pools run; give the address or pid of one, or --all:\n{running}")
     if not chosen:
-        console.print("No pool of yours runs on this machine.", highlight=False)
+        console.print("No pool of yours runs on this machine.")
         return
-    console.print(f"{local_pool.stop(chosen)} ended", highlight=False)
+    console.print(f"{local_pool.stop(chosen)} ended")
 
 
 def worker(
@@ -166,8 +166,8 @@ def _say_address(address: str) -> None:
 
 
 def _say(text: str) -> None:
-    console.print(text, highlight=False, soft_wrap=True)
+    console.print(text, soft_wrap=True)
 
 
 def _say_aside(text: str) -> None:
-    errors.print(text, highlight=False, soft_wrap=True)
+    errors.print(text, soft_wrap=True)

@@ -58,5 +58,5 @@ def _awaited(child: int, reading: int) -> int:
         if code < 0
         else f"the program ended its process with exit code {code}"
     )
-    console.print(f"worker_lost: {told}", style="red", highlight=False, soft_wrap=True)
+    console.print(f"worker_lost: {told}", style="red", soft_wrap=True)
     return exits.PROBLEM

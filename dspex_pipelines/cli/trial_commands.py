@@ -86,7 +86,7 @@ def trials(
         print(shown.to_json(orient="records", indent=2))
         return
     if frame.empty:
-        console.print(_nothing(selection), highlight=False, soft_wrap=True)
+        console.print(_nothing(selection), soft_wrap=True)
         return
     beside = sort if sort in frame.columns else ""
     table = Table()
@@ -96,10 +96,10 @@ def trials(
         table.add_row(*_cells(row, beside, named))
     console.print(table)
     rest = "; all: --limit 0" if len(shown) < len(frame) else ""
-    console.print(f"{len(shown):,} of {len(frame):,} trials shown{rest}", highlight=False)
+    console.print(f"{len(shown):,} of {len(frame):,} trials shown{rest}")
     if failed:
         closer = f"Look closer: dspex replay {shown['trial_id'].iloc[0][:12]} {target}".rstrip()
-        console.print(closer, highlight=False, soft_wrap=True)
+        console.print(closer, soft_wrap=True)
 
 
 def replay(
