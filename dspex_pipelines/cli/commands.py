@@ -15,7 +15,7 @@ from dspex_pipelines.cli import exits
 from dspex_pipelines.cli.completing import Target, complete_partition
 from dspex_pipelines.cli.doctor.command import doctor
 from dspex_pipelines.cli.journal import journal_app
-from dspex_pipelines.cli.output import console, errors, shortened, write_anything
+from dspex_pipelines.cli.output import AsJson, console, errors, shortened, write_anything
 from dspex_pipelines.cli.pool_commands import pool_app, worker
 from dspex_pipelines.cli.trial_commands import check_limit, replay, trace, trials
 from dspex_pipelines.errors import DspexError, Interrupted
@@ -49,7 +49,6 @@ for command in (worker, doctor, trials, replay, trace):
 
 MOST_PRINTED = 50
 """Configurations of the table that `dspex evaluate` prints."""
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 def _say_version(asked: bool) -> None:  # noqa: FBT001 - the shape of an option's callback

@@ -13,7 +13,7 @@ from rich.filesize import decimal
 from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from dspex_pipelines.cli.output import Bars, console
+from dspex_pipelines.cli.output import AsJson, Bars, console
 from dspex_pipelines.errors import DspexError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def size(
     keep: Keep = 1,
     store: Store = "",
     journal_url: JournalUrl = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Say how many executions there are, what they take on disk, and how many of them nothing refers to."""
     from dspex_pipelines.engine.journal.retention import groups

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import sys
+from typing import Annotated
 
+import typer
 from rich.console import Console
 from rich.progress import Progress
 
 SHOWN_LENGTH = 120
 """Characters of a message in a table."""
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 UNFOLDED = 150
 """Columns where there is no terminal, and so nobody to fold lines for."""
 

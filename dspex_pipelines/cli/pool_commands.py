@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from dspex_pipelines.cli.output import console, errors
+from dspex_pipelines.cli.output import AsJson, console, errors
 from dspex_pipelines.engine.recycling import MAX_RSS_MB, Recycling
 from dspex_pipelines.engine.worker_options import (
     MAX_RSS_MB_HELP,
@@ -78,7 +78,7 @@ def start(
 
 
 @pool_app.command("status")
-def status(*, as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False) -> None:
+def status(*, as_json: AsJson = False) -> None:
     """List the pools of this machine: who works in them, how much there is to do, and how calls to models go."""
     from dspex_pipelines.cli.pools import ask_pools, pool_document, print_pool
 

@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from dspex_pipelines.cli.completing import Target, complete_outcome, complete_partition
-from dspex_pipelines.cli.output import console, shortened
+from dspex_pipelines.cli.output import AsJson, console, shortened
 from dspex_pipelines.cli.survived import survived
 from dspex_pipelines.errors import InvalidValue
 
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from dspex_pipelines.cli.selecting import Selection
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 def trials(
