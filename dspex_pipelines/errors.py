@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from dspex_pipelines.redaction import redact
 
+NOT_REUSED = "it reused nothing, and no other run reuses what it has done"
+"""What is said of a run that was stopped where running it again begins anew."""
+
 
 class DspexError(Exception):
     """Root of all errors raised by this package; the message says what to do next, and no secret that is known."""
@@ -136,11 +139,7 @@ class Interrupted(DspexError):
     """A signal ended the work; what was done by then is kept, and where it *resumes* is not done again."""
 
     def __init__(self, *, resumes: bool = True) -> None:
-        rest = (
-            "what is done is kept, and running it again does only the rest"
-            if resumes
-            else "it reused nothing, and no other run reuses what it has done"
-        )
+        rest = "what is done is kept, and running it again does only the rest" if resumes else NOT_REUSED
         super().__init__(f"interrupted; {rest}")
 
 

@@ -227,8 +227,8 @@ def evaluate(
             address=pool_address,
             console=console,
         )
-    except KeyboardInterrupt:
-        # Between the steps, where Dagster does not make an error of it.
+    except (Interrupted, KeyboardInterrupt):
+        # The latter between the steps, where Dagster does not make an error of it.
         raise Interrupted(resumes=reuse != "none") from None
     _print_leaderboard(results.board, MOST_PRINTED)
     _say_shown(results.board, MOST_PRINTED, rest=f"; all: {_command('dspex leaderboard', target)}")

@@ -275,7 +275,7 @@ def evaluate_partitions(
                 continue
             except Interrupted:
                 reporter.broke_off("interrupted")
-                raise Interrupted(resumes=config.reuse != "none") from None
+                raise
             except DspexError as error:
                 reporter.broke_off("failed")
                 raise DspexError("\n".join([*_told(wrong), str(error)])) from error
