@@ -10,6 +10,8 @@ from dspex_pipelines.redaction import redact
 
 NOT_REUSED = "it reused nothing, and no other run reuses what it has done"
 """What is said of a run that was stopped where running it again begins anew."""
+_SHOWN_LENGTH = 200
+"""Characters of a value that was refused."""
 
 
 class DspexError(Exception):
@@ -198,10 +200,10 @@ class EvaluationIncomplete(DspexError):
         )
 
 
-def _short(value: object, limit: int = 200) -> str:
+def _short(value: object) -> str:
     # Cut after that: half of a secret is not known for one.
     text = redact(repr(value))
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    return text if len(text) <= _SHOWN_LENGTH else f"{text[: _SHOWN_LENGTH - 1]}…"
 
 
 class TelemetryUnavailable(DspexError):

@@ -29,10 +29,10 @@ def write_anything() -> None:
             stream.reconfigure(errors="replace")
 
 
-def shortened(text: str, length: int = SHOWN_LENGTH) -> str:
+def shortened(text: str) -> str:
     """Return the first line of *text*, with an ellipsis where it is cut."""
     first = (text.splitlines() or [""])[0]
-    return first if len(first) <= length else f"{first[: length - 1]}…"
+    return first if len(first) <= SHOWN_LENGTH else f"{first[: SHOWN_LENGTH - 1]}…"
 
 
 class Bars(Progress):
