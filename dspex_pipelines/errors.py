@@ -8,6 +8,11 @@ from __future__ import annotations
 
 from dspex_pipelines.redaction import redact
 
+NOT_REUSED = "it reused nothing, and no other run reuses what it has done"
+"""What is said of a run that was stopped where running it again begins anew."""
+_SHOWN_LENGTH = 200
+"""Characters of a value that was refused."""
+
 
 class DspexError(Exception):
     """Root of all errors raised by this package; the message says what to do next, and no secret that is known."""
@@ -136,11 +141,7 @@ class Interrupted(DspexError):
     """A signal ended the work; what was done by then is kept, and where it *resumes* is not done again."""
 
     def __init__(self, *, resumes: bool = True) -> None:
-        rest = (
-            "what is done is kept, and running it again does only the rest"
-            if resumes
-            else "it reused nothing, and no other run reuses what it has done"
-        )
+        rest = "what is done is kept, and running it again does only the rest" if resumes else NOT_REUSED
         super().__init__(f"interrupted; {rest}")
 
 
@@ -199,10 +200,10 @@ class EvaluationIncomplete(DspexError):
         )
 
 
-def _short(value: object, limit: int = 200) -> str:
+def _short(value: object) -> str:
     # Cut after that: half of a secret is not known for one.
     text = redact(repr(value))
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    return text if len(text) <= _SHOWN_LENGTH else f"{text[: _SHOWN_LENGTH - 1]}…"
 
 
 class TelemetryUnavailable(DspexError):

@@ -135,20 +135,9 @@ class Leaderboard:
         ]
 
     def labels(self, limit: int | None = None) -> list[str]:
-        """Return of each configuration the values of those variables that differ, of a single one all values.
-
-        Long values are cut; where that makes two of them alike, their digests tell them apart.
-        """
-        names = varying(self.standings) or list(self.standings[0].variables)
-        values = [label(standing.variables, names) for standing in self.standings]
-        alike = Counter(values)
-
-        def told(text: str, standing: Standing) -> str:
-            if not text:
-                return "no variables"
-            return text if alike[text] == 1 else f"{text} {standing.configuration[:DIGEST_SHOWN]}"
-
-        return list(map(told, values[:limit], self.standings))
+        """Return each configuration in one line, as `labels_of` does."""
+        told = labels_of({standing.configuration: standing.variables for standing in self.standings})
+        return list(told.values())[:limit]
 
     def to_markdown(self, limit: int | None = None) -> str:
         """Return the rows as a Markdown table."""
@@ -417,9 +406,19 @@ def label(variables: Mapping[str, Any], names: Iterable[str]) -> str:
     return " ".join(f"{name}={_shown(variables[name])}" for name in names)
 
 
-def varying(standings: Sequence[Standing]) -> list[str]:
-    """Return the variables that differ between *standings*."""
-    return varying_names([standing.variables for standing in standings])
+def labels_of(configurations: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Return of each configuration, by its digest, the values of those variables that differ, of a single one all.
+
+    Long values are cut; where that makes two of them alike, their digests tell them apart.
+    """
+    every = list(configurations.values())
+    names = varying_names(every) or list(next(iter(every), ()))
+    values = {digest: label(variables, names) for digest, variables in configurations.items()}
+    alike = Counter(values.values())
+    return {
+        digest: (text if alike[text] == 1 else f"{text} {digest[:DIGEST_SHOWN]}") or "no variables"
+        for digest, text in values.items()
+    }
 
 
 def varying_names(variables: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -20,16 +20,18 @@ warnings.filterwarnings("ignore", message="Glyph .* missing from font", category
 _BEST, _REST, _BOUNDS = "#0b6e4f", "#3b5b8c", "#c9c9c9"
 _LABELS = 0.6
 """Of the width; labels that take more are folded."""
+_TOP = 20
+"""Configurations that are shown, the best."""
 _LINES = 3
 """Of a label; what is left then is an ellipsis."""
 
 
-def leaderboard_png(board: Leaderboard, *, top: int = 20) -> bytes:
+def leaderboard_png(board: Leaderboard) -> bytes:
     """Return a PNG: each configuration's mean and 95% interval, with the bounds that failures leave.
 
     The object interface of matplotlib is used, so it may be called from any thread.
     """
-    standings = board.standings[:top]
+    standings = board.standings[:_TOP]
     figure = Figure(figsize=(9.0, 1.2), dpi=100)
     canvas = FigureCanvasAgg(figure)
     axes = figure.subplots()
@@ -56,7 +58,7 @@ def leaderboard_png(board: Leaderboard, *, top: int = 20) -> bytes:
         loc="left",
         parse_math=False,
     )
-    lines, label_width = _set_labels(axes, board.labels(top), canvas, room=_LABELS * figure.bbox.width)
+    lines, label_width = _set_labels(axes, board.labels(_TOP), canvas, room=_LABELS * figure.bbox.width)
     figure.set_size_inches(9.0, 1.2 + max(0.27, 0.06 + 0.14 * lines) * len(standings))
     _make_room(figure, label_width)
     buffer = io.BytesIO()

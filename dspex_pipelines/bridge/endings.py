@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
+
+from dspex_pipelines.wire.processes import ending
 
 TOLD_S = 1.0
 """A worker's end wakes the supervisor, which says how it was within milliseconds. A process may also live on after its
 stream."""
-_WHY = {int(signal.SIGKILL): "; out of memory?"}
-"""The kernel tells nobody but its own log. Who else has sent it knows that."""
 
 
 class Endings:
@@ -40,15 +39,5 @@ class Endings:
         told = self._codes.get(worker_id)
         if told is not None:
             with contextlib.suppress(TimeoutError):
-                return _in_words(await asyncio.wait_for(told, TOLD_S))
+                return f"its process {ending(await asyncio.wait_for(told, TOLD_S))}"
         return ""
-
-
-def _in_words(code: int) -> str:
-    if code >= 0:
-        return f"its process ended with exit code {code}"
-    told = f"its process was killed by signal {-code}"
-    with contextlib.suppress(ValueError):
-        # Of the real-time signals only the first and the last have a name.
-        told += f" ({signal.Signals(-code).name}{_WHY.get(-code, '')})"
-    return told

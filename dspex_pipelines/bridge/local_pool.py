@@ -72,10 +72,17 @@ class LocalPoolStatus:
     runtime_dir: Path
 
 
+def check_workers(workers: int) -> None:
+    """Raise `InvalidValue` for a number of workers that a pool cannot have."""
+    if not 0 <= workers <= MOST_WORKERS:
+        fix = f"give 0 (one for each core) to {MOST_WORKERS:,} workers"
+        raise InvalidValue(field="workers", value=workers, fix=fix)
+
+
 @contextlib.contextmanager
 def lease(
     *,
-    workers: int | None = None,
+    workers: int = 0,
     slots: int = SLOTS,
     idle_s: float = 60.0,
     recycling: Recycling | None = None,
@@ -92,10 +99,8 @@ def lease(
     Raises `PoolUnreachable` when it does not start, or one that is there neither serves nor ends within `START_S`, and
     `InvalidValue` for a folder that cannot hold its socket or a number of workers that cannot be.
     """
+    check_workers(workers)
     count = workers or os.cpu_count() or 1
-    if not 1 <= count <= MOST_WORKERS:
-        fix = f"give 0 (one for each core) to {MOST_WORKERS:,} workers of a local pool"
-        raise InvalidValue(field="workers", value=workers, fix=fix)
     folder = cwd or Path.cwd()
     environment = {"PYTHONPATH": python_path(folder), **(environment or {})}
     recycling = recycling or Recycling()

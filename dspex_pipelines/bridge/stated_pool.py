@@ -18,7 +18,7 @@ from typing import IO
 
 from dspex_pipelines.bridge import local_pool
 from dspex_pipelines.bridge.addresses import check_free, socket_path
-from dspex_pipelines.bridge.local_pool import MOST_WORKERS, LocalPoolStatus
+from dspex_pipelines.bridge.local_pool import LocalPoolStatus
 from dspex_pipelines.bridge.locks import LOOK_S, try_lock
 from dspex_pipelines.bridge.pool_status import ask_status
 from dspex_pipelines.bridge.supervisor import Supervisor
@@ -46,9 +46,7 @@ class StatedPool:
     recycling: Recycling = field(default_factory=Recycling)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.workers <= MOST_WORKERS:
-            fix = f"give 0 (one for each core) to {MOST_WORKERS:,} workers"
-            raise InvalidValue(field="workers", value=self.workers, fix=fix)
+        local_pool.check_workers(self.workers)
         check_slots(self.slots)
         if not 0 <= self.idle_s < math.inf:
             raise InvalidValue(field="idle_s", value=self.idle_s, fix="give seconds, or 0 for a pool that stays")

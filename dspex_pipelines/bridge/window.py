@@ -204,22 +204,17 @@ class Window:
 
     def interrupt(self, error: DspexError) -> None:
         """The bridge is gone with all that was in flight, which ends with *error*."""
-        self.is_open = False
         self.credit += len(self._pending)
         self.outbox.clear()
         self._cancels.clear()
         self._committed = 0
         self.wake.set()
-        self._tell(error)
-        self._admit(len(self._waiters))
+        self.close(error)
 
     def close(self, error: DspexError) -> None:
-        """There will be no stream again: what is in flight ends with *error*, and nobody waits for credit any more."""
+        """There is no stream any more: what is in flight ends with *error*, and nobody waits for credit."""
         self.is_open = False
-        self._tell(error)
-        self._admit(len(self._waiters))
-
-    def _tell(self, error: DspexError) -> None:
         pending, self._pending = self._pending, {}
         for answered, about, _ in pending.values():
             answered(about, error)
+        self._admit(len(self._waiters))

@@ -15,7 +15,7 @@ from dspex_pipelines.cli import exits
 from dspex_pipelines.cli.completing import Target, complete_partition
 from dspex_pipelines.cli.doctor.command import doctor
 from dspex_pipelines.cli.journal import journal_app
-from dspex_pipelines.cli.output import console, errors, shortened, write_anything
+from dspex_pipelines.cli.output import AsJson, console, errors, shortened, write_anything
 from dspex_pipelines.cli.pool_commands import pool_app, worker
 from dspex_pipelines.cli.trial_commands import check_limit, replay, trace, trials
 from dspex_pipelines.errors import DspexError, Interrupted
@@ -31,7 +31,7 @@ ORDER = ("init", "doctor", "evaluate", "leaderboard", "trials", "replay", "trace
 class _InOrder(TyperGroup):
     # Typer has those that have commands of their own after all others.
     def list_commands(self, ctx: Any) -> list[str]:
-        return sorted(super().list_commands(ctx), key=ORDER.index)
+        return list(dict.fromkeys((*ORDER, *super().list_commands(ctx))))
 
 
 app = typer.Typer(
@@ -49,7 +49,6 @@ for command in (worker, doctor, trials, replay, trace):
 
 MOST_PRINTED = 50
 """Configurations of the table that `dspex evaluate` prints."""
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 def _say_version(asked: bool) -> None:  # noqa: FBT001 - the shape of an option's callback
@@ -79,8 +78,8 @@ def init(
     from dspex_pipelines.cli.starter import write_starter
 
     for path in write_starter(folder):
-        console.print(f"wrote {path}", highlight=False, soft_wrap=True)
-    console.print("Next: dspex evaluate", highlight=False)
+        console.print(f"wrote {path}", soft_wrap=True)
+    console.print("Next: dspex evaluate")
 
 
 @app.command()
@@ -228,8 +227,8 @@ def evaluate(
             address=pool_address,
             console=console,
         )
-    except KeyboardInterrupt:
-        # Between the steps, where Dagster does not make an error of it.
+    except (Interrupted, KeyboardInterrupt):
+        # The latter between the steps, where Dagster does not make an error of it.
         raise Interrupted(resumes=reuse != "none") from None
     _print_leaderboard(results.board, MOST_PRINTED)
     _say_shown(results.board, MOST_PRINTED, rest=f"; all: {_command('dspex leaderboard', target)}")
@@ -242,7 +241,7 @@ def evaluate(
     _say_partial(results.partial)
     _say_left_out(results.left_out)
     _say_failures(results.failures, target, ran=results.failed)
-    console.print(f"Results: {results.folder}", soft_wrap=True, highlight=False)
+    console.print(f"Results: {results.folder}", soft_wrap=True)
     for line, verdict in told(results.verdicts):
         _say(line, "" if verdict.passed else "red" if verdict.is_error else "yellow")
     if results.errors:
@@ -289,7 +288,7 @@ def leaderboard(
 
 
 def _say(text: str, style: str = "") -> None:
-    console.print(text, style=style, highlight=False, soft_wrap=True)
+    console.print(text, style=style, soft_wrap=True)
 
 
 def _say_shown(board: Leaderboard, limit: int | None, rest: str = "") -> None:
@@ -350,5 +349,5 @@ def main() -> None:
 
 
 def _fail(text: str, code: int) -> None:
-    errors.print(f"error: {text}", style="red", soft_wrap=True, highlight=False)
+    errors.print(f"error: {text}", style="red", soft_wrap=True)
     sys.exit(code)

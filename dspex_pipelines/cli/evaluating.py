@@ -23,7 +23,7 @@ from rich.progress import (
 from dspex_pipelines.analysis.failures import FailureKind, failure_kinds
 from dspex_pipelines.analysis.leaderboard import Leaderboard, leaderboard
 from dspex_pipelines.bridge.addresses import check_dialled
-from dspex_pipelines.bridge.local_pool import MOST_WORKERS
+from dspex_pipelines.bridge.local_pool import check_workers
 from dspex_pipelines.cli.abandoned import end_abandoned_runs, process_tags
 from dspex_pipelines.cli.output import Bars
 from dspex_pipelines.cli.results import instance
@@ -226,12 +226,7 @@ def evaluate_partitions(
     the first failed step's own message when a run fails for what fails every partition, or when all are left out. Where
     a blocking check fails, the leaderboard asset stays as it was.
     """
-    if not 0 <= workers <= MOST_WORKERS:
-        raise InvalidValue(
-            field="workers",
-            value=workers,
-            fix=f"give 0 (one for each core) to {MOST_WORKERS:,} workers of a local pool",
-        )
+    check_workers(workers)
     if address:
         check_dialled(address, field="pool_address")
     with instance() as opened, Bars(*columns(), console=console) as bars:
@@ -275,7 +270,7 @@ def evaluate_partitions(
                 continue
             except Interrupted:
                 reporter.broke_off("interrupted")
-                raise Interrupted(resumes=config.reuse != "none") from None
+                raise
             except DspexError as error:
                 reporter.broke_off("failed")
                 raise DspexError("\n".join([*_told(wrong), str(error)])) from error

@@ -13,7 +13,7 @@ from rich.filesize import decimal
 from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from dspex_pipelines.cli.output import Bars, console
+from dspex_pipelines.cli.output import AsJson, Bars, console
 from dspex_pipelines.errors import DspexError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def size(
     keep: Keep = 1,
     store: Store = "",
     journal_url: JournalUrl = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Say how many executions there are, what they take on disk, and how many of them nothing refers to."""
     from dspex_pipelines.engine.journal.retention import groups
@@ -138,10 +138,10 @@ def prune(
         freed = max(0, before - size_of(journal).total) + (survey.path_bytes if pruned.paths else 0)
         what = f"{pruned.deleted.executions:,} executions and {pruned.deleted.scores:,} scores"
         also = f", {pruned.paths:,} results and data sets" if pruned.paths else ""
-        console.print(f"Deleted {what}{also}; {decimal(freed)} freed.", highlight=False)
+        console.print(f"Deleted {what}{also}; {decimal(freed)} freed.")
         if pruned.not_reclaimed:
             said = f"The file keeps its size, and new outcomes fill it first: {pruned.not_reclaimed}"
-            console.print(said, style="yellow", highlight=False, soft_wrap=True)
+            console.print(said, style="yellow", soft_wrap=True)
 
 
 @contextmanager
@@ -204,9 +204,9 @@ class _Bar:
 
 def _print_size(document: dict[str, Any]) -> None:
     taken = document["bytes"]
-    console.print(f"Journal   {document['journal']}", highlight=False, soft_wrap=True)
+    console.print(f"Journal   {document['journal']}", soft_wrap=True)
     log = f" ({decimal(taken['log'])} of it write-ahead log)" if taken["log"] else ""
-    console.print(f"On disk   {decimal(taken['total'])}{log}", highlight=False)
+    console.print(f"On disk   {decimal(taken['total'])}{log}")
     groups = document["groups"]
     newest = list(dict.fromkeys(group["generation"] for group in reversed(groups)))[:SHOWN]
     table = Table(
@@ -219,20 +219,20 @@ def _print_size(document: dict[str, Any]) -> None:
     console.print(table)
     left_out = len({group["generation"] for group in groups}) - len(newest)
     if left_out > 0:
-        console.print(f"{left_out:,} older generations are not shown; --json has all", highlight=False)
+        console.print(f"{left_out:,} older generations are not shown; --json has all")
     prunable = document["prunable"]
     if prunable is None:
-        console.print(f"Prunable  not known: {document['not_known']}", style="yellow", highlight=False, soft_wrap=True)
+        console.print(f"Prunable  not known: {document['not_known']}", style="yellow", soft_wrap=True)
         return
     what = (
         f"{prunable['executions']:,} executions (about {decimal(prunable['bytes'])}) and {prunable['scores']:,} scores"
     )
-    console.print(f"Live      {_results(document['live_results'])}", highlight=False)
+    console.print(f"Live      {_results(document['live_results'])}")
     there = prunable["executions"] or prunable["scores"]
-    console.print(f"Prunable  {what}{': dspex journal prune' if there else ''}", highlight=False)
+    console.print(f"Prunable  {what}{': dspex journal prune' if there else ''}")
     if prunable["results"]:
         what = f"{prunable['results']:,} results and data sets ({decimal(prunable['result_bytes'])})"
-        console.print(f"          {what}: dspex journal prune --results", highlight=False)
+        console.print(f"          {what}: dspex journal prune --results")
 
 
 def _results(count: int) -> str:
@@ -241,7 +241,7 @@ def _results(count: int) -> str:
 
 def _print_survey(survey: Survey, journal: Journal) -> None:
     def say(text: str, **more: Any) -> None:
-        console.print(text, highlight=False, soft_wrap=True, **more)
+        console.print(text, soft_wrap=True, **more)
 
     if survey.is_empty:
         say(f"Nothing to delete: all there is belongs to the {_results(survey.live)} of this instance, or is too new.")

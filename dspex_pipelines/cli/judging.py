@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from dspex_pipelines.analysis.leaderboard import Leaderboard
+from dspex_pipelines.analysis.leaderboard import SLACK, Leaderboard
 from dspex_pipelines.errors import InvalidValue
 
 
@@ -43,7 +43,7 @@ class Demands:
                 raise InvalidValue(field="fail_under", value=metric, fix=fix)
             best = board.standings[0]
             mean, scored = best.worst_mean(metric, board.worst), best.scores[metric].n
-            if not scored or mean < least:
+            if not scored or mean < least - SLACK * max(1.0, abs(least)):
                 told = f"{mean:.4g}" if scored else "no"
                 if 0 < scored < best.n:
                     told += f" ({best.n - scored:,} of its {best.n:,} trials have none, and count as {board.worst:g})"

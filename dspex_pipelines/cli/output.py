@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import sys
+from typing import Annotated
 
+import typer
 from rich.console import Console
 from rich.progress import Progress
 
 SHOWN_LENGTH = 120
 """Characters of a message in a table."""
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 UNFOLDED = 150
 """Columns where there is no terminal, and so nobody to fold lines for."""
 
@@ -26,10 +29,10 @@ def write_anything() -> None:
             stream.reconfigure(errors="replace")
 
 
-def shortened(text: str, length: int = SHOWN_LENGTH) -> str:
+def shortened(text: str) -> str:
     """Return the first line of *text*, with an ellipsis where it is cut."""
     first = (text.splitlines() or [""])[0]
-    return first if len(first) <= length else f"{first[: length - 1]}…"
+    return first if len(first) <= SHOWN_LENGTH else f"{first[: SHOWN_LENGTH - 1]}…"
 
 
 class Bars(Progress):
@@ -44,5 +47,5 @@ class Bars(Progress):
             self.live.stop()
 
 
-console = Console(width=None if _is_terminal() else UNFOLDED, markup=False, emoji=False)
-errors = Console(stderr=True, markup=False, emoji=False)
+console = Console(width=None if _is_terminal() else UNFOLDED, markup=False, emoji=False, highlight=False)
+errors = Console(stderr=True, markup=False, emoji=False, highlight=False)

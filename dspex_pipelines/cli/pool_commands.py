@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from dspex_pipelines.cli.output import console, errors
+from dspex_pipelines.cli.output import AsJson, console, errors
 from dspex_pipelines.engine.recycling import MAX_RSS_MB, Recycling
 from dspex_pipelines.engine.worker_options import (
     MAX_RSS_MB_HELP,
@@ -78,7 +78,7 @@ def start(
 
 
 @pool_app.command("status")
-def status(*, as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False) -> None:
+def status(*, as_json: AsJson = False) -> None:
     """List the pools of this machine: who works in them, how much there is to do, and how calls to models go."""
     from dspex_pipelines.cli.pools import ask_pools, pool_document, print_pool
 
@@ -113,9 +113,9 @@ def stop(
     if len(chosen) > 1 and not every:
         raise DspexError(f"{len(chosen)} pools run; give the address or pid of one, or --all:\n{running}")
     if not chosen:
-        console.print("No pool of yours runs on this machine.", highlight=False)
+        console.print("No pool of yours runs on this machine.")
         return
-    console.print(f"{local_pool.stop(chosen)} ended", highlight=False)
+    console.print(f"{local_pool.stop(chosen)} ended")
 
 
 def worker(
@@ -166,8 +166,8 @@ def _say_address(address: str) -> None:
 
 
 def _say(text: str) -> None:
-    console.print(text, highlight=False, soft_wrap=True)
+    console.print(text, soft_wrap=True)
 
 
 def _say_aside(text: str) -> None:
-    errors.print(text, highlight=False, soft_wrap=True)
+    errors.print(text, soft_wrap=True)

@@ -60,7 +60,7 @@ def pool_document(asked: AskedPool) -> dict[str, Any]:
 def print_pool(asked: AskedPool, console: Console) -> None:
     """Print it for people."""
     pool, status = asked.pool, asked.status
-    console.print(f"pid {pool.pid}  {pool.address}", highlight=False, soft_wrap=True)
+    console.print(f"pid {pool.pid}  {pool.address}", soft_wrap=True)
     if status is None:
         console.print(Text(f"  {asked.problem}", style="yellow"), soft_wrap=True)
         return
@@ -75,7 +75,7 @@ def print_pool(asked: AskedPool, console: Console) -> None:
         facts.append(f"{status.workers_lost:,} workers lost")
     if status.draining:
         facts.append("draining")
-    console.print(f"  {', '.join(facts)}", highlight=False, soft_wrap=True)
+    console.print(f"  {', '.join(facts)}", soft_wrap=True)
     if status.models:
         console.print(_models(status.models), crop=False)
 

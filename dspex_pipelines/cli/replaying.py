@@ -39,36 +39,32 @@ def replay_trial(evaluation: Evaluation, trial: str, console: Console, *, debug:
     asked = find_trial(evaluation, trial).spec
     spec = _as_it_is_now(evaluation, asked)
     metrics = [MetricSpec(entry_point=metric, version=metric_version(metric)) for metric in evaluation.metrics]
-    console.print(f"trial          {asked.trial_id.hex()}", highlight=False)
+    console.print(f"trial          {asked.trial_id.hex()}")
     if spec.trial_id != asked.trial_id:
         what = "The program (or its init, files or environment) has changed since that trial"
         changed = f"{what}; as it is now, this is trial {spec.trial_id.hex()}."
-        console.print(changed, style="yellow", highlight=False, soft_wrap=True)
-    console.print(f"configuration  {spec.configuration}", highlight=False)
-    console.print(
-        f"inputs         {as_json(redact_values(dict(spec.example.inputs)))}", highlight=False, soft_wrap=True
-    )
-    console.print(
-        f"labels         {as_json(redact_values(dict(spec.example.labels)))}", highlight=False, soft_wrap=True
-    )
+        console.print(changed, style="yellow", soft_wrap=True)
+    console.print(f"configuration  {spec.configuration}")
+    console.print(f"inputs         {as_json(redact_values(dict(spec.example.inputs)))}", soft_wrap=True)
+    console.print(f"labels         {as_json(redact_values(dict(spec.example.labels)))}", soft_wrap=True)
     if debug:
         return _debug(spec, metrics, evaluation, console)
     runner = asyncio.Runner()
     with _tells_where(evaluation.timeout_s, runner), foreground(), runner:
         outcome = runner.run(run_alone(spec, metrics, calls=evaluation.calls))
     if outcome.outputs_payload:
-        console.print(f"outputs        {as_json(outcome.outputs)}", highlight=False, soft_wrap=True)
+        console.print(f"outputs        {as_json(outcome.outputs)}", soft_wrap=True)
     if isinstance(outcome, TrialError):
-        console.print(f"{outcome.type}: {outcome.message}", style="red", highlight=False, soft_wrap=True)
+        console.print(f"{outcome.type}: {outcome.message}", style="red", soft_wrap=True)
         if outcome.traceback:
-            console.print(outcome.traceback.rstrip(), highlight=False, soft_wrap=True)
+            console.print(outcome.traceback.rstrip(), soft_wrap=True)
     else:
-        console.print(f"scores         {as_json(dict(outcome.scores))}", highlight=False)
-        console.print(f"ran for        {outcome.run_s:.3f} s", highlight=False)
+        console.print(f"scores         {as_json(dict(outcome.scores))}")
+        console.print(f"ran for        {outcome.run_s:.3f} s")
     is_late = outcome.run_s > evaluation.timeout_s
     if is_late:
         late = f"in an evaluation this is {ErrorType.TIMEOUT_RUN.value}, after {evaluation.timeout_s:g} s (timeout_s)"
-        console.print(f"It ran for {outcome.run_s:.3f} s: {late}.", style="red", highlight=False, soft_wrap=True)
+        console.print(f"It ran for {outcome.run_s:.3f} s: {late}.", style="red", soft_wrap=True)
     return exits.PROBLEM if is_late or isinstance(outcome, TrialError) else 0
 
 
@@ -77,12 +73,12 @@ def _debug(spec: TrialSpec, metrics: list[MetricSpec], evaluation: Evaluation, c
         outputs, scores = run_here(spec, metrics, calls=evaluation.calls)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it is, this is where to look at it
         raised = redact("".join(traceback.format_exception(error))).rstrip()
-        console.print(raised, highlight=False, soft_wrap=True, markup=False)
+        console.print(raised, soft_wrap=True)
         console.print("The debugger is where it was raised: `up` and `down` move, `q` ends.", style="yellow")
         pdb.post_mortem(error.__traceback__)
         return 1
-    console.print(f"outputs        {as_json(redact_values(outputs))}", highlight=False, soft_wrap=True)
-    console.print(f"scores         {as_json(scores)}", highlight=False)
+    console.print(f"outputs        {as_json(redact_values(outputs))}", soft_wrap=True)
+    console.print(f"scores         {as_json(scores)}")
     return 0
 
 

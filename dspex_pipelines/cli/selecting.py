@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from dspex_pipelines.analysis.leaderboard import configurations, label, varying_names
+from dspex_pipelines.analysis.leaderboard import configurations, label, labels_of
 from dspex_pipelines.cli.completing import OUTCOMES
 from dspex_pipelines.errors import InvalidValue
 from dspex_pipelines.model.outcome import ErrorType
@@ -92,9 +92,7 @@ def metrics(trials: pd.DataFrame) -> list[str]:
 
 def labels(trials: pd.DataFrame) -> Mapping[str, str]:
     """Return each configuration by its digest as the leaderboard shows it."""
-    found = configurations(trials)
-    names = varying_names(list(found.values()))
-    return {digest: label(variables, names) or digest for digest, variables in found.items()}
+    return labels_of(configurations(trials))
 
 
 def _configured(trials: pd.DataFrame, wanted: str) -> Sequence[str]:

@@ -12,6 +12,7 @@ from collections.abc import Generator
 
 from dspex_pipelines.cli import exits
 from dspex_pipelines.cli.output import console
+from dspex_pipelines.wire.processes import die_with_parent, ending
 
 _BY_ITSELF = b"."
 _LAST_WORDS_S = 2.0
@@ -32,8 +33,6 @@ def survived() -> Generator[None]:
     if child:
         os.close(writing)
         sys.exit(_awaited(child, reading))
-    from dspex_pipelines.wire.processes import die_with_parent
-
     die_with_parent()
     signal.signal(signal.SIGINT, interrupt)
     os.close(reading)
@@ -53,10 +52,5 @@ def _awaited(child: int, reading: int) -> int:
     said = os.read(reading, 1) if select.select([reading], [], [], _LAST_WORDS_S)[0] else b""
     if said == _BY_ITSELF and code >= 0:
         return code
-    told = (
-        f"the program's process was killed by signal {-code} ({signal.strsignal(-code)})"
-        if code < 0
-        else f"the program ended its process with exit code {code}"
-    )
-    console.print(f"worker_lost: {told}", style="red", highlight=False, soft_wrap=True)
+    console.print(f"worker_lost: the program's process {ending(code)}", style="red", soft_wrap=True)
     return exits.PROBLEM

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
+from dspex_pipelines.cli.completing import DECLARATION
 from dspex_pipelines.engine.compiled import check_compiled
 from dspex_pipelines.engine.documents import FILES
 from dspex_pipelines.engine.programs import resolve_value
@@ -17,7 +18,6 @@ from dspex_pipelines.errors import DspexError, InvalidValue, ProgramUnavailable
 from dspex_pipelines.model.evaluation import Evaluation
 from dspex_pipelines.wire.import_path import add_folder
 
-DECLARATION = "evaluation.py"
 MOST_NAMED = 5
 """Folders of a defs.yaml that an error names."""
 _DEPTH = 6

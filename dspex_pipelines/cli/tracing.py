@@ -64,14 +64,14 @@ def trace_document(trial: FoundTrial) -> dict[str, Any]:
 
 def print_trace(document: Mapping[str, Any], console: Console) -> None:
     """Print it for people: the trial, its calls in their order, then what the program's parts made of them."""
-    console.print(f"trial          {document['trial_id']}", highlight=False)
-    console.print(f"configuration  {as_json(document['configuration'])}", highlight=False, soft_wrap=True)
-    console.print(f"inputs         {as_json(document['inputs'])}", highlight=False, soft_wrap=True)
+    console.print(f"trial          {document['trial_id']}")
+    console.print(f"configuration  {as_json(document['configuration'])}", soft_wrap=True)
+    console.print(f"inputs         {as_json(document['inputs'])}", soft_wrap=True)
     outcome = document["outcome"]
     message = f": {document['message']}" if document["message"] else ""
     console.print(Text(f"outcome        {outcome}{message}", style="" if outcome == "ok" else "red"), soft_wrap=True)
     times = " · ".join(f"{document[f'{name}_s']:.3f} s {name}" for name in ("queue", "throttled", "run"))
-    console.print(f"time           {times}", highlight=False)
+    console.print(f"time           {times}")
     if document["usage"]:
         amounts: Mapping[str, float] = document["usage"]
         # Sums first; by model only where there are several.
@@ -79,7 +79,7 @@ def print_trace(document: Mapping[str, Any], console: Console) -> None:
         if len({model_of(name) for name in names} - {""}) == 1:
             names = [name for name in names if not model_of(name)]
         used = ", ".join(f"{name} {amounts[name]:,.6g}" for name in names)
-        console.print(f"used           {used}", highlight=False, soft_wrap=True)
+        console.print(f"used           {used}", soft_wrap=True)
     for one in document["history"]:
         what = f"call to {one['call']}" if one["call"] else f"attempt {one['attempt']}"
         line = f"before         {what}: {one['type']}: {one['message']} ({one['run_s']:.3f} s)"

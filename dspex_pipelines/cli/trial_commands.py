@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from dspex_pipelines.cli.completing import Target, complete_outcome, complete_partition
-from dspex_pipelines.cli.output import console, shortened
+from dspex_pipelines.cli.output import AsJson, console, shortened
 from dspex_pipelines.cli.survived import survived
 from dspex_pipelines.errors import InvalidValue
 
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from dspex_pipelines.cli.selecting import Selection
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 def trials(
@@ -86,7 +84,7 @@ def trials(
         print(shown.to_json(orient="records", indent=2))
         return
     if frame.empty:
-        console.print(_nothing(selection), highlight=False, soft_wrap=True)
+        console.print(_nothing(selection), soft_wrap=True)
         return
     beside = sort if sort in frame.columns else ""
     table = Table()
@@ -96,10 +94,10 @@ def trials(
         table.add_row(*_cells(row, beside, named))
     console.print(table)
     rest = "; all: --limit 0" if len(shown) < len(frame) else ""
-    console.print(f"{len(shown):,} of {len(frame):,} trials shown{rest}", highlight=False)
+    console.print(f"{len(shown):,} of {len(frame):,} trials shown{rest}")
     if failed:
         closer = f"Look closer: dspex replay {shown['trial_id'].iloc[0][:12]} {target}".rstrip()
-        console.print(closer, highlight=False, soft_wrap=True)
+        console.print(closer, soft_wrap=True)
 
 
 def replay(

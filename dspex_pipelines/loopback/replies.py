@@ -24,9 +24,9 @@ class Reply:
     kind: str = ""
 
 
-def as_json(document: object, *, status: int = 200) -> Reply:
+def as_json(document: object) -> Reply:
     """Return the reply that is *document*."""
-    return Reply(status=status, body=json.dumps(document).encode())
+    return Reply(status=200, body=json.dumps(document).encode())
 
 
 def completion(request: ChatRequest, texts: Sequence[str]) -> tuple[Reply, int]:

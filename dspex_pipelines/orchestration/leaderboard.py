@@ -79,7 +79,7 @@ def board_metadata(board: Leaderboard) -> Mapping[str, dg.MetadataValue]:
     """Return how the configurations compare: tables and a picture, of a size that does not grow with the trials."""
     picture = base64.b64encode(leaderboard_png(board)).decode()
     metadata: dict[str, dg.MetadataValue] = {
-        "best": dg.MetadataValue.text(board.rows(1)[0]["configuration"] if board.best else "none: no trial succeeded"),
+        "best": dg.MetadataValue.text(board.labels(1)[0] if board.best else "none: no trial succeeded"),
         "plot": dg.MetadataValue.md(f"![leaderboard](data:image/png;base64,{picture})"),
         "leaderboard": dg.MetadataValue.md(_unbroken(board.to_markdown(limit=SHOWN))),
         "top": _top(board),

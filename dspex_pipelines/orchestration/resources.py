@@ -17,12 +17,12 @@ from dspex_pipelines.bridge.local_pool import lease
 from dspex_pipelines.engine.executor import Progress
 from dspex_pipelines.engine.journal.journal import Journal
 from dspex_pipelines.engine.recycling import MAX_RSS_MB, Recycling
+from dspex_pipelines.engine.worker_options import SLOTS
 from dspex_pipelines.errors import InvalidValue, PoolUnreachable
 from dspex_pipelines.model.usage import Usage
 from dspex_pipelines.orchestration.importing import import_as_loaded
 from dspex_pipelines.redaction import LISTED, learn_environment
 
-SLOTS = 256
 JOURNAL_URL = "DSPEX_JOURNAL_URL"
 """Environment variable: the journal of every store that names none, on the command line and in Dagster alike."""
 
@@ -84,7 +84,7 @@ class WorkerPoolResource(dg.ConfigurableResource[Any]):
             return
         recycling = Recycling(max_rss_mb=self.max_rss_mb, max_trials=self.max_trials)
         with lease(
-            workers=self.workers or None,
+            workers=self.workers,
             slots=self.slots,
             idle_s=self.idle_s,
             recycling=recycling,

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from dspex_pipelines.analysis.failures import failure_kinds
 from dspex_pipelines.analysis.results import column_meanings
+from dspex_pipelines.errors import NOT_REUSED
 from dspex_pipelines.model.budget import Budget
 from dspex_pipelines.model.outcome import ErrorType
 from dspex_pipelines.model.plan import Plan
@@ -110,11 +111,7 @@ def trials_metadata(
 
 def how_to_go_on(plan: Plan) -> str:
     """Return what to do about a run that has stopped: what one that reuses nothing has done is its own."""
-    return (
-        "It reused nothing, and no other run reuses what it has done."
-        if plan.generation
-        else "Evaluate it again to go on."
-    )
+    return f"{NOT_REUSED.capitalize()}." if plan.generation else "Evaluate it again to go on."
 
 
 def hedging_metadata(hedged: int, won: int) -> Mapping[str, dg.MetadataValue]:

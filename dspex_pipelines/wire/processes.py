@@ -1,4 +1,4 @@
-"""What the pool's processes ask of the kernel: their own end, and which process a pid is. Only Linux has any of it."""
+"""What the pool's processes ask of the kernel, which only Linux answers, and how the end of one is told."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
+_WHY = {int(signal.SIGKILL): "; out of memory?"}
+"""The kernel tells nobody but its own log. Who else has sent it knows that."""
 _libc = ctypes.CDLL(None)
 
 
@@ -33,3 +35,14 @@ def started_at(pid: int) -> str:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return "" if fields[0] == "Z" else fields[19]
     return ""
+
+
+def ending(code: int) -> str:
+    """Return in words how a process ended: with that exit code, or by minus that signal."""
+    if code >= 0:
+        return f"ended with exit code {code}"
+    told = f"was killed by signal {-code}"
+    with contextlib.suppress(ValueError):
+        # Of the real-time signals only the first and the last have a name.
+        told += f" ({signal.Signals(-code).name}{_WHY.get(-code, '')})"
+    return told

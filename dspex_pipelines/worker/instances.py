@@ -269,8 +269,7 @@ def _beyond_source(version: str) -> str:
 class Instances:
     """Built once for a (program version, configuration), however many ask; the least used go first."""
 
-    def __init__(self, most: int = MOST_INSTANCES) -> None:
-        self._most = most
+    def __init__(self) -> None:
         self._built: OrderedDict[tuple[bytes, bytes], Future[Any]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -295,7 +294,7 @@ class Instances:
             builds = future is None
             if future is None:
                 future = self._built[key] = Future()
-                while len(self._built) > self._most:
+                while len(self._built) > MOST_INSTANCES:
                     self._built.popitem(last=False)
             else:
                 self._built.move_to_end(key)

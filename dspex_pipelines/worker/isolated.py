@@ -30,6 +30,7 @@ from dspex_pipelines.wire.codec import (
     program_to_wire,
     verdict_from_wire,
 )
+from dspex_pipelines.wire.processes import ending
 from dspex_pipelines.worker.alone import start_alone
 from dspex_pipelines.worker.forks import Fork, Forks
 from dspex_pipelines.worker.instances import LoadedProgram, VouchedLoader
@@ -93,12 +94,11 @@ class IsolatedTrial:
                 fork.close()
         if self._stopped or outcome is not None:
             return outcome
-        how = f"killed by signal {-code}" if code < 0 else f"it ended with exit code {code}"
         return types_pb2.Outcome(
             id=self._trial.id,
             configuration_digest=self._configuration.digest,
             session_version=self._trial.version,
-            failure=failure_to_wire(ErrorType.WORKER_LOST, f"the trial's process was lost: {how}", retryable=True),
+            failure=failure_to_wire(ErrorType.WORKER_LOST, f"the trial's process {ending(code)}", retryable=True),
         )
 
     def stop(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from dspex_pipelines.analysis import leaderboard as module
-from dspex_pipelines.analysis.leaderboard import Estimate, Standing, estimate, leaderboard, paired_difference
+from dspex_pipelines.analysis.leaderboard import Estimate, estimate, leaderboard, paired_difference
 from dspex_pipelines.errors import InvalidValue
 
 
@@ -291,13 +291,13 @@ def test_the_table_names_what_differs_and_says_how_much_is_left_out() -> None:
 def test_what_a_row_of_the_table_costs_does_not_grow_with_their_number(monkeypatch: pytest.MonkeyPatch) -> None:
     board = leaderboard(frame([trial(f"c{number}", float(number)) for number in range(300)]))
     looked_at: list[int] = []
-    varying = module.varying
+    varying_names = module.varying_names
 
-    def counted(standings: Sequence[Standing]) -> list[str]:
-        looked_at.append(len(standings))
-        return varying(standings)
+    def counted(variables: Sequence[Mapping[str, Any]]) -> list[str]:
+        looked_at.append(len(variables))
+        return varying_names(variables)
 
-    monkeypatch.setattr(module, "varying", counted)
+    monkeypatch.setattr(module, "varying_names", counted)
     assert [row["configuration"] for row in board.rows()] == [f"k=c{number}" for number in reversed(range(300))]
     assert looked_at == [300], "which variables differ is found once, and not for each row"
 

@@ -12,6 +12,7 @@ import grpc.aio
 
 from dspex.v1 import execution_pb2, execution_pb2_grpc, types_pb2, worker_pb2, worker_pb2_grpc
 from dspex_pipelines.bridge.client import PoolClient
+from dspex_pipelines.model.outcome import TrialOutcome
 from dspex_pipelines.model.payload import decode, encode
 from dspex_pipelines.model.space import Configuration
 from dspex_pipelines.model.trial import Example, ProgramSpec, TrialSpec
@@ -21,6 +22,10 @@ PROGRAM = ProgramSpec(entry_point="somewhere.else:program", version="1" * 32)
 TRIAL = TrialSpec(
     program=PROGRAM, example=Example(example_id="1", inputs={"x": 1}), configuration=Configuration({"k": 1})
 )
+
+
+async def run_trial(client: PoolClient, session: int) -> TrialOutcome:
+    return await client.execute(TRIAL, session_id=session, version=1, timeout_s=0)
 
 
 def channel(address: str, most_bytes: int) -> grpc.aio.Channel:

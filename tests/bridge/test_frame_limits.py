@@ -23,7 +23,7 @@ from dspex_pipelines.model.outcome import ErrorType, TrialError, TrialOutcome, T
 from dspex_pipelines.model.space import Configuration
 from dspex_pipelines.model.trial import Example, MetricSpec, ProgramSpec, TrialSpec
 from dspex_pipelines.wire.codec import FRAME_TRIALS, MESSAGE_LIMIT, PAYLOAD_BYTES, failure_to_wire
-from tests.bridge.fakes import TRIAL, FakeWorker, doing, raw_client, ready, wire_trial
+from tests.bridge.fakes import FakeWorker, doing, raw_client, ready, run_trial, wire_trial
 
 MIB = 1 << 20
 HERE = "tests.bridge.sized_programs"
@@ -153,7 +153,7 @@ async def test_an_outcome_that_fills_a_message_reaches_the_client_with_its_histo
     bridge: Bridge, dialled: PoolClient
 ) -> None:
     session = await ready(dialled)
-    running = asyncio.create_task(dialled.execute(TRIAL, session_id=session, version=1, timeout_s=0))
+    running = asyncio.create_task(run_trial(dialled, session))
     async with FakeWorker(bridge.address, "w" * 200, 1) as worker:
         for attempt in range(3):
             await worker.until(lambda seen, attempt=attempt: len(seen.trials) == attempt + 1)
@@ -177,7 +177,7 @@ async def test_a_frame_over_the_limit_costs_a_worker_its_stream_and_no_trial(
     bridge: Bridge, dialled: PoolClient
 ) -> None:
     session = await ready(dialled)
-    running = asyncio.create_task(dialled.execute(TRIAL, session_id=session, version=1, timeout_s=0))
+    running = asyncio.create_task(run_trial(dialled, session))
     async with FakeWorker(bridge.address, "careless", 1, most_bytes=2 * MESSAGE_LIMIT) as worker:
         await worker.until(lambda seen: len(seen.trials) == 1)
         frame = worker_pb2.AttachRequest(outcomes=[types_pb2.Outcome(id=min(worker.seen.trials))])
@@ -208,7 +208,7 @@ async def test_a_trial_that_fills_a_message_reaches_the_worker_and_one_more_byte
                     with pytest.raises(grpc.aio.AioRpcError) as refusal:
                         await raw.outcomes(4)
                     assert refusal.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-                    outcome = await dialled.execute(TRIAL, session_id=session, version=1, timeout_s=0)
+                    outcome = await run_trial(dialled, session)
                     assert isinstance(outcome, TrialResult)
 
 
@@ -318,7 +318,7 @@ async def test_a_client_that_does_not_read_is_sent_no_more_and_loses_nothing(
                 await asyncio.sleep(0)
             # The worker is free for others, and they are served.
             for _ in range(50):
-                outcome = await dialled.execute(TRIAL, session_id=session, version=1, timeout_s=0)
+                outcome = await run_trial(dialled, session)
                 dialled.commit(1)
                 assert isinstance(outcome, TrialResult)
             assert (link.stopped, len(link.live) > 150) == (True, True)

@@ -20,7 +20,7 @@ from dspex_pipelines.bridge.client import PoolClient
 from dspex_pipelines.bridge.server import Bridge
 from dspex_pipelines.errors import PoolFailed, PoolInterrupted
 from dspex_pipelines.model.outcome import ErrorType, TrialError, TrialResult
-from tests.bridge.fakes import TRIAL, FakeWorker, ready, wire_trial
+from tests.bridge.fakes import FakeWorker, ready, run_trial, wire_trial
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -72,9 +72,7 @@ async def test_a_watcher_of_the_pool_sees_who_works_and_the_end(bridge: Bridge, 
 
         await until(lambda status: not status.workers and status.clients == 1 and status.sessions == 1)
         async with FakeWorker(bridge.address, "w", 2) as worker:
-            running = asyncio.gather(
-                *(client.execute(TRIAL, session_id=session, version=1, timeout_s=0) for _ in range(5))
-            )
+            running = asyncio.gather(*(run_trial(client, session) for _ in range(5)))
             busy = await until(lambda status: status.in_flight == 2)
             assert (busy.queue_depth, busy.settled, busy.workers[0].in_flight) == (3, 0, 2)
             await worker.work(until=lambda seen: len(seen.trials) == 5)
@@ -93,7 +91,7 @@ async def test_a_draining_pool_finishes_what_it_has_and_takes_no_more(
     stub: Any = health_pb2_grpc.HealthStub(channel)
     watch = stub.Watch(health_pb2.HealthCheckRequest(service=""))
     async with FakeWorker(bridge.address, "w", 2) as worker:
-        running = asyncio.gather(*(client.execute(TRIAL, session_id=session, version=1, timeout_s=0) for _ in range(5)))
+        running = asyncio.gather(*(run_trial(client, session) for _ in range(5)))
         await worker.until(lambda seen: len(seen.trials) == 2)
         while (await client.status()).queue_depth < 3:
             pass
@@ -104,7 +102,7 @@ async def test_a_draining_pool_finishes_what_it_has_and_takes_no_more(
         assert (drained.draining, drained.queue_depth, drained.in_flight) == (True, 3, 2)
         assert (await watch.read()).status == NOT_SERVING
         assert await health(channel) == {NOT_SERVING}
-        late = await client.execute(TRIAL, session_id=session, version=1, timeout_s=0)
+        late = await run_trial(client, session)
         assert isinstance(late, TrialError)
         assert (late.type, late.retryable) == (ErrorType.CANCELLED, True)
         assert "draining" in late.message
@@ -115,7 +113,7 @@ async def test_a_draining_pool_finishes_what_it_has_and_takes_no_more(
         # Another client is told the same.
         async with PoolClient(bridge.address) as other:
             assert (await other.status()).draining
-            refused = await other.execute(TRIAL, session_id=session, version=1, timeout_s=0)
+            refused = await run_trial(other, session)
             assert isinstance(refused, TrialError)
             assert "draining" in refused.message
 
@@ -149,7 +147,7 @@ async def test_a_pool_that_gives_up_leaves_no_error_that_nobody_takes(address: s
         bridge.fail("no worker starts")
         # A write of the client's that meets the end is told as gRPC's own failure, after which it dials again.
         with pytest.raises((PoolFailed, PoolInterrupted)):
-            await client.execute(TRIAL, session_id=session, version=1, timeout_s=0)
+            await run_trial(client, session)
     gc.collect()
     assert not told
 

@@ -25,7 +25,7 @@ from dspex_pipelines.model.space import ConfigurationSpace
 from dspex_pipelines.model.trial import ProgramSpec
 from dspex_pipelines.model.variables import Integer
 from dspex_pipelines.wire.codec import MESSAGE_LIMIT
-from tests.bridge.fakes import PROGRAM, TRIAL, FakeWorker, doing, ready
+from tests.bridge.fakes import PROGRAM, TRIAL, FakeWorker, doing, ready, run_trial
 
 TTL_S = 60.0
 
@@ -215,9 +215,7 @@ async def test_a_version_lives_while_a_trial_refers_to_it(address: str) -> None:
     async with Bridge(address, session_limits=limits), PoolClient(address) as client:
         session = await ready(client)
         async with FakeWorker(address, "w", 1) as worker:
-            running = [
-                asyncio.create_task(client.execute(TRIAL, session_id=session, version=1, timeout_s=0)) for _ in range(2)
-            ]
+            running = [asyncio.create_task(run_trial(client, session)) for _ in range(2)]
             await worker.until(lambda seen: len(seen.trials) == 1)
             for k in range(2, 6):
                 await client.set_variables(session, {"k": k})
@@ -231,7 +229,7 @@ async def test_a_version_lives_while_a_trial_refers_to_it(address: str) -> None:
                 assert outcome.outputs == [{"k": 1}, "1"]
             with pytest.raises(UnknownSession):
                 await client.get_session(session, 1)
-            late = await client.execute(TRIAL, session_id=session, version=1, timeout_s=0)
+            late = await run_trial(client, session)
             assert isinstance(late, TrialError)
             assert (late.type, late.retryable) == (ErrorType.STALE_STATE, True)
             # The worker is told with the next thing that it is told.

@@ -30,7 +30,7 @@ from dspex_pipelines.model.space import Configuration
 from dspex_pipelines.model.trial import Example, TrialSpec
 from dspex_pipelines.wire.codec import MESSAGE_LIMIT, PROTOCOL_VERSION, failure_to_wire
 from tests.bridge.conftest import ROOT
-from tests.bridge.fakes import PROGRAM, TRIAL, FakeWorker, Seen, doing, raw_client, ready, wire_trial
+from tests.bridge.fakes import PROGRAM, TRIAL, FakeWorker, Seen, doing, raw_client, ready, run_trial, wire_trial
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ async def test_a_cancel_never_overtakes_its_trial(bridge: Bridge, client: PoolCl
 
 async def test_trials_in_flight_outlive_their_session(client: PoolClient, bridge: Bridge) -> None:
     session = await ready(client)
-    running = asyncio.gather(*(client.execute(TRIAL, session_id=session, version=1, timeout_s=0) for _ in range(5)))
+    running = asyncio.gather(*(run_trial(client, session) for _ in range(5)))
     async with FakeWorker(bridge.address, "w", 2) as worker:
         await worker.until(lambda seen: len(seen.trials) == 2)
         await client.close_session(session)
@@ -176,7 +176,7 @@ async def test_a_client_without_credit_is_in_nobodys_way(bridge: Bridge, client:
         await raw.send(trials=[wire_trial(x, session) for x in range(400)])
 
         async def one() -> TrialOutcome:
-            outcome = await client.execute(TRIAL, session_id=session, version=1, timeout_s=0)
+            outcome = await run_trial(client, session)
             client.commit(1)
             return outcome
 
@@ -192,9 +192,7 @@ async def test_a_client_without_credit_is_in_nobodys_way(bridge: Bridge, client:
 async def test_our_client_waits_for_credit(bridge: Bridge, client: PoolClient) -> None:
     session = await ready(client)
     async with FakeWorker(bridge.address, "w", 1_000) as worker, doing(worker.work()):
-        running = [
-            asyncio.create_task(client.execute(TRIAL, session_id=session, version=1, timeout_s=0)) for _ in range(500)
-        ]
+        running = [asyncio.create_task(run_trial(client, session)) for _ in range(500)]
         await asyncio.gather(*running[:400])
         assert [task.done() for task in running[400:]] == [False] * 100
         client.commit(100)
@@ -206,9 +204,7 @@ async def test_what_took_no_credit_gives_none_back(bridge: Bridge, client: PoolC
     """Outcomes that never were at the bridge are made durable and committed too."""
     session = await ready(client)
     client.commit(1_000)
-    running = [
-        asyncio.create_task(client.execute(TRIAL, session_id=session, version=1, timeout_s=0)) for _ in range(450)
-    ]
+    running = [asyncio.create_task(run_trial(client, session)) for _ in range(450)]
     while (await client.status()).queue_depth < 400:
         pass
     async with FakeWorker(bridge.address, "w", 1_000) as worker, doing(worker.work()):
@@ -230,7 +226,7 @@ async def test_one_that_is_cancelled_in_the_moment_of_its_answer_gives_its_credi
 
     monkeypatch.setattr(client, "_settle", settle_and_cancel)
     async with FakeWorker(bridge.address, "w", 8) as worker, doing(worker.work()):
-        running.append(asyncio.create_task(client.execute(TRIAL, session_id=session, version=1, timeout_s=0)))
+        running.append(asyncio.create_task(run_trial(client, session)))
         with pytest.raises(asyncio.CancelledError):
             await running[0]
     assert client._window.credit == client._window.limit
@@ -239,12 +235,9 @@ async def test_one_that_is_cancelled_in_the_moment_of_its_answer_gives_its_credi
 async def test_whose_turn_it_was_when_it_was_cancelled_lets_the_next_one_in(bridge: Bridge, client: PoolClient) -> None:
     session = await ready(client)
 
-    def one() -> asyncio.Task[TrialOutcome]:
-        return asyncio.create_task(client.execute(TRIAL, session_id=session, version=1, timeout_s=0))
-
     async with FakeWorker(bridge.address, "w", 1_000) as worker, doing(worker.work()):
-        await asyncio.gather(*(one() for _ in range(400)))
-        first, second = one(), one()
+        await asyncio.gather(*(run_trial(client, session) for _ in range(400)))
+        first, second = (asyncio.create_task(run_trial(client, session)) for _ in range(2))
         while len(client._window._waiters) < 2:
             await asyncio.sleep(0)
         client.commit(1)
@@ -258,7 +251,7 @@ async def test_what_is_committed_while_the_bridge_is_away_gives_its_credit_back(
 ) -> None:
     session = await ready(client)
     async with FakeWorker(bridge.address, "w", 8) as worker, doing(worker.work()):
-        await asyncio.gather(*(client.execute(TRIAL, session_id=session, version=1, timeout_s=0) for _ in range(3)))
+        await asyncio.gather(*(run_trial(client, session) for _ in range(3)))
     assert bridge._server is not None
     channel = client._channel
     await bridge._server.stop(None)
@@ -273,12 +266,9 @@ async def test_what_is_committed_while_the_bridge_is_away_gives_its_credit_back(
 async def test_who_waits_for_credit_when_the_bridge_goes_is_told(bridge: Bridge, client: PoolClient) -> None:
     session = await ready(client)
 
-    def one() -> asyncio.Task[TrialOutcome]:
-        return asyncio.create_task(client.execute(TRIAL, session_id=session, version=1, timeout_s=0))
-
     async with FakeWorker(bridge.address, "w", 1_000) as worker, doing(worker.work()):
-        await asyncio.gather(*(one() for _ in range(400)))
-        waiting = one()
+        await asyncio.gather(*(run_trial(client, session) for _ in range(400)))
+        waiting = asyncio.create_task(run_trial(client, session))
         while not client._window._waiters:
             await asyncio.sleep(0)
     assert bridge._server is not None
@@ -320,7 +310,7 @@ async def test_a_killed_clients_trials_are_cancelled_on_the_worker(bridge: Bridg
         # The eight that waited are gone too: the slots go to whoever comes next.
         await worker.call.write(worker_pb2.AttachRequest(released_ids=worker.seen.cancelled))
         async with doing(worker.work()):
-            outcome = await client.execute(TRIAL, session_id=session, version=1, timeout_s=0)
+            outcome = await run_trial(client, session)
         assert isinstance(outcome, TrialResult)
         assert len(worker.seen.trials) == 13
         # Nothing keeps their version alive any more.
@@ -349,7 +339,7 @@ async def test_a_silent_worker_is_lost_and_its_trial_runs_on_another(address: st
     async with Bridge(address, heartbeat_timeout_s=1.0) as bridge, PoolClient(address) as client:
         session = await ready(client)
         async with FakeWorker(address, "silent", 1) as silent:
-            running = asyncio.create_task(client.execute(TRIAL, session_id=session, version=1, timeout_s=0))
+            running = asyncio.create_task(run_trial(client, session))
             await silent.until(lambda seen: len(seen.trials) == 1)
             async with FakeWorker(address, "alive", 1, quarantine=True) as alive, doing(alive.beat()):
                 await alive.until(lambda seen: len(seen.trials) == 1)
@@ -396,7 +386,7 @@ async def test_a_trial_that_breaks_two_workers_alone_is_poison(address: str) -> 
     told: list[Mapping[str, object]] = []
     async with Bridge(address, tell=told.append) as bridge, PoolClient(address) as client:
         session = await ready(client)
-        running = asyncio.create_task(client.execute(TRIAL, session_id=session, version=1, timeout_s=0))
+        running = asyncio.create_task(run_trial(client, session))
         for name in ("w", "q1", "q2"):
             async with FakeWorker(bridge.address, name, 1, quarantine=name != "w") as worker:
                 await worker.until(lambda seen: len(seen.trials) == 1)
@@ -416,7 +406,7 @@ async def test_a_trial_that_breaks_two_workers_alone_is_poison(address: str) -> 
 async def test_a_failure_that_may_pass_is_tried_again_and_told(bridge: Bridge, client: PoolClient) -> None:
     session = await ready(client)
     async with FakeWorker(bridge.address, "w", 1) as worker:
-        running = asyncio.create_task(client.execute(TRIAL, session_id=session, version=1, timeout_s=0))
+        running = asyncio.create_task(run_trial(client, session))
         await worker.until(lambda seen: len(seen.trials) == 1)
         (first,) = worker.seen.trials
         failure = failure_to_wire(ErrorType.PROGRAM_EXCEPTION, "gone away", retryable=True, fingerprint="f")
@@ -443,7 +433,7 @@ async def test_a_worker_needs_a_name_of_its_own_and_a_slot(bridge: Bridge, clien
                 await second.__aenter__()
             assert refusal.value.code() is grpc.StatusCode.INVALID_ARGUMENT
             await second.__aexit__()
-        running = asyncio.create_task(client.execute(TRIAL, session_id=session, version=1, timeout_s=0))
+        running = asyncio.create_task(run_trial(client, session))
         await first.work(until=lambda seen: len(seen.trials) == 1)
         assert isinstance(await running, TrialResult)
         status = await client.status()
@@ -530,13 +520,13 @@ async def test_what_waits_for_credit_can_be_withdrawn(address: str) -> None:
     async with Bridge(address, credit_limit=1) as bridge, PoolClient(address) as client:
         session = await ready(client)
         async with FakeWorker(bridge.address, "w", 4) as worker:
-            first = asyncio.create_task(client.execute(TRIAL, session_id=session, version=1, timeout_s=0))
+            first = asyncio.create_task(run_trial(client, session))
             await worker.until(lambda seen: len(seen.trials) == 1)
             withdrawn = asyncio.get_running_loop().create_future()
             waiting = asyncio.create_task(
                 client.execute(TRIAL, session_id=session, version=1, timeout_s=0, withdrawn=withdrawn)
             )
-            last = asyncio.create_task(client.execute(TRIAL, session_id=session, version=1, timeout_s=0))
+            last = asyncio.create_task(run_trial(client, session))
             await asyncio.sleep(0)
             withdrawn.set_result(None)
             outcome = await asyncio.wait_for(waiting, 30)

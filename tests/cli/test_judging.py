@@ -60,6 +60,13 @@ def test_the_exit_code_is_the_verdict(run: Run, evaluated: Callable[..., None], 
     assert "Results: results" in done.output
 
 
+def test_what_sums_of_floats_are_off_by_misses_nothing(run: Run, evaluated: Callable[..., None]) -> None:
+    evaluated(row("a", **{"score.same": 0.1}), row("b", **{"score.same": 0.7}))
+    assert (0.1 + 0.7) / 2 < 0.4
+    assert run("evaluate", "--fail-under", "same=0.4").exit_code == 0
+    assert run("evaluate", "--fail-under", "same=0.400001").exit_code == exits.MISSED
+
+
 def test_the_verdict_is_one_line_that_names_numbers(
     evaluated: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -78,6 +78,9 @@ def test_trials_tell_configurations_as_the_leaderboard_does(run: Run, results: G
         assert "words" not in told
         assert "c0ffee " not in told
     assert [one["configuration"] for one in json.loads(run("trials", "--json").output)] == ["c0ffee", "beef"]
+    results(row("a"))
+    for command in ("trials", "leaderboard"):
+        assert "│ flag=True " in run(command).output, "the only one, in which nothing differs"
 
 
 @pytest.mark.parametrize(

@@ -70,18 +70,18 @@ def started(
 @pytest.mark.parametrize(
     ("body", "option", "told"),
     [
-        pytest.param("os._exit(7)", "", "the program ended its process with exit code 7", id="exit"),
-        pytest.param("os._exit(0)", "--debug", "the program ended its process with exit code 0", id="exit-0"),
+        pytest.param("os._exit(7)", "", "the program's process ended with exit code 7", id="exit"),
+        pytest.param("os._exit(0)", "--debug", "the program's process ended with exit code 0", id="exit-0"),
         pytest.param(
             "os.kill(os.getpid(), signal.SIGKILL)",
             "",
-            "the program's process was killed by signal 9 (Killed)",
+            "the program's process was killed by signal 9 (SIGKILL; out of memory?)",
             id="kill",
         ),
         pytest.param(
             "ctypes.string_at(0)",
             "",
-            "the program's process was killed by signal 11 (Segmentation fault)",
+            "the program's process was killed by signal 11 (SIGSEGV)",
             id="crash",
         ),
     ],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 import pytest
 
@@ -26,16 +26,16 @@ ROWS = (
 
 @pytest.fixture
 def listed(run: Run, results: Give) -> Callable[..., str]:
-    """The examples that are listed, in their order."""
     results(*ROWS)
+    return partial(examples_of, run)
 
-    def of(*options: Any) -> str:
-        done = run("trials", "--json", *options)
-        if done.exception is not None and not isinstance(done.exception, SystemExit):
-            raise done.exception
-        return "".join(one["example_id"] for one in json.loads(done.output))
 
-    return of
+def examples_of(run: Run, *options: str) -> str:
+    """The examples that are listed, in their order."""
+    done = run("trials", "--json", *options)
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return "".join(one["example_id"] for one in json.loads(done.output))
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_nothing_found_says_what_was_asked(run: Run, results: Give) -> None:
 
 
 @pytest.fixture
-def varied(run: Run, results: Give) -> Callable[[str], Any]:
+def varied(run: Run, results: Give) -> Callable[[str], str]:
     """The examples of what a configuration chooses; each has its own."""
     of = {
         "a": {"var.temperature": 0.0, "var.factor": 2, "var.style": "be brief now", "var.on": True},
@@ -120,14 +120,7 @@ def varied(run: Run, results: Give) -> Callable[[str], Any]:
         "c": {"var.temperature": 1 / 3, "var.factor": 3, "var.style": "x=2 y", "var.on": False},
     }
     results(*(row(name, configuration=f"{name}000", **values) for name, values in of.items()))
-
-    def chosen(wanted: str) -> str:
-        done = run("trials", "--json", "--configuration", wanted)
-        if done.exception is not None and not isinstance(done.exception, SystemExit):
-            raise done.exception
-        return "".join(one["example_id"] for one in json.loads(done.output))
-
-    return chosen
+    return partial(examples_of, run, "--configuration")
 
 
 @pytest.mark.parametrize(
@@ -151,7 +144,7 @@ def varied(run: Run, results: Give) -> Callable[[str], Any]:
     ],
 )
 def test_numbers_are_compared_as_numbers_and_texts_as_they_are(
-    varied: Callable[[str], Any], wanted: str, examples: str
+    varied: Callable[[str], str], wanted: str, examples: str
 ) -> None:
     assert varied(wanted) == examples
 
@@ -168,7 +161,7 @@ def test_numbers_are_compared_as_numbers_and_texts_as_they_are(
         ("nothing", "give the values, or"),
     ],
 )
-def test_a_configuration_that_there_is_not_is_refused(varied: Callable[[str], Any], wanted: str, says: str) -> None:
+def test_a_configuration_that_there_is_not_is_refused(varied: Callable[[str], str], wanted: str, says: str) -> None:
     with pytest.raises(InvalidValue) as caught:
         varied(wanted)
     assert caught.value.fix.startswith(says), caught.value.fix

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from dspex_pipelines.engine.throttling.throttle import Throttle, Verdict
+from dspex_pipelines.engine.throttling.throttle import Throttle, Tuning, Verdict
 from dspex_pipelines.errors import InvalidValue
 from dspex_pipelines.model.limits import RateLimit
 from tests.engine.provider import MODEL, Provider, Run, World
@@ -278,7 +278,7 @@ def test_a_wait_that_is_too_long_is_told(wait_s):
 
 
 def test_a_lane_that_is_not_used_is_forgotten():
-    throttle = Throttle(most_lanes=2)
+    throttle = Throttle(tuning=Tuning(most_lanes=2))
     for name in ("a", "b", "c"):
         throttle.ask(name, name, 0, 0.0)
         throttle.forget([name], 1.0)

@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from dspex_pipelines.engine.throttling.throttle import Answer, Throttle, Verdict
+from dspex_pipelines.engine.throttling.throttle import Answer, Throttle, Tuning, Verdict
 from dspex_pipelines.model.limits import RateLimit
 
 PER_S = 20.0
@@ -21,7 +21,7 @@ class Throttling(RuleBasedStateMachine):
     @initialize(seed=st.integers(0, 99))
     def start(self, seed: int) -> None:
         self.now = 100.0
-        self.throttle = Throttle(rng=random.Random(seed), give_up_s=40.0)
+        self.throttle = Throttle(rng=random.Random(seed), tuning=Tuning(give_up_s=40.0))
         self.waiting: dict[int, str] = {}
         self.flying: dict[int, str] = {}
         self.paced: list[float] = []

@@ -9,8 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+from dspex_pipelines.cli.completing import DECLARATION
 from dspex_pipelines.cli.doctor.findings import Check, Finding, ok, problem, refused, warning
-from dspex_pipelines.cli.targets import DECLARATION, find_evaluation
+from dspex_pipelines.cli.targets import find_evaluation
 from dspex_pipelines.engine.programs import inspect_program, resolve
 from dspex_pipelines.errors import DspexError, InvalidValue
 from dspex_pipelines.model.evaluation import Evaluation, Upstream

@@ -55,13 +55,13 @@ class LaneStats:
 class Tuning:
     """The throttle's numbers; `Throttle` says what they mean."""
 
-    start_per_s: float
-    doubling_s: float
-    failures_to_open: int
-    open_s: float
-    longest_open_s: float
-    give_up_s: float
-    probe_every_s: float
-    longest_wait_s: float
-    idle_s: float
-    most_lanes: int
+    start_per_s: float = 700.0
+    doubling_s: float = 0.1
+    failures_to_open: int = 5
+    open_s: float = 1.0
+    longest_open_s: float = 15.0
+    give_up_s: float = 300.0
+    probe_every_s: float = 15.0
+    longest_wait_s: float = 600.0
+    idle_s: float = 600.0
+    most_lanes: int = 1_000

@@ -18,7 +18,7 @@ from dspex_pipelines.engine.throttling.permits import Answer, LaneStats, Tuning,
 from dspex_pipelines.engine.timers import Timers
 from dspex_pipelines.model.limits import RateLimit
 
-__all__ = ["Answer", "LaneStats", "Throttle", "Verdict"]
+__all__ = ["Answer", "LaneStats", "Throttle", "Tuning", "Verdict"]
 
 
 class Throttle:
@@ -43,34 +43,9 @@ class Throttle:
     and `withdraw` one per lane and pattern.
     """
 
-    def __init__(
-        self,
-        *,
-        rng: random.Random | None = None,
-        start_per_s: float = 700.0,
-        doubling_s: float = 0.1,
-        failures_to_open: int = 5,
-        open_s: float = 1.0,
-        longest_open_s: float = 15.0,
-        give_up_s: float = 300.0,
-        probe_every_s: float = 15.0,
-        longest_wait_s: float = 600.0,
-        idle_s: float = 600.0,
-        most_lanes: int = 1_000,
-    ) -> None:
+    def __init__(self, *, rng: random.Random | None = None, tuning: Tuning | None = None) -> None:
         self._rng = rng or random.Random()  # noqa: S311 - spreads probes, hides nothing
-        self._tuning = Tuning(
-            start_per_s=start_per_s,
-            doubling_s=doubling_s,
-            failures_to_open=failures_to_open,
-            open_s=open_s,
-            longest_open_s=longest_open_s,
-            give_up_s=give_up_s,
-            probe_every_s=probe_every_s,
-            longest_wait_s=longest_wait_s,
-            idle_s=idle_s,
-            most_lanes=most_lanes,
-        )
+        self._tuning = tuning or Tuning()
         self._calls: dict[Hashable, Call] = {}
         self._lanes: dict[str, Lane] = {}
         self._waiting: OrderedDict[str, Lane] = OrderedDict()
