@@ -23,7 +23,6 @@ DIGEST_SHOWN = 12
 """Characters of a digest behind a label that another one is like."""
 RANKED_BY = "ranked by"
 """The column with the mean by which configurations are ranked, where that is none of their successes alone."""
-_CLUSTER = ["partition", "group"]
 _PAIR = ["partition", "example_id", "repeat"]
 
 SLACK = 1e-9
@@ -302,7 +301,7 @@ def configurations(trials: pd.DataFrame) -> dict[str, dict[str, Any]]:
 
 def ranking_columns(names: Iterable[str]) -> list[str]:
     """Return those of a table's columns that `leaderboard` looks at."""
-    looked_at = {"configuration", "status", "error_type", *_CLUSTER, *_PAIR}
+    looked_at = {"configuration", "status", "error_type", "group", *_PAIR}
     return [name for name in names if name in looked_at or name.startswith(("var.", "score."))]
 
 
@@ -327,7 +326,7 @@ def outside_range(scores: pd.Series[float], metric: str, score_range: tuple[floa
 
 
 def estimate(trials: pd.DataFrame, column: str) -> Estimate:
-    """Return the mean of *column* with a 95% interval clustered by (partition, group).
+    """Return the mean of *column* with a 95% interval clustered by group, over all partitions.
 
     Cluster-robust variance of a mean with the small-sample factor (G/(G-1)) * ((N-1)/(N-1)), and Student's t
     with G-1 degrees of freedom: Cameron & Miller, A Practitioner's Guide to Cluster-Robust Inference (2015),
@@ -357,8 +356,20 @@ def _numbers(trials: pd.DataFrame, column: str, *, where: NDArray[np.bool_] | No
 
 
 def _codes(trials: pd.DataFrame) -> NDArray[np.intp]:
-    """Return the number of the cluster that each row is in."""
-    return np.asarray(trials.groupby(_CLUSTER, sort=False).ngroup(), dtype=np.intp)
+    """Return the number of the cluster that each row is in: its group, in whatever partitions that is.
+
+    An example without a group is called like one; it is a cluster of its own, and another partition may have the
+    same id.
+    """
+    named = trials["group"] != trials["example_id"]
+    if not named.any():
+        return _numbered(trials[["partition", "group"]])
+    in_group = named.groupby(trials["group"]).transform("any")
+    return _numbered(trials[["group"]].assign(partition=trials["partition"].where(~in_group, "")))
+
+
+def _numbered(keys: pd.DataFrame) -> NDArray[np.intp]:
+    return np.asarray(keys.groupby(list(keys.columns), sort=False).ngroup(), dtype=np.intp)
 
 
 def _clustered(values: NDArray[np.float64], codes: NDArray[np.intp]) -> Estimate:

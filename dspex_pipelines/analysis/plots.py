@@ -38,7 +38,7 @@ def leaderboard_png(board: Leaderboard) -> bytes:
     for row, standing in enumerate(standings):
         score = standing.scores[board.metric]
         colour = _BEST if standing is board.best else _REST
-        if standing.failures:
+        if score.n < standing.n:
             axes.plot(standing.bounds, [row, row], color=_BOUNDS, linewidth=5, solid_capstyle="butt", zorder=1)
         if not math.isnan(score.low):
             axes.plot([score.low, score.high], [row, row], color=colour, linewidth=1.6, zorder=2)
@@ -50,10 +50,10 @@ def leaderboard_png(board: Leaderboard) -> bytes:
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.set_xlabel(f"{board.metric}: mean and {board.interval}", fontsize=9, parse_math=False)
-    failed = any(standing.failures for standing in standings)
     shown = "" if len(standings) == len(board.standings) else f", best {len(standings)} of {len(board.standings)}"
     axes.set_title(
-        f"Configurations by {board.metric}{shown}" + ("; grey: bounds left by failures" if failed else ""),
+        f"Configurations by {board.metric}{shown}"
+        + ("; grey: bounds of the mean over all trials, ranked by the worst" if board.has_gaps else ""),
         fontsize=10,
         loc="left",
         parse_math=False,

@@ -159,10 +159,11 @@ class Hub:
         self.workers_lost += not link.leaving
         self.models.lose(link.worker_id, time.monotonic())
         self.endings.forget(link.worker_id)
-        self._tell_lost(link)
+        self._tell_answered()
 
-    def _tell_lost(self, link: WorkerLink) -> None:
-        self._tell({"lost": link.worker_id, "answered": self._answered})
+    def _tell_answered(self) -> None:
+        if self._answered:
+            self._tell({"answered": self._answered})
         self._answered = 0
 
     def lose(self, link: WorkerLink, reason: str) -> None:
@@ -178,8 +179,8 @@ class Hub:
         if link.gone or link.worker_id not in self.endings or not self.dispatcher.close(link.worker_id):
             self.lose(link, reason)
             return
-        # At once: the supervisor counts the dead, and those that have answered something since.
-        self._tell_lost(link)
+        # At once: the supervisor gives up over processes that end one after another, and nothing is answered meanwhile.
+        self._tell_answered()
 
         async def lose() -> None:
             self.lose(link, await self.endings.of(link.worker_id) or reason)

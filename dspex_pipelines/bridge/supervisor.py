@@ -3,8 +3,8 @@
 It loads no gRPC, so its children start clean. `python -m dspex_pipelines.bridge.supervisor`.
 
 The bridge says on its standard output, a JSON object per line: `address` once it serves, `quarantine` for how many
-workers for suspects it wants, `lost` for a worker that is gone and how many trials were answered since the last one,
-`answered` alone for how many were settled by what became of their worker, `retired` for a worker that takes no more
+workers for suspects it wants, `answered` when a worker is gone for how many trials were answered since it last said
+so, and at once for those that were settled by what became of their worker, `retired` for a worker that takes no more
 trials, `clients` for whether there are any, `drained` once what it has accepted is answered. It hears on its standard
 input `failing`, why the pool gives up, `started` and `ended`, which worker and with what `code`, and `drain`.
 """

@@ -44,7 +44,7 @@ def replay_trial(evaluation: Evaluation, trial: str, console: Console, *, debug:
         what = "The program (or its init, files or environment) has changed since that trial"
         changed = f"{what}; as it is now, this is trial {spec.trial_id.hex()}."
         console.print(changed, style="yellow", soft_wrap=True)
-    console.print(f"configuration  {spec.configuration}")
+    console.print(f"configuration  {spec.configuration}", soft_wrap=True)
     console.print(f"inputs         {as_json(redact_values(dict(spec.example.inputs)))}", soft_wrap=True)
     console.print(f"labels         {as_json(redact_values(dict(spec.example.labels)))}", soft_wrap=True)
     if debug:
@@ -59,7 +59,7 @@ def replay_trial(evaluation: Evaluation, trial: str, console: Console, *, debug:
         if outcome.traceback:
             console.print(outcome.traceback.rstrip(), soft_wrap=True)
     else:
-        console.print(f"scores         {as_json(dict(outcome.scores))}")
+        console.print(f"scores         {as_json(dict(outcome.scores))}", soft_wrap=True)
         console.print(f"ran for        {outcome.run_s:.3f} s")
     is_late = outcome.run_s > evaluation.timeout_s
     if is_late:
@@ -76,9 +76,9 @@ def _debug(spec: TrialSpec, metrics: list[MetricSpec], evaluation: Evaluation, c
         console.print(raised, soft_wrap=True)
         console.print("The debugger is where it was raised: `up` and `down` move, `q` ends.", style="yellow")
         pdb.post_mortem(error.__traceback__)
-        return 1
+        return exits.PROBLEM
     console.print(f"outputs        {as_json(redact_values(outputs))}", soft_wrap=True)
-    console.print(f"scores         {as_json(scores)}")
+    console.print(f"scores         {as_json(scores)}", soft_wrap=True)
     return 0
 
 

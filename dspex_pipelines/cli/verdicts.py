@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import dagster as dg
 
-_NUMBERS = re.compile(r"\d[\d.,]*")
+_NUMBERS = re.compile(r"[-+]?\d[\d.,]*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,15 +30,15 @@ class Verdict:
 
 def verdicts_of(result: dg.ExecuteInProcessResult) -> Iterator[Verdict]:
     """Return what the checks of a run have found."""
-    for told in result.get_asset_check_evaluations():
-        is_error = told.severity is dg.AssetCheckSeverity.ERROR
+    for found in result.get_asset_check_evaluations():
+        is_error = found.severity is dg.AssetCheckSeverity.ERROR
         yield Verdict(
-            name=told.check_name,
-            partition=told.partition or "",
-            said=told.description or "",
-            passed=told.passed,
+            name=found.check_name,
+            partition=found.partition or "",
+            said=found.description or "",
+            passed=found.passed,
             is_error=is_error,
-            blocking=bool(told.blocking) and is_error,
+            blocking=bool(found.blocking) and is_error,
         )
 
 

@@ -52,7 +52,7 @@ ROWS = st.lists(
 )
 
 
-def by_statsmodels(values: list[float], clusters: list[tuple[str, str]]) -> tuple[float, float, float]:
+def by_statsmodels(values: list[float], clusters: list[str]) -> tuple[float, float, float]:
     """Mean and interval of a regression on a constant with a cluster-robust covariance and Student's t."""
     codes = pd.Series(clusters).astype(str).astype("category").cat.codes.to_numpy()
     fit = sm.OLS(np.array(values), np.ones(len(values))).fit(
@@ -64,7 +64,7 @@ def by_statsmodels(values: list[float], clusters: list[tuple[str, str]]) -> tupl
     return float(fit.params[0]), float(low), float(high)
 
 
-def check(found: Estimate, values: list[float], clusters: list[tuple[str, str]]) -> None:
+def check(found: Estimate, values: list[float], clusters: list[str]) -> None:
     assert (found.n, found.clusters) == (len(values), len(set(clusters)))
     if len(set(clusters)) < 2:
         assert math.isnan(found.low)
@@ -79,7 +79,7 @@ def check(found: Estimate, values: list[float], clusters: list[tuple[str, str]])
 @given(ROWS)
 def test_means_and_intervals_are_those_of_statsmodels(rows: list[tuple[str, str, float, float, str]]) -> None:
     table = frame([trial(score=score, partition=p, group=g) for p, g, score, _, _ in rows])
-    check(estimate(table, "score.good"), [row[2] for row in rows], [row[:2] for row in rows])
+    check(estimate(table, "score.good"), [row[2] for row in rows], [row[1] for row in rows])
 
 
 @settings(deadline=None)
@@ -105,7 +105,7 @@ def test_a_difference_is_that_of_the_pairs_where_both_succeeded(
 
     both = [row for row in rows if row[4] == "both"]
     found = paired_difference(table("this", 2), table("best", 3), "score.good")
-    check(found, [row[2] - row[3] for row in both], [row[:2] for row in both])
+    check(found, [row[2] - row[3] for row in both], [row[1] for row in both])
 
 
 @settings(max_examples=25, deadline=None)
@@ -168,9 +168,23 @@ def test_equals_are_ranked_by_their_successes_then_by_name() -> None:
     assert [standing.configuration for standing in leaderboard(frame(table)).standings] == ["a", "c", "b"]
 
 
-def test_a_group_is_a_cluster_within_its_partition() -> None:
-    table = frame([trial(score=score, partition=p) for p, score in (("p", 0.0), ("q", 1.0))])
-    assert estimate(table, "score.good").clusters == 2
+@pytest.mark.parametrize(
+    ("rows", "clusters"),
+    [
+        pytest.param([("p", "g", "1"), ("q", "g", "1"), ("q", "h", "2")], 2, id="a-group-in-two-partitions"),
+        pytest.param([("p", "1", "1"), ("q", "1", "1"), ("q", "2", "2")], 3, id="no-groups"),
+        pytest.param([("p", "g", "1"), ("p", "2", "2"), ("q", "2", "2"), ("q", "g", "3")], 3, id="some-have-none"),
+        pytest.param([("p", "1", "1"), ("q", "1", "2")], 1, id="a-group-named-like-an-example-of-it"),
+    ],
+)
+def test_a_group_is_a_cluster_over_all_partitions(rows: list[tuple[str, str, str]], clusters: int) -> None:
+    table = [
+        trial(configuration, number / 10, partition=partition, group=group, example_id=example_id)
+        for number, (partition, group, example_id) in enumerate(rows)
+        for configuration in "ab"
+    ]
+    for standing in leaderboard(frame(table)).standings:
+        assert (standing.scores["good"].clusters, standing.difference.clusters) == (clusters, clusters)
 
 
 def test_one_row_has_a_mean_and_no_interval() -> None:

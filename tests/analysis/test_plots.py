@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import matplotlib.image
 import numpy as np
@@ -22,13 +23,17 @@ def draw(scores: dict[str, list[float | None]]) -> NDArray[np.float64]:
         for name, given in scores.items()
         for number, score in enumerate(given)
     ]
+    return picture_of(rows)
+
+
+def picture_of(rows: list[dict[str, Any]]) -> NDArray[np.float64]:
     picture = leaderboard_png(leaderboard(frame(rows)))
     assert picture.startswith(b"\x89PNG\r\n\x1a\n")
     return matplotlib.image.imread(io.BytesIO(picture), format="png")
 
 
 def grey(picture: NDArray[np.float64]) -> int:
-    """How many pixels have the colour of the bounds that failures leave."""
+    """How many pixels have the colour of the bounds that trials without a score leave."""
     return int(np.isclose(picture[:, :, :3], BOUNDS_GREY, atol=0.004).all(axis=2).sum())
 
 
@@ -53,6 +58,12 @@ def test_the_picture_shows_bounds_only_where_something_failed() -> None:
     fine = draw({"a": [1.0, 0.5], "b": [0.25, 0.0]})
     failed = draw({"a": [1.0, 0.5], "b": [0.25, None]})
     assert grey(failed) > grey(fine) + 100
+
+
+def test_the_picture_shows_the_bounds_that_trials_leave_which_were_not_run() -> None:
+    rows = [trial("a", 1.0), trial("a", 0.5, example_id="e2")]
+    cut = {**trial("a", None, example_id="e3"), "status": "not_run", "error_type": None}
+    assert grey(picture_of([*rows, cut])) > grey(picture_of(rows)) + 100
 
 
 def test_the_picture_grows_with_the_board_up_to_its_top() -> None:

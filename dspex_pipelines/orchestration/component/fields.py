@@ -55,7 +55,7 @@ class Dataset(Fields):
     example_id: StrictStr = ""
     """Column of unique ids; left out: the row number, of a folder's files with the file's name before it."""
     group: StrictStr = ""
-    """Column of the cluster that an example belongs to, for error bars."""
+    """Column of the cluster that an example belongs to, for error bars; one group may be in several partitions."""
     partition_by: StrictStr = ""
     """Column whose values are the partitions."""
     partitions: Partitions = Field(default_factory=lambda: ["all"])
