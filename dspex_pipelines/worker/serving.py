@@ -167,7 +167,10 @@ class Worker:
     def _poke(self) -> None:
         self._poking = False
         self._surroundings.restore()
-        self._surroundings.restore_children()
+        if self._surroundings.restore_children():
+            self._leave("a program has changed what is done when a process ends (SIGCHLD)")
+            # Before the outcomes: for each the bridge would send another trial.
+            self._wire.drain()
         self._wire.poke()
 
     def _give_back(self, attempt_id: int, reason: str) -> None:

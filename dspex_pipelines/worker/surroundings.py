@@ -22,6 +22,7 @@ class Surroundings:
         self._kept = [fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, _ABOVE) for number in range(3)]
         self._handlers = [(number, signal.getsignal(number)) for number in _SIGNALS]
         self._lock = threading.Lock()
+        self.restore_children()
 
     def restore(self) -> None:
         """Put back directory and standard streams; a few system calls, from any thread."""
@@ -49,16 +50,17 @@ class Surroundings:
         for number, handler in self._handlers:
             if signal.getsignal(number) is not handler:
                 signal.signal(number, handler)
-        self.restore_children()
 
-    def restore_children(self) -> None:
-        """See that whoever has started a process is told how it ends, on the main thread.
+    def restore_children(self) -> bool:
+        """Put back what is done when a process ends, on the main thread; return whether a program had changed it.
 
-        Where SIGCHLD is ignored the kernel forgets that: `os.waitpid` fails, and `subprocess` takes any end for a
-        success. A handler of a program's own takes nothing from its neighbours, and stays.
+        Ignored, or by a handler that waits for any process, the kernel forgets how one ended: `os.waitpid` fails then,
+        and `subprocess` takes every end for a success. What the loop had set for processes of its own is lost.
         """
-        if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        if signal.getsignal(signal.SIGCHLD) is signal.SIG_DFL:
+            return False
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        return True
 
     def _reopen(self) -> None:
         # A stream that a program has put there for its own is left to it.

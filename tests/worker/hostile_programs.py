@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -89,6 +90,17 @@ def sets_signal_handlers() -> str:
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
             signal.signal(number, signal.SIG_IGN)
+    return "set"
+
+
+def waits_for_any_process() -> str:
+    def reap(*_: object) -> None:
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, reap)
     return "set"
 
 
@@ -286,6 +298,9 @@ def returns_an_integer_too_large() -> int:
     return 2**70
 
 
+_started, _handled = asyncio.Event(), asyncio.Event()
+
+
 def _do(deed: str) -> object:
     return globals()[deed]()
 
@@ -297,6 +312,23 @@ def in_thread(x: int, deed: str) -> object:
 async def on_loop(x: int, deed: str) -> object:
     await asyncio.sleep(0 if deed else 0.02)
     return _do(deed) if deed else x
+
+
+async def starts_a_process(x: int) -> int | None:
+    """Return its exit code; once the first of them has started, SIGCHLD is handled by another program."""
+    process = await asyncio.create_subprocess_exec("cat", stdin=asyncio.subprocess.PIPE)
+    if not x:
+        _started.set()
+        await _handled.wait()
+    assert process.stdin is not None
+    process.stdin.close()
+    return await process.wait()
+
+
+async def handles_children(x: int) -> str:
+    await _started.wait()
+    _handled.set()
+    return waits_for_any_process()
 
 
 def in_process(x: int, deed: str) -> object:
@@ -314,5 +346,5 @@ def looks_around(x: int) -> dict[str, object]:
     print("and here", file=sys.stderr, flush=True)
     for number in range(3):
         os.fstat(number)
-    told = signal.getsignal(signal.SIGCHLD) is not signal.SIG_IGN
+    told = signal.getsignal(signal.SIGCHLD) is signal.SIG_DFL
     return {"x": x, "folder": str(Path.cwd()), "file": Path(__file__).is_file(), "told of children": told}

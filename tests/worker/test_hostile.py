@@ -44,9 +44,9 @@ def spec(shape: str, x: int, **inputs: object) -> TrialSpec:
     return TrialSpec(program=of, example=example, configuration=Configuration({}))
 
 
-async def run(address: str, trials: list[TrialSpec]) -> list[TrialOutcome]:
+async def run(address: str, trials: list[TrialSpec], *, timeout_s: float = 30) -> list[TrialOutcome]:
     async with PoolClient(address, connect_timeout_s=30) as client:
-        runner = TrialRunner(client, metrics=[], space_json="", timeout_s=30)
+        runner = TrialRunner(client, metrics=[], space_json="", timeout_s=timeout_s)
         outcomes = await asyncio.wait_for(asyncio.gather(*(runner.run(trial) for trial in trials)), 60)
         client.commit(len(outcomes))
     return list(outcomes)
@@ -67,6 +67,7 @@ async def run(address: str, trials: list[TrialSpec]) -> list[TrialOutcome]:
         ("deletes_its_module", TrialResult, "deleted"),
         ("deletes_what_the_worker_uses", TrialResult, "deleted"),
         ("sets_signal_handlers", TrialResult, "set"),
+        ("waits_for_any_process", TrialResult, "set"),
         ("calls_exit", RAISED, "SystemExit: 5"),
         ("aborts", DEADLY, ""),
         ("forks_and_comes_back", TrialResult, "parent"),
@@ -124,3 +125,19 @@ async def test_a_program_may_do_anything(address: str, deed: str, expected: Any,
     assert not [outcome for outcome in later if isinstance(outcome, TrialError)]
     found = {"folder": str(ROOT), "file": True, "told of children": True}
     assert [outcome.outputs for outcome in later] == [{"x": x, **found} for x in range(16)]
+
+
+async def test_a_program_that_handles_sigchld_harms_no_later_one() -> None:
+    """The loop's own handler of it is gone, without a way to have it back: it hears of no process any more."""
+    folder = Path(tempfile.mkdtemp(prefix="dspex-t-"))
+    with local_pool.lease(workers=1, slots=4, idle_s=1, cwd=ROOT, runtime_root=folder) as lease:
+        bad = [spec(shape, 0) for shape in ("starts_a_process", "handles_children")]
+        beside, handler = await run(lease.address, bad, timeout_s=5)
+        later = await run(lease.address, [spec("starts_a_process", x) for x in range(1, 9)], timeout_s=5)
+    local_pool.stop(runtime_root=folder)
+    shutil.rmtree(folder)
+    assert isinstance(handler, TrialResult)
+    assert isinstance(beside, TrialError)
+    assert beside.type is ErrorType.TIMEOUT_RUN
+    assert not [outcome for outcome in later if isinstance(outcome, TrialError)]
+    assert [outcome.outputs for outcome in later] == [0] * 8
