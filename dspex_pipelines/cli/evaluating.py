@@ -24,7 +24,6 @@ from dspex_pipelines.analysis.failures import FailureKind, failure_kinds
 from dspex_pipelines.analysis.leaderboard import Leaderboard, leaderboard
 from dspex_pipelines.bridge.addresses import check_dialled
 from dspex_pipelines.bridge.local_pool import check_workers
-from dspex_pipelines.cli.abandoned import end_abandoned_runs, process_tags
 from dspex_pipelines.cli.output import Bars
 from dspex_pipelines.cli.results import instance
 from dspex_pipelines.cli.verdicts import Verdict, verdicts_of
@@ -32,6 +31,7 @@ from dspex_pipelines.engine import executor
 from dspex_pipelines.errors import DspexError, Interrupted, InvalidValue
 from dspex_pipelines.model.evaluation import Evaluation
 from dspex_pipelines.model.usage import Usage
+from dspex_pipelines.orchestration.abandoned import end_abandoned_runs, process_tags
 from dspex_pipelines.orchestration.build import build_evaluation
 from dspex_pipelines.orchestration.config import EvaluationConfig, budget_of
 from dspex_pipelines.orchestration.data.partitions import known_partitions, present_partitions
@@ -231,7 +231,6 @@ def evaluate_partitions(
         check_dialled(address, field="pool_address")
     with instance() as opened, Bars(*columns(), console=console) as bars:
         end_abandoned_runs(opened)
-        claim_in_turn(opened)
         known = present_partitions(evaluation, opened)
         wanted = partitions or known
         for what in files_left_out(evaluation.dataset).values():
@@ -242,6 +241,7 @@ def evaluate_partitions(
             if name not in known:
                 raise InvalidValue(field="partition", value=name, fix=f"give one of {', '.join(known)}")
         reporter = BarReporter(bars)
+        claim_in_turn(opened, reporter.waits)
         definitions = build_evaluation(
             evaluation,
             resources={

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -12,7 +15,9 @@ import pytest
 from dagster._core.instance import InstanceRef
 from dagster._core.storage.event_log.sql_event_log import SqlEventLogStorage
 
+from dspex_pipelines.orchestration.abandoned import PROCESS, process_tags
 from dspex_pipelines.orchestration.step_pools import claim_in_turn
+from dspex_pipelines.wire.processes import started_at
 
 PROCESSES, ROUNDS, STEP = 4, 60, "run_trials"
 
@@ -82,3 +87,27 @@ def test_a_place_is_claimed_where_no_lock_can_be_written(instance: dg.DagsterIns
         claim_in_turn(instance)
     assert storage.claim_concurrency_slot("pool", "first", STEP).is_claimed
     assert not storage.claim_concurrency_slot("pool", "second", STEP).is_claimed
+
+
+def test_who_was_killed_while_it_was_next_keeps_nobody_waiting(instance: dg.DagsterInstance) -> None:
+    told: list[str] = []
+    claim_in_turn(instance, lambda why, _: told.append(why))
+    storage = storage_of(instance)
+    storage.initialize_concurrency_limit_to_default("pool")
+
+    @dg.job
+    def some_job() -> None: ...
+
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        host = process_tags()[PROCESS].split()[0]
+        tags = {PROCESS: f"{host} {process.pid} {started_at(process.pid)}"}
+        run = instance.create_run_for_job(some_job, status=dg.DagsterRunStatus.STARTED, tags=tags)
+        assert storage.claim_concurrency_slot("pool", "first", STEP).is_claimed
+        assert not storage.claim_concurrency_slot("pool", run.run_id, STEP).is_claimed
+        process.kill()
+    storage.free_concurrency_slot_for_step("first", STEP)
+    waiting = iter(range(100))
+    while not storage.claim_concurrency_slot("pool", "later", STEP).is_claimed:
+        time.sleep(0.1)
+        next(waiting)
+    assert set(told) == {"other runs have all places of the Dagster pool pool"}

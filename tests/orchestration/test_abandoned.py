@@ -10,7 +10,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from dspex_pipelines.cli.abandoned import PROCESS, end_abandoned_runs, process_tags
+from dspex_pipelines.orchestration.abandoned import PROCESS, end_abandoned_runs, process_tags
 from dspex_pipelines.orchestration.tags import POOL
 from dspex_pipelines.wire.processes import started_at
 

@@ -1,4 +1,4 @@
-"""Runs of this command whose process was killed, so that nobody has said that they ended."""
+"""Runs of `dspex evaluate` whose process was killed, so that nobody has said that they ended."""
 
 from __future__ import annotations
 
