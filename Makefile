@@ -41,6 +41,7 @@ check: home ## the gate: format, lint, types, layers, generated code, definition
 	$(BIN)/dagster definitions validate --workspace workspace.yaml
 
 dev: home ## open the Dagster UI on http://127.0.0.1:3000
+	@echo "Dagster is going to warn of dagster.yaml: .dagster_home links to it, so it is used."
 	@$(BIN)/dagster dev --workspace workspace.yaml --host 127.0.0.1
 
 bench: home ## run one benchmark, make bench BENCH=throughput, or all

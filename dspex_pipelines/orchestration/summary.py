@@ -27,8 +27,9 @@ BY_TYPE = "failures by type"
 NOT_COUNTED = "not counted"
 """Metadata entry: which calls are in no sum, and what to do about it."""
 _OF_FAILURES = ["trial_id", "example_id", "error_type", "error_message"]
+_WHAT = "of all trials here, reused ones too"
 _POOL = {
-    "what": "",
+    _WHAT: "",
     "in all": "of all trials together",
     "median": "half of the trials had no more",
     "95th percentile": "19 of 20 trials had no more",
@@ -192,13 +193,13 @@ def _failures_by_type(failed: Any) -> dg.MetadataValue:
 def _pool_table(table: TrialsFile) -> dg.MetadataValue:
     """Return what the pool did for the results, whichever run it did it in."""
     compute: Any = pyarrow.compute
-    rows = [{"what": "workers that answered", "in all": f"{compute.count_distinct(table['worker']).as_py():,}"}]
+    rows = [{_WHAT: "workers that answered", "in all": f"{compute.count_distinct(table['worker']).as_py():,}"}]
     for column, what in _OF_TRIALS.items():
         shown = "{:,.0f}".format if column == "attempts" else _seconds
         values = table[column]
         found = [compute.sum(values).as_py(), *compute.quantile(values, q=[0.5, 0.95, 1.0]).to_pylist()]
         texts = ("–" if one is None else shown(one) for one in found)
-        rows.append({"what": what, **dict(zip(list(_POOL)[1:], texts, strict=True))})
+        rows.append({_WHAT: what, **dict(zip(list(_POOL)[1:], texts, strict=True))})
     records = [dg.TableRecord({name: row.get(name, "") for name in _POOL}) for row in rows]
     columns = [dg.TableColumn(name, "string", text or None) for name, text in _POOL.items()]
     return dg.MetadataValue.table(records, dg.TableSchema(columns=columns))

@@ -301,9 +301,10 @@ def test_the_leaderboards_page_says_how_to_read_it() -> None:
 
 def test_what_the_pool_did_is_told_in_words_and_units(lab: Lab) -> None:
     _, metadata = lab.declare(declare("fifth_raises")).evaluated()
-    rows = {record.data["what"]: record.data for record in metadata["pool"].records}
+    what = "of all trials here, reused ones too"
+    rows = {record.data[what]: record.data for record in metadata["pool"].records}
     assert list(rows) == ["workers that answered", "attempts", "time in the queue", "time running", "time throttled"]
-    assert rows["attempts"] == {"what": "attempts", "in all": "40", "median": "1", "95th percentile": "1", "most": "1"}
+    assert rows["attempts"] == {what: "attempts", "in all": "40", "median": "1", "95th percentile": "1", "most": "1"}
     for name in ("time in the queue", "time running"):
         for column in ("in all", "median", "95th percentile", "most"):
             assert re.fullmatch(r"[0-9.,e-]+ (s|ms|µs)", str(rows[name][column])), rows[name]
