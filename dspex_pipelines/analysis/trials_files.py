@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +14,31 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 
 from dspex_pipelines.analysis.leaderboard import ranking_columns
+from dspex_pipelines.errors import DspexError
 
 ROWS = 100_000
 """Trials of several configurations that are in memory together; of one, all are."""
 BATCH = 10_000
+DAMAGE = (OSError, ValueError, LookupError, TypeError, pa.ArrowException)
+"""What reading a damaged table raises."""
 
 
 class TrialsFiles:
-    """What `leaderboard` looks at of the results in files whose plans are alike."""
+    """What `leaderboard` looks at of the results in files whose plans are alike.
+
+    Raises `DspexError`, then or when they are read, where one is damaged.
+    """
 
     def __init__(self, paths: Iterable[Path]) -> None:
         self._paths = tuple(paths)
-        names = dict.fromkeys(name for path in self._paths for name in pq.read_schema(path).names)
-        self.columns: Sequence[str] = ranking_columns(names)
+        self.columns: Sequence[str] = ranking_columns(column_names(self._paths))
         self._rows: Counter[str] = Counter()
         self._variables: dict[str, dict[str, Any]] = {}
         self._places: dict[str, list[tuple[Path, int]]] = {}
         """File and row group of each configuration's trials: few, as trials lie in the order of configurations."""
         for path in self._paths:
-            self._look(path)
+            with told_if_damaged(path):
+                self._look(path)
 
     def __len__(self) -> int:
         return self._rows.total()
@@ -100,5 +107,29 @@ class TrialsFiles:
 
 def _batches(path: Path, columns: Sequence[str], groups: Sequence[int] | None = None) -> Iterator[Any]:
     """Yield those of the *columns* that the file has, of its row groups with these numbers or all."""
-    with pq.ParquetFile(path) as file:
+    with told_if_damaged(path), pq.ParquetFile(path) as file:
         yield from file.iter_batches(BATCH, row_groups=groups, columns=list(columns))
+
+
+def column_names(paths: Iterable[Path]) -> list[str]:
+    """Return the names of the columns of all files; raises `DspexError` where one is damaged."""
+    names: dict[str, None] = {}
+    for path in paths:
+        with told_if_damaged(path):
+            names |= dict.fromkeys(pq.ParquetDataset(path).schema.names)
+    return list(names)
+
+
+@contextmanager
+def told_if_damaged(path: Path) -> Generator[None]:
+    """Make an error that says what to do of what reading damaged results raises."""
+    try:
+        yield
+    except DAMAGE as error:
+        raise damaged(path, error) from error
+
+
+def damaged(path: Path, error: Exception) -> DspexError:
+    """Return the error that says what to do about newest results that cannot be read."""
+    what = f"{type(error).__name__}: {error}"
+    return DspexError(f"{path} is damaged ({what}); evaluate the partition again, which writes it anew")

@@ -270,8 +270,8 @@ def leaderboard(
 
     check_limit(limit)
     evaluation = find_evaluation(target)
-    trials, newest = newest_results(evaluation)
-    board = rank(trials, metric=metric or None, score_range=evaluation.score_range)
+    newest = newest_results(evaluation)
+    board = rank(newest.ranked(), metric=metric or None, score_range=evaluation.score_range)
     if as_json:
         print(json.dumps(leaderboard_documents(board, limit or None), indent=2))
         if board.outside:
@@ -279,7 +279,7 @@ def leaderboard(
         return
     _print_leaderboard(board, limit or None)
     _say_shown(board, limit or None)
-    examples = len(trials[["partition", "example_id"]].drop_duplicates())
+    examples = len(newest.load(["partition", "example_id"]).drop_duplicates())
     _say(f"Of {examples:,} examples in {', '.join(newest.paths)}")
     _say_partial(newest.partial)
     _say_left_out(newest.left_out)

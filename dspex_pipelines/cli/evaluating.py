@@ -282,14 +282,14 @@ def evaluate_partitions(
             _execute(job, opened, [board_key], partition=None, config={}, tags={})
         newest = NewestResults.find(opened, evaluation.name, known_partitions(evaluation, opened))
         folder = ResultStore().folder(opened) / "results" / evaluation.name
-    trials = newest.load()
+    failed = newest.load(["error_type", "error_message"], where=[("status", "!=", "ok")])
     return EvaluatedPartitionsSummary(
-        board=leaderboard(trials, score_range=evaluation.score_range),
+        board=leaderboard(newest.ranked(), score_range=evaluation.score_range),
         left_out=newest.left_out,
         partial=newest.partial,
         folder=folder,
         usage=reporter.usage,
-        failures=failure_kinds(trials),
+        failures=failure_kinds(failed),
         failed=reporter.failures,
         hedged=reporter.hedges,
         not_counted=tuple(reporter.usage.warnings(budget_of(config, evaluation)).values()),

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+import pyarrow.compute
 
 from dspex_pipelines.cli.results import instance, newest_results
 from dspex_pipelines.errors import InvalidValue
@@ -23,8 +26,10 @@ class FoundTrial:
 
 def find_trial(evaluation: Evaluation, trial: str) -> FoundTrial:
     """Return the trial of the newest results whose id begins with *trial*; raises `InvalidValue` unless it is one."""
-    frame, newest = newest_results(evaluation)
-    found = frame[frame["trial_id"].str.startswith(trial)]
+    newest = newest_results(evaluation)
+    compute: Any = pyarrow.compute  # its functions are made at run time
+    begins = compute.starts_with(compute.field("trial_id"), trial)
+    found = newest.load(["trial_id", "partition"], where=begins)
     if len(found) != 1:
         fix = "several begin with it; give more characters: `dspex trials --json` has all of them"
         if found.empty:

@@ -11,7 +11,6 @@ from typing import cast
 from urllib.parse import unquote
 
 import dagster as dg
-import pandas as pd
 import yaml
 from dagster._core.instance.ref import InstanceRef
 from dagster._core.storage.noop_compute_log_manager import NoOpComputeLogManager
@@ -118,14 +117,14 @@ def _unusable(home: Path, reason: str) -> InvalidValue:
     return InvalidValue(field="DAGSTER_HOME", value=str(home), fix=fix)
 
 
-def newest_results(evaluation: Evaluation) -> tuple[pd.DataFrame, NewestResults]:
-    """Return one row per trial of the newest like-planned results; raises `DspexError` when there are none."""
+def newest_results(evaluation: Evaluation) -> NewestResults:
+    """Return the newest like-planned results; raises `DspexError` when there are none."""
     home = home_folder()
     if is_used(home):
         with instance() as opened:
             newest = NewestResults.find(opened, evaluation.name, known_partitions(evaluation, opened))
         if newest.paths:
-            return newest.load(), newest
+            return newest
     raise DspexError(
         f"{evaluation.name} has no results in {home}; run `dspex evaluate` for it first, or set DAGSTER_HOME to where "
         "it was evaluated"

@@ -19,6 +19,8 @@ from dspex_pipelines.model.outcome import ErrorType
 
 MOST_LISTED = 20
 """Configurations that an error lists."""
+TEXTS = ("trial_id", "evaluation", "group", "worker", "error_message", "error_traceback", "outputs")
+"""Columns that no trial is selected or sorted by; they may be large."""
 SCORE = "score"
 """Sorts by the first metric."""
 _OPERATORS: dict[str, Callable[[Any, float], Any]] = {

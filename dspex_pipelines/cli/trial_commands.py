@@ -62,7 +62,7 @@ def trials(
 ) -> None:
     """List trials of the newest results, with their outcomes."""
     from dspex_pipelines.cli.results import newest_results
-    from dspex_pipelines.cli.selecting import Selection, labels, worst_first
+    from dspex_pipelines.cli.selecting import TEXTS, Selection, labels, worst_first
     from dspex_pipelines.cli.targets import find_evaluation
 
     check_limit(limit)
@@ -74,18 +74,22 @@ def trials(
         example=example,
         partition=partition,
     )
-    frame, _ = newest_results(find_evaluation(target))
+    newest = newest_results(find_evaluation(target))
+    names = newest.columns()
+    frame = newest.load([name for name in names if name not in TEXTS])
     named = labels(frame)
     frame = selection.of(frame)
     if sort:
         frame = worst_first(frame, sort)
     shown = frame.head(limit) if limit else frame
     if as_json:
-        print(shown.to_json(orient="records", indent=2))
+        whole = shown.join(newest.rows(shown.index, TEXTS)) if len(shown) else shown
+        print(whole.reindex(columns=names).to_json(orient="records", indent=2))
         return
     if frame.empty:
         console.print(_nothing(selection), soft_wrap=True)
         return
+    shown = shown.join(newest.rows(shown.index, ["trial_id", "error_message"]))
     beside = sort if sort in frame.columns else ""
     table = Table()
     for name in ("trial", "configuration", "example", "outcome", *filter(None, [beside]), _last_column(shown)):

@@ -15,10 +15,11 @@ from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetC
 from dagster._core.event_api import PartitionKeyFilter  # what asks for one partition's checks is not public
 
 from dspex_pipelines.analysis.checks import Baseline, NotLookedAt, columns_of, lacks_scores
+from dspex_pipelines.analysis.trials_files import damaged
 from dspex_pipelines.model.checks import Check, NoRegression
 from dspex_pipelines.model.plan import Plan
 from dspex_pipelines.model.trial import MetricSpec
-from dspex_pipelines.orchestration.io_managers import PLAN, PLAN_FILE, UNREADABLE, damaged
+from dspex_pipelines.orchestration.io_managers import PLAN, PLAN_FILE, UNREADABLE
 
 MOST = 200
 """Earlier results that are looked at, however often each was materialised; those deleted take no time to look at."""

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import dagster as dg
 
 from dspex_pipelines.analysis.checks import Finding, judge
+from dspex_pipelines.analysis.trials_files import damaged
 from dspex_pipelines.errors import DspexError
 from dspex_pipelines.model.checks import Check, Coverage, FailureRate, NoRegression, ScoreFloor
 from dspex_pipelines.model.evaluation import Evaluation
 from dspex_pipelines.orchestration.baseline import Materialised, find_baseline, materialised
 from dspex_pipelines.orchestration.data.partitions import partitions_def
 from dspex_pipelines.orchestration.failing import stay_failed, step_failure
-from dspex_pipelines.orchestration.io_managers import UNREADABLE, damaged
+from dspex_pipelines.orchestration.io_managers import UNREADABLE
 from dspex_pipelines.orchestration.resources import ResultStore
 from dspex_pipelines.orchestration.secrecy import without_secrets
 from dspex_pipelines.orchestration.tags import RESULTS

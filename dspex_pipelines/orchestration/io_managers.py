@@ -2,17 +2,17 @@
 
 import filecmp
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pandas as pd
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dspex_pipelines.analysis.trials_files import TrialsFiles
+from dspex_pipelines.analysis.trials_files import DAMAGE, TrialsFiles, column_names, told_if_damaged
 from dspex_pipelines.errors import DspexError
 from dspex_pipelines.model.payload import digest, digest_each
 from dspex_pipelines.model.plan import Plan
@@ -25,7 +25,7 @@ PLAN_FILE = "plan.json"
 SHORT = 12
 ROWS = 10_000
 """Rows that are looked at at a time."""
-UNREADABLE = (OSError, ValueError, LookupError, TypeError, pa.ArrowException, DspexError)
+UNREADABLE = (*DAMAGE, DspexError)
 """What reading a damaged plan or table raises."""
 _TELLING = ["trial_id", "error_type", "error_message"]
 PLAN = "plan file"
@@ -97,17 +97,38 @@ class NewestResults:
             partial={name: what for name, what in partial.items() if name in alike},
         )
 
-    def load(self) -> pd.DataFrame:
-        """Return their trials, one row each; raises `DspexError` where they cannot be read."""
-        return pd.concat([_loaded(path) for path in self.paths.values()], ignore_index=True)
+    def columns(self) -> list[str]:
+        """Return the names of the columns of their trials; raises `DspexError` where they cannot be read."""
+        return column_names(self.paths.values())
+
+    def load(self, columns: Collection[str] | None = None, *, where: Any = None) -> pd.DataFrame:
+        """Return their trials, one row each; raises `DspexError` where they cannot be read.
+
+        Of many trials that is much: *columns* are all that is read, and *where* says by a filter of Arrow which rows.
+        """
+        return pd.concat([_loaded(path, columns, where) for path in self.paths.values()], ignore_index=True)
+
+    def rows(self, numbers: Collection[int], columns: Collection[str]) -> pd.DataFrame:
+        """Return these *columns* of those rows of all that `load` returns, by their numbers.
+
+        A row group is in memory at a time, as outputs may be large.
+        """
+        wanted = sorted(numbers)
+        found: list[pd.DataFrame] = []
+        start = 0
+        for path in self.paths.values():
+            with told_if_damaged(path), pq.ParquetFile(path) as file:
+                names = _present(file.schema_arrow.names, columns)
+                for group in range(file.num_row_groups):
+                    stop = start + file.metadata.row_group(group).num_rows
+                    here = [row - start for row in wanted[bisect_left(wanted, start) : bisect_left(wanted, stop)]]
+                    if here:
+                        found.append(file.read_row_group(group, columns=names).take(here).to_pandas())
+                    start = stop
+        return pd.concat(found).set_axis(wanted)
 
     def ranked(self) -> TrialsFiles:
         """Return what a leaderboard looks at; raises `DspexError` where it cannot be read."""
-        for path in self.paths.values():
-            try:
-                TrialsFiles([path])
-            except UNREADABLE as error:
-                raise damaged(path, error) from error
         return TrialsFiles(self.paths.values())
 
     def plan_file(self, partition: str) -> Path:
@@ -115,17 +136,15 @@ class NewestResults:
         return self.paths[partition].with_name(PLAN_FILE)
 
 
-def damaged(path: Path, error: Exception) -> DspexError:
-    """Return the error that says what to do about newest results that cannot be read."""
-    what = f"{type(error).__name__}: {error}"
-    return DspexError(f"{path} is damaged ({what}); evaluate the partition again, which writes it anew")
+def _loaded(path: Path, columns: Collection[str] | None, where: Any) -> pd.DataFrame:
+    names = None if columns is None else _present(column_names([path]), columns)
+    with told_if_damaged(path):
+        return pq.read_table(path, columns=names, filters=where).to_pandas()
 
 
-def _loaded(path: Path) -> pd.DataFrame:
-    try:
-        return pq.read_table(path).to_pandas()
-    except UNREADABLE as error:
-        raise damaged(path, error) from error
+def _present(names: Iterable[str], columns: Collection[str]) -> list[str]:
+    """Return those of the *columns* that a file with these *names* has: another's may have more."""
+    return [name for name in names if name in columns]
 
 
 def _kept_plan(plan: Plan, folder: Path) -> Path:

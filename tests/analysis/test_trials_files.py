@@ -13,7 +13,8 @@ import pytest
 from dspex_pipelines.analysis import trials_files
 from dspex_pipelines.analysis.leaderboard import leaderboard
 from dspex_pipelines.analysis.trials_files import TrialsFiles
-from dspex_pipelines.errors import InvalidValue
+from dspex_pipelines.errors import DspexError, InvalidValue
+from tests.damaged import damage
 
 
 def trials(partition: str, *, names: tuple[str, ...]) -> pd.DataFrame:
@@ -103,3 +104,13 @@ def test_scores_that_nobody_has_are_no_metrics_of_the_leaderboard(tmp_path: Path
     assert leaderboard(files).metrics == ("b",)
     with pytest.raises(InvalidValue):
         leaderboard(files, metric="a")
+
+
+@pytest.mark.parametrize("column", ["configuration", "score.a"])
+def test_what_is_damaged_is_told_by_its_file_whenever_it_is_read(tmp_path: Path, column: str) -> None:
+    whole, path = written(tmp_path, trials("p", names=("score.a",)), trials("q", names=("score.a",)))
+    damage(path, column, [8])
+    with pytest.raises(DspexError, match="evaluate the partition again") as caught:
+        leaderboard(TrialsFiles([whole, path]))
+    assert str(caught.value).startswith(f"{path} is damaged (")
+    assert str(caught.value).count("is damaged") == 1

@@ -66,16 +66,16 @@ def run() -> Run:
 
 
 @pytest.fixture
-def results(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def results(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
     """Let the commands find these rows as the newest results."""
+    path = tmp_path / "trials.parquet"
 
     def give(*rows: dict[str, Any], left_out: tuple[str, ...] = (), partial: dict[str, str] | None = None) -> None:
-        newest = NewestResults(
-            paths={"all": Path("trials.parquet")}, left_out=left_out, missing=(), partial=partial or {}
-        )
-        frame = pd.DataFrame(list(rows))
+        newest = NewestResults(paths={"all": path}, left_out=left_out, missing=(), partial=partial or {})
+        texts = dict.fromkeys(("error_type", "error_message"), str)
+        pd.DataFrame(list(rows)).astype(texts).to_parquet(path, index=False, row_group_size=2)
         monkeypatch.setattr("dspex_pipelines.cli.targets.find_evaluation", lambda *_, **__: EVALUATION)
-        monkeypatch.setattr("dspex_pipelines.cli.results.newest_results", lambda _: (frame, newest))
+        monkeypatch.setattr("dspex_pipelines.cli.results.newest_results", lambda _: newest)
 
     return give
 

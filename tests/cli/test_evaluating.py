@@ -76,8 +76,10 @@ def test_a_replay_is_of_the_same_files_and_isolation(tmp_path: Path, monkeypatch
     example = Example(example_id="a", inputs={"text": "x"})
     planned = next(plan.trials(next(plan.batches(1)), [example])).trial_id.hex()
     frame = pd.DataFrame([{"trial_id": planned, "partition": "all"}])
-    newest = NewestResults(paths={"all": tmp_path / "trials.parquet"}, left_out=(), missing=(), partial={})
-    monkeypatch.setattr(finding, "newest_results", lambda _: (frame, newest))
+    path = tmp_path / "trials.parquet"
+    frame.to_parquet(path)
+    newest = NewestResults(paths={"all": path}, left_out=(), missing=(), partial={})
+    monkeypatch.setattr(finding, "newest_results", lambda _: newest)
     monkeypatch.setattr(finding, "instance", nullcontext)
     monkeypatch.setattr(finding.ResultStore, "datasets", lambda *_: tmp_path)
     monkeypatch.setattr(finding, "planned_examples", lambda *_: [example])
@@ -85,6 +87,7 @@ def test_a_replay_is_of_the_same_files_and_isolation(tmp_path: Path, monkeypatch
     assert found.trial_id.hex() == planned
     assert found.program.isolation == "process"
     frame["trial_id"] = earlier = "0" * 32
+    frame.to_parquet(path)
     with pytest.raises(InvalidValue, match="were made by an earlier release"):
         finding.find_trial(evaluation, earlier)
 
