@@ -74,6 +74,8 @@ class PoolUnreachable(DspexError):
             fix = "leave the address (--pool-address) empty for a local pool"
             if address.startswith(_SERVED):
                 fix += f", or start one there: `dspex pool start --address {address}`"
+            if address.startswith("unix:"):
+                fix += "; where it is empty, the local pool was killed: run again, what is done is kept"
         super().__init__(f"no worker pool answered at {address} within {waited_s:g} s ({reason}); {fix}")
 
 

@@ -77,6 +77,7 @@ async def run_batch(
     usage: Usage | None = None,
     scores: RunningScores | None = None,
     hedging: Hedging | None = None,
+    check: Callable[[], None] = lambda: None,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> BatchSummary:
     """Run what is missing of *batch*; each outcome is in the journal before it counts as done.
@@ -84,6 +85,7 @@ async def run_batch(
     At most *max_concurrency* trials run or wait to be recorded: so many run twice when this process is killed. *calls*
     is what holds for calls to models; what its trials use is added to *usage*, what they score to *scores*. *hedging*
     says which of them get a second copy, beyond *max_concurrency*. *spans* tells of every trial that is run.
+    *check* is called before outcomes are kept, and what it raises ends the batch without those.
     *on_progress* is called after every group, when both are up to date. Once the *ledger* says that the run has
     stopped, nothing more is started; what is in flight has `STOP_S` to end. Raises `PoolUnreachable` when the bridge
     goes away, and `ProviderRefused` when a model's provider refuses the key. Whatever ends it, a cancellation included,
@@ -114,6 +116,7 @@ async def run_batch(
     refused = ""
 
     def record(entries: list[Entry]) -> None:
+        check()
         journal.record(plan.generation, entries, failures_since=plan.failures_since)
         if ledger is not None:
             ledger.spend(entry.outcome for entry in entries)
@@ -122,6 +125,7 @@ async def run_batch(
         # What is spent is booked by another transaction, which may have to wait.
         if ledger is not None and ledger.is_bounded:
             return False
+        check()
         return journal.record_now(plan.generation, entries, failures_since=plan.failures_since)
 
     def durable(entries: list[Entry]) -> None:

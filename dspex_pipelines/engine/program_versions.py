@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dspex_pipelines.engine.compiled import installed_folders
+from dspex_pipelines.engine.declared_files import UnchangedFiles, digest_of_files
 from dspex_pipelines.engine.programs import resolve, spare_parameters
 from dspex_pipelines.engine.syntax import parsed
 from dspex_pipelines.errors import ProgramUnavailable
@@ -51,20 +52,23 @@ def program_version(
     if declared:
         return f"{DECLARED}{digest_of([parameters, declared]).hex()}{surroundings}"
     version = digest_of([parameters, _source(entry_point)]).hex()
-    contents: list[list[Any]] = []
-    for file in files:
-        try:
-            # An absolute path tells more of the machine than of the program.
-            contents.append([file.name if file.is_absolute() else str(file), file.read_bytes()])
-        except OSError as error:
-            raise ProgramUnavailable(entry_point=entry_point, reason=f"declared file: {error}") from error
-    return f"{version}.{digest_of(contents).hex()}{surroundings}" if contents else f"{version}{surroundings}"
+    named = list(files)
+    contents = f".{digest_of_files(named, entry_point=entry_point)}" if named else ""
+    return f"{version}{contents}{surroundings}"
+
+
+def unchanged_files(spec: ProgramSpec, files: Sequence[Path]) -> UnchangedFiles:
+    """Return those of the *files* that join the version of *spec*: none where it is declared."""
+    if spec.version.startswith(DECLARED):
+        files = ()
+    digest = spec.version.partition(_ENVIRONMENT)[0].partition(".")[2]
+    return UnchangedFiles(files, digest, entry_point=spec.entry_point)
 
 
 def is_version_here(spec: ProgramSpec) -> bool:
     """Return whether the source this process would import is the version that *spec* names.
 
-    A declared version is the user's word. Files that join a version are not read again here.
+    A declared version is the user's word. Files that join a version are looked at by who keeps the outcomes.
     """
     if spec.version.startswith(DECLARED):
         return True

@@ -16,7 +16,7 @@ from dspex_pipelines.analysis.trials_files import TrialsFiles
 from dspex_pipelines.engine.batch import BatchSummary, planned_outcomes, run_batch
 from dspex_pipelines.engine.executor import Progress
 from dspex_pipelines.engine.journal.ledger import Ledger, why_stopped
-from dspex_pipelines.engine.program_versions import metric_version, program_version
+from dspex_pipelines.engine.program_versions import metric_version, program_version, unchanged_files
 from dspex_pipelines.engine.programs import inspect_program
 from dspex_pipelines.engine.running_scores import RunningScores
 from dspex_pipelines.engine.spans import RunSpans
@@ -133,7 +133,12 @@ def _plan_op(evaluation: Evaluation, run_tags: Mapping[str, str]) -> dg.OpDefini
                 plans = [_plan(context, evaluation, config, store, partition) for partition in context.partition_keys]
             except DspexError as error:
                 raise step_failure(context.instance, context.run.run_id, error) from error
-        about = {"calls": evaluation.calls.to_document(), "score_range": evaluation.score_range, **limits}
+        about = {
+            "calls": evaluation.calls.to_document(),
+            "score_range": evaluation.score_range,
+            "files": list(map(str, evaluation.files)),
+            **limits,
+        }
         yield dg.Output(Manifest.text_of(plans, about), output_name="manifest")
         size = trials_per_op(config, sum(plan.total for plan in plans))
         steps = 0
@@ -255,6 +260,7 @@ def run_trials(
     usage = Usage()
     bounds_usage = bool(budget.max_tokens or budget.max_cost_usd)
     warned: set[str] = set()
+    files = unchanged_files(plan.program, list(map(Path, document.get("files", ()))))
 
     def wait(why: str, for_s: float) -> None:
         log.waits(why, for_s)
@@ -295,6 +301,7 @@ def run_trials(
                     scores=scores,
                     hedging=hedging,
                     spans=spans,
+                    check=files.check,
                     on_progress=tell,
                 )
 

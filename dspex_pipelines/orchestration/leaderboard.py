@@ -15,7 +15,7 @@ from dspex_pipelines.orchestration.io_managers import EvaluatedPartitions
 from dspex_pipelines.orchestration.tags import PARTIAL, RESULTS
 
 SHOWN = 50
-"""Configurations in the asset's metadata; the file has all."""
+"""Configurations in the asset's metadata, and partitions that have no results."""
 TOP = 10
 """Configurations shown without a click."""
 _READING = """
@@ -69,6 +69,9 @@ def leaderboard_metadata(board: Leaderboard, trials: EvaluatedPartitions) -> Map
         "trials": dg.MetadataValue.int(len(trials.ranked)),
         "failures": dg.MetadataValue.int(sum(standing.failures for standing in board.standings)),
     }
+    if trials.missing:
+        rest = f" and {len(trials.missing) - SHOWN:,} more" if len(trials.missing) > SHOWN else ""
+        metadata["not evaluated yet"] = dg.MetadataValue.text(", ".join(trials.missing[:SHOWN]) + rest)
     if trials.partial:
         said = "\n".join(f"- {name}: {what}" for name, what in trials.partial.items())
         metadata[PARTIAL] = dg.MetadataValue.md(said)

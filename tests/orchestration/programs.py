@@ -29,6 +29,14 @@ def logged(x: int, k: int, log: str) -> int:
     return x * k
 
 
+def reads(x: int, prompt: str, edited_at: int) -> str:
+    """Return what the file *prompt* says; somebody edits it while example *edited_at* runs."""
+    text = Path(prompt).read_text()
+    if x == edited_at:
+        Path(prompt).write_text("edited")
+    return text
+
+
 def noisy(x: int, seed: int) -> int:
     return x + seed
 

@@ -20,6 +20,7 @@ from dagster._core.definitions.data_version import CachingStaleStatusResolver, S
 from dagster._core.loader import LoadingContextForTest
 
 from dspex_pipelines.errors import InvalidValue
+from dspex_pipelines.model.payload import decode
 from dspex_pipelines.model.search import Search
 from dspex_pipelines.model.space import ConfigurationSpace
 from dspex_pipelines.model.variables import Choice, Float, Integer
@@ -237,8 +238,10 @@ def test_the_leaderboard_never_mixes_a_smoke_run_with_the_real_one(lab: Lab) -> 
     evaluation = declare("fifth_raises", given, partition_by="topic", partitions=("even", "odd"))
     lab.declare(evaluation)
     _, full = lab.evaluated("even")
+    assert lab.ranked()["not evaluated yet"] == "odd"
     lab.evaluated("odd")
     both = lab.ranked()
+    assert "not evaluated yet" not in both
     assert (both["partitions"], both["left out (other plans)"], both["trials"]) == ("even, odd", "none", 16)
     _, smoke = lab.evaluated("odd", limit=2)
     assert smoke["plan"] != full["plan"]
@@ -438,3 +441,33 @@ def test_every_column_says_what_it_means(lab: Lab) -> None:
     meanings = {column.name: column.description for column in metadata["dagster/column_schema"].columns}
     assert [name for name, meaning in meanings.items() if not meaning] == []
     assert meanings["var.k"] == "how often"
+
+
+@pytest.mark.parametrize("more", [{}, {"max_errors": 0.99}], ids=["at-once", "in-a-thread"])
+def test_what_runs_while_a_declared_file_is_edited_is_kept_under_no_version(
+    lab: Lab, tmp_path: Path, more: dict[str, float]
+) -> None:
+    """That is so for the trial during which it is edited, too."""
+    prompt = tmp_path / "prompt.txt"
+    prompt.write_text("planned")
+    source = rows(40, prompt=str(prompt), edited_at=25)
+    inputs = ("x", "prompt", "edited_at")
+    lab.declare(declare("reads", source, inputs=inputs, files=(prompt,), space=ConfigurationSpace()))
+    result = lab.evaluate(max_concurrency=1, **more)
+    assert not result.success
+    assert f"a declared file ({prompt}) was edited since the run was planned" in failure(result)
+    assert "run the evaluation again" in failure(result)
+    with sqlite3.connect(lab.folder / "journal.sqlite") as journal:
+        kept = [decode(outputs) for (outputs,) in journal.execute("SELECT outputs FROM executions")]
+    assert kept == ["planned"] * len(kept)
+    assert len(kept) < 40
+
+
+def test_a_declared_file_that_is_written_again_as_it_was_is_no_other(lab: Lab, tmp_path: Path) -> None:
+    prompt = tmp_path / "prompt.txt"
+    prompt.write_text("edited")
+    source = rows(40, prompt=str(prompt), edited_at=25)
+    inputs = ("x", "prompt", "edited_at")
+    lab.declare(declare("reads", source, inputs=inputs, files=(prompt,), space=ConfigurationSpace()))
+    frame, _ = lab.evaluated(max_concurrency=1)
+    assert len(frame) == 40
