@@ -116,7 +116,7 @@ def column_names(paths: Iterable[Path]) -> list[str]:
     names: dict[str, None] = {}
     for path in paths:
         with told_if_damaged(path):
-            names |= dict.fromkeys(pq.ParquetDataset(path).schema.names)
+            names |= dict.fromkeys(pq.read_schema(path).names)
     return list(names)
 
 

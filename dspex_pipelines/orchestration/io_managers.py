@@ -51,8 +51,6 @@ class EvaluatedPartitions:
     newest: "NewestResults"
     partitions: tuple[str, ...]
     left_out: tuple[str, ...]
-    missing: tuple[str, ...]
-    """Partitions that have no results yet."""
     partial: dict[str, str]
     """Partition to what its run did not get to, and why; complete ones are not in it."""
 
@@ -256,7 +254,6 @@ class TrialsIOManager(dg.IOManager):
             newest=newest,
             partitions=tuple(newest.paths),
             left_out=newest.left_out,
-            missing=newest.missing,
             partial=newest.partial,
         )
 

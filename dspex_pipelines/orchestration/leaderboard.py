@@ -69,9 +69,9 @@ def leaderboard_metadata(board: Leaderboard, trials: EvaluatedPartitions) -> Map
         "trials": dg.MetadataValue.int(len(trials.ranked)),
         "failures": dg.MetadataValue.int(sum(standing.failures for standing in board.standings)),
     }
-    if trials.missing:
-        rest = f" and {len(trials.missing) - SHOWN:,} more" if len(trials.missing) > SHOWN else ""
-        metadata["not evaluated yet"] = dg.MetadataValue.text(", ".join(trials.missing[:SHOWN]) + rest)
+    if missing := trials.newest.missing:
+        rest = f" and {len(missing) - SHOWN:,} more" if len(missing) > SHOWN else ""
+        metadata["not evaluated yet"] = dg.MetadataValue.text(", ".join(missing[:SHOWN]) + rest)
     if trials.partial:
         said = "\n".join(f"- {name}: {what}" for name, what in trials.partial.items())
         metadata[PARTIAL] = dg.MetadataValue.md(said)

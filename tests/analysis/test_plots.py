@@ -62,7 +62,7 @@ def test_the_picture_shows_bounds_only_where_something_failed() -> None:
 
 def test_the_picture_shows_the_bounds_that_trials_leave_which_were_not_run() -> None:
     rows = [trial("a", 1.0), trial("a", 0.5, example_id="e2")]
-    cut = {**trial("a", None, example_id="e3"), "status": "not_run", "error_type": None}
+    cut = trial("a", None, example_id="e3", error_type="budget_exhausted")
     assert grey(picture_of([*rows, cut])) > grey(picture_of(rows)) + 100
 
 

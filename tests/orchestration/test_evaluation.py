@@ -20,6 +20,7 @@ from dagster._core.definitions.data_version import CachingStaleStatusResolver, S
 from dagster._core.loader import LoadingContextForTest
 
 from dspex_pipelines.errors import InvalidValue
+from dspex_pipelines.model.evaluation import Evaluation
 from dspex_pipelines.model.payload import decode
 from dspex_pipelines.model.search import Search
 from dspex_pipelines.model.space import ConfigurationSpace
@@ -443,6 +444,13 @@ def test_every_column_says_what_it_means(lab: Lab) -> None:
     assert meanings["var.k"] == "how often"
 
 
+def reading(prompt: Path) -> Evaluation:
+    """Forty trials that return what a declared file says; during one of them it is edited."""
+    source = rows(40, prompt=str(prompt), edited_at=25)
+    inputs = ("x", "prompt", "edited_at")
+    return declare("reads", source, inputs=inputs, files=(prompt,), space=ConfigurationSpace())
+
+
 @pytest.mark.parametrize("more", [{}, {"max_errors": 0.99}], ids=["at-once", "in-a-thread"])
 def test_what_runs_while_a_declared_file_is_edited_is_kept_under_no_version(
     lab: Lab, tmp_path: Path, more: dict[str, float]
@@ -450,9 +458,7 @@ def test_what_runs_while_a_declared_file_is_edited_is_kept_under_no_version(
     """That is so for the trial during which it is edited, too."""
     prompt = tmp_path / "prompt.txt"
     prompt.write_text("planned")
-    source = rows(40, prompt=str(prompt), edited_at=25)
-    inputs = ("x", "prompt", "edited_at")
-    lab.declare(declare("reads", source, inputs=inputs, files=(prompt,), space=ConfigurationSpace()))
+    lab.declare(reading(prompt))
     result = lab.evaluate(max_concurrency=1, **more)
     assert not result.success
     assert f"a declared file ({prompt}) was edited since the run was planned" in failure(result)
@@ -466,8 +472,5 @@ def test_what_runs_while_a_declared_file_is_edited_is_kept_under_no_version(
 def test_a_declared_file_that_is_written_again_as_it_was_is_no_other(lab: Lab, tmp_path: Path) -> None:
     prompt = tmp_path / "prompt.txt"
     prompt.write_text("edited")
-    source = rows(40, prompt=str(prompt), edited_at=25)
-    inputs = ("x", "prompt", "edited_at")
-    lab.declare(declare("reads", source, inputs=inputs, files=(prompt,), space=ConfigurationSpace()))
-    frame, _ = lab.evaluated(max_concurrency=1)
+    frame, _ = lab.declare(reading(prompt)).evaluated(max_concurrency=1)
     assert len(frame) == 40

@@ -83,6 +83,10 @@ def test_the_job_succeeds_with_every_trial_in_its_table(instance: dg.DagsterInst
     assert record.asset_materialization.metadata["trials run"].value == 20
 
 
+def test_its_run_claims_places_in_dagsters_pools_in_turn(home: Path) -> None:
+    assert (home / "dspex_claims.lock").exists()
+
+
 def test_every_step_joined_the_pool_that_the_first_one_started(home: Path, runtime_root: Path) -> None:
     assert len(local_pool.status(runtime_root=runtime_root / "dspex")) == 1
 

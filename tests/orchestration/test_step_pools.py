@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import subprocess
 import sys
 import time
@@ -15,9 +16,10 @@ import pytest
 from dagster._core.instance import InstanceRef
 from dagster._core.storage.event_log.sql_event_log import SqlEventLogStorage
 
-from dspex_pipelines.orchestration.abandoned import PROCESS, process_tags
+from dspex_pipelines.cli.starter import write_starter
 from dspex_pipelines.orchestration.step_pools import claim_in_turn
-from dspex_pipelines.wire.processes import started_at
+from dspex_pipelines.orchestration.tags import POOL
+from tests.orchestration.test_abandoned import tags_of
 
 PROCESSES, ROUNDS, STEP = 4, 60, "run_trials"
 
@@ -83,8 +85,7 @@ def test_a_place_is_claimed_where_no_lock_can_be_written(instance: dg.DagsterIns
     (tmp_path / "dspex_claims.lock").mkdir()
     storage = storage_of(instance)
     storage.initialize_concurrency_limit_to_default("pool")
-    for _ in range(2):
-        claim_in_turn(instance)
+    claim_in_turn(instance)
     assert storage.claim_concurrency_slot("pool", "first", STEP).is_claimed
     assert not storage.claim_concurrency_slot("pool", "second", STEP).is_claimed
 
@@ -99,9 +100,7 @@ def test_who_was_killed_while_it_was_next_keeps_nobody_waiting(instance: dg.Dags
     def some_job() -> None: ...
 
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
-        host = process_tags()[PROCESS].split()[0]
-        tags = {PROCESS: f"{host} {process.pid} {started_at(process.pid)}"}
-        run = instance.create_run_for_job(some_job, status=dg.DagsterRunStatus.STARTED, tags=tags)
+        run = instance.create_run_for_job(some_job, status=dg.DagsterRunStatus.STARTED, tags=tags_of(process))
         assert storage.claim_concurrency_slot("pool", "first", STEP).is_claimed
         assert not storage.claim_concurrency_slot("pool", run.run_id, STEP).is_claimed
         process.kill()
@@ -111,3 +110,31 @@ def test_who_was_killed_while_it_was_next_keeps_nobody_waiting(instance: dg.Dags
         time.sleep(0.1)
         next(waiting)
     assert set(told) == {"other runs have all places of the Dagster pool pool"}
+
+
+def test_an_instance_is_prepared_once(instance: dg.DagsterInstance) -> None:
+    claim_in_turn(instance)
+    prepared = storage_of(instance).claim_concurrency_slot
+    claim_in_turn(instance)
+    assert storage_of(instance).claim_concurrency_slot is prepared
+
+
+def test_the_command_says_that_it_waits_for_other_runs_and_goes_on(
+    instance: dg.DagsterInstance, tmp_path: Path
+) -> None:
+    write_starter(tmp_path / "project")
+    storage = storage_of(instance)
+    storage.initialize_concurrency_limit_to_default(POOL)
+    assert storage.claim_concurrency_slot(POOL, "other", STEP).is_claimed
+    command = [str(Path(sys.executable).with_name("dspex")), "evaluate", "--workers", "1"]
+    environment = {**os.environ, "DAGSTER_HOME": str(tmp_path)}
+    with subprocess.Popen(
+        command, cwd=tmp_path / "project", env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        said = process.stdout.readline()
+        storage.free_concurrency_slot_for_step("other", STEP)
+        rest = process.stdout.read()
+    assert said.startswith(f"all: waiting: other runs have all places of the Dagster pool {POOL} (for ")
+    assert process.returncode == 0, rest
+    assert "Results: " in rest
